@@ -1,0 +1,741 @@
+"""Connection tracking: which connection a packet belongs to, and for how long the node remembers it.
+
+A flow is two tuples: the original one, as the first packet had it, and the reply one, as answers will come. Flows stand
+in columns; both tuples of a confirmed flow are keys of one hash table (id = 2 * flow + direction). A new flow is not
+findable until its first packet has left or was delivered ("confirmed"): dropped on the way, it never was.
+
+Timers are deadlines in nanoseconds on the packets' own clock: a flow whose deadline has passed is not there any more,
+whoever looks first sweeps it out.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported
+from netemu.hashing import Table
+from netemu.packets import (
+    ESTABLISHED,
+    GRE,
+    I64,
+    ICMP,
+    ICMP_ERRORS,
+    INVALID,
+    NEW,
+    OFFSET_MASK,
+    PORTED,
+    RELATED,
+    SCTP,
+    TCP,
+    UDP,
+    UDPLITE,
+    UNTRACKED,
+    Mask,
+    Packets,
+    Rows,
+)
+from netemu.paths import Step
+from netemu.tcp import ACCEPTED, GONE, INVALID_SEGMENT, REOPENED, SECOND, STATES, UNTOUCHED, Tracker
+from netemu.tcp import GOOD_FLAGS as GOOD_TCP_FLAGS
+from netemu.trip import Trip
+
+if TYPE_CHECKING:
+    from netemu.node import Node
+
+# status bits, as `ctstatus` names them
+EXPECTED, SEEN_REPLY, ASSURED, CONFIRMED, SRC_NAT, DST_NAT, SEQ_ADJUST = 1, 2, 4, 8, 16, 32, 64
+SRC_NAT_DONE, DST_NAT_DONE, DYING, FIXED_TIMEOUT = 128, 256, 512, 1024
+
+#: ICMP query type -> the type that answers it; only these make a tuple
+PAIRED = {8: 0, 0: 8, 13: 14, 14: 13, 15: 16, 16: 15, 17: 18, 18: 17}
+_PAIRED = np.full(256, 255, np.uint8)
+for _a, _b in PAIRED.items():
+    _PAIRED[_a] = _b
+_OPENING = np.isin(np.arange(256), (8, 13, 15, 17))
+_ERROR = np.isin(np.arange(256), ICMP_ERRORS)
+
+PROTOCOLS = {ICMP: "icmp", TCP: "tcp", UDP: "udp", 33: "dccp", GRE: "gre", SCTP: "sctp", UDPLITE: "udplite"}
+_NUMBERS = {name: number for number, name in PROTOCOLS.items()}
+STATE_NAMES = {INVALID: "INVALID", NEW: "NEW", ESTABLISHED: "ESTABLISHED", RELATED: "RELATED", UNTRACKED: "UNTRACKED"}
+_STEPS = {state: Step(None, f"conntrack: {name}") for state, name in STATE_NAMES.items()}
+_HAS_TUPLE = np.zeros(256, bool)
+_HAS_TUPLE[list(PORTED)] = True
+
+Tuple = tuple[int, int, int, int, int]  # src, dst, sport, dport, proto
+FOREVER = 1 << 62
+
+
+def key(t: Tuple, zone: int = 0) -> tuple[int, int]:
+    """The two words under which a tuple is found."""
+    src, dst, sport, dport, proto = t
+    return src << 32 | dst, sport << 48 | dport << 32 | proto << 16 | zone
+
+
+def inverse(t: Tuple) -> Tuple:
+    """The tuple of an answer (ICMP: the paired type, the same id)."""
+    src, dst, sport, dport, proto = t
+    if proto == ICMP:
+        return dst, src, sport, PAIRED.get(dport >> 8, 0) << 8 | (dport & 255), proto
+    return dst, src, dport, sport, proto
+
+
+_COLUMNS = {
+    "osrc": "u4", "odst": "u4", "osport": "u2", "odport": "u2",
+    "rsrc": "u4", "rdst": "u4", "rsport": "u2", "rdport": "u2",
+    "proto": "u1", "zone": "u2", "status": "u2", "mark": "u4",
+    "deadline": "i8", "created": "i8", "masq": "i2", "stored": "?", "counted": "?",
+}  # fmt: skip
+
+
+class Conntrack:
+    """The flows of a node, in columns by flow number (see DESIGN of each column in `_COLUMNS`).
+
+    osrc odst osport odport   the original tuple; ICMP: osport is the id, odport is type << 8 | code
+    rsrc rdst rsport rdport   the reply tuple, as `conntrack -L` prints it
+    status   bits EXPECTED .. FIXED_TIMEOUT       deadline  int64 ns       created  int64 ns
+    masq     link that MASQUERADE chose for it, -1 none
+    stored   both tuples are findable             packets, bytes  int64[flows, 2], original and reply (when counted)
+    """
+
+    osrc: NDArray[np.uint32]
+    odst: NDArray[np.uint32]
+    osport: NDArray[np.uint16]
+    odport: NDArray[np.uint16]
+    rsrc: NDArray[np.uint32]
+    rdst: NDArray[np.uint32]
+    rsport: NDArray[np.uint16]
+    rdport: NDArray[np.uint16]
+    proto: NDArray[np.uint8]
+    zone: NDArray[np.uint16]
+    status: NDArray[np.uint16]
+    mark: NDArray[np.uint32]
+    deadline: I64
+    created: I64
+    masq: NDArray[np.int16]
+    stored: Mask
+    counted: Mask
+
+    def __init__(self, node: Node, capacity: int = 64) -> None:
+        self.node = node
+        self.capacity = capacity
+        for name, dtype in _COLUMNS.items():
+            setattr(self, name, np.zeros(capacity, dtype))
+        self.packets = np.zeros((capacity, 2), np.int64)
+        self.bytes = np.zeros((capacity, 2), np.int64)
+        self.tcp = Tracker(capacity)
+        self.table = Table(2, seed=node.seed)
+        self._free: list[int] = list(range(capacity - 1, -1, -1))
+        self._fresh: list[int] = []  # begun in this run, not yet confirmed
+        self._dead: list[int] = []  # deleted in this run; packets under way may still hold them
+        self.mapped: dict[int, list[int]] = {}  # flows whose source was rewritten, by (protocol, source, port)
+        self.on = False
+        self.rst_needs_other_dir = node.kernel == "6.1"
+        self.read_sysctls()
+
+    # ---- knobs -------------------------------------------------------------------------------------------------
+
+    def read_sysctls(self) -> None:
+        """Take over net.netfilter.nf_conntrack_*; timers that already run keep their deadline."""
+        get = self._knob
+        self.tcp.limits(get)
+        self.udp_timeout = get("udp_timeout", 30) * SECOND
+        self.udp_stream = get("udp_timeout_stream", 120) * SECOND
+        self.icmp_timeout = get("icmp_timeout", 30) * SECOND
+        self.generic_timeout = get("generic_timeout", 600) * SECOND
+        self.gre_timeout = get("gre_timeout", 30) * SECOND
+        self.gre_stream = get("gre_timeout_stream", 180) * SECOND
+        self.verify_checksums = bool(get("checksum", 1))
+        self.accounting = bool(get("acct", 0))
+        self.max = get("max", 262144)
+
+    def _knob(self, name: str, default: int) -> int:
+        value = self.node.sysctl.get(f"net.netfilter.nf_conntrack_{name}")
+        return default if value is None else int(value)
+
+    def shortest_timeout(self) -> int:
+        """No timer that a packet sets is shorter than this (ns)."""
+        return min(
+            [t for t in self.tcp.timeouts if t]
+            + [self.tcp.max_retrans_timeout, self.tcp.unacked_timeout, self.udp_timeout, self.udp_stream]
+            + [self.icmp_timeout, self.generic_timeout, self.gre_timeout, self.gre_stream]
+        )
+
+    def switch(self, on: bool) -> None:
+        """Tracking goes on or off as rules that need it come and go."""
+        if on and not self.on:
+            flows = np.flatnonzero(self.stored & (self.proto == TCP))
+            self.tcp.forget_windows(flows)
+        self.on = on
+
+    # ---- the store ---------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return int(self.stored.sum())
+
+    def _allocate(self) -> int:
+        if not self._free:
+            old, self.capacity = self.capacity, self.capacity * 2
+            for name, dtype in _COLUMNS.items():
+                new = np.zeros(self.capacity, dtype)
+                new[:old] = getattr(self, name)
+                setattr(self, name, new)
+            for name in ("packets", "bytes"):
+                wide = np.zeros((self.capacity, 2), np.int64)
+                wide[:old] = getattr(self, name)
+                setattr(self, name, wide)
+            self.tcp.grow(self.capacity)
+            self._free = list(range(self.capacity - 1, old - 1, -1))
+        flow = self._free.pop()
+        self._fresh.append(flow)
+        return flow
+
+    def begin(self, t: Tuple, now: int, zone: int = 0) -> int:
+        """A new flow that nobody can find yet; its reply tuple is the plain inverse."""
+        f = self._allocate()
+        src, dst, sport, dport, proto = t
+        self.osrc[f], self.odst[f], self.osport[f], self.odport[f], self.proto[f] = src, dst, sport, dport, proto
+        self.rsrc[f], self.rdst[f], self.rsport[f], self.rdport[f], _ = inverse(t)
+        self.zone[f], self.status[f], self.mark[f] = zone, 0, 0
+        self.deadline[f], self.created[f] = FOREVER, now
+        self.masq[f], self.stored[f], self.counted[f] = -1, False, self.accounting
+        self.packets[f] = self.bytes[f] = 0
+        return f
+
+    def original(self, flow: int) -> Tuple:
+        """The original tuple."""
+        return (
+            int(self.osrc[flow]), int(self.odst[flow]), int(self.osport[flow]), int(self.odport[flow]), int(self.proto[flow])
+        )  # fmt: skip
+
+    def reply(self, flow: int) -> Tuple:
+        """The reply tuple."""
+        return (
+            int(self.rsrc[flow]), int(self.rdst[flow]), int(self.rsport[flow]), int(self.rdport[flow]), int(self.proto[flow])
+        )  # fmt: skip
+
+    def alter_reply(self, flow: int, t: Tuple) -> None:
+        """Answers to this flow will come as `t` (only before the flow is stored)."""
+        assert not self.stored[flow], "the reply tuple of a stored flow is a key"
+        self.rsrc[flow], self.rdst[flow], self.rsport[flow], self.rdport[flow], _ = t
+
+    def holder(self, t: Tuple, now: int, zone: int = 0) -> int:
+        """id (2 * flow + direction) of the flow that holds tuple `t` at `now`, or -1."""
+        found = self.table.find_one(*key(t, zone))
+        if found >= 0 and int(self.deadline[found >> 1]) <= now:
+            self.kill(found >> 1)
+            return -1
+        return found
+
+    def taken(self, t: Tuple, flow: int, now: int) -> bool:
+        """Would answers that come as `t` be taken for another flow's? One with the same original tuple does not count."""
+        found = self.holder(t, now, int(self.zone[flow]))
+        return found >= 0 and self.original(found >> 1) != self.original(flow)
+
+    def store(self, flow: int, now: int) -> bool:
+        """Make both tuples findable; False when another flow holds one of them."""
+        if self.stored[flow]:
+            return True
+        zone = int(self.zone[flow])
+        there, back = self.original(flow), self.reply(flow)
+        if self.holder(there, now, zone) >= 0 or self.holder(back, now, zone) >= 0:
+            return False
+        self.table.add_one(*key(there, zone), number=2 * flow)
+        if back != there:
+            self.table.add_one(*key(back, zone), number=2 * flow + 1)
+        self.stored[flow] = True
+        return True
+
+    def kill(self, flow: int) -> None:
+        """The flow is not there any more; its number stays taken until the run ends."""
+        if self.stored[flow]:
+            self.table.remove_one(2 * flow)
+            if self.original(flow) != self.reply(flow):
+                self.table.remove_one(2 * flow + 1)
+            self.stored[flow] = False
+        if not self.status[flow] & DYING:
+            self.status[flow] |= DYING
+            self._dead.append(flow)
+            self._unmap(flow)
+
+    def _map_key(self, flow: int) -> int:
+        return int(self.proto[flow]) << 48 | int(self.osrc[flow]) << 16 | int(self.osport[flow])
+
+    def remember_source(self, flow: int) -> None:
+        """Later flows of the same source may be given the same source address and port."""
+        self.mapped.setdefault(self._map_key(flow), []).append(flow)
+
+    def _unmap(self, flow: int) -> None:
+        k = self._map_key(flow)
+        flows = self.mapped.get(k)
+        if flows and flow in flows:
+            flows.remove(flow)
+            if not flows:
+                del self.mapped[k]
+
+    def end_run(self) -> None:
+        """No packet is under way: forget flows that never were confirmed, and reuse the numbers of the dead."""
+        for flow in self._fresh:
+            if not self.status[flow] & (CONFIRMED | DYING):
+                self.kill(flow)
+        self._fresh.clear()
+        self._free.extend(self._dead)
+        self._dead.clear()
+
+    def sweep(self, now: int) -> None:
+        """Drop every flow whose time is over."""
+        for flow in np.flatnonzero(self.stored & (self.deadline <= now)):
+            self.kill(int(flow))
+
+    def kill_where(self, mask: Mask) -> int:
+        """Delete the stored flows of `mask` (bool[capacity]); how many there were."""
+        flows = np.flatnonzero(self.stored & mask)
+        for flow in flows:
+            self.kill(int(flow))
+        return len(flows)
+
+    # ---- looking up --------------------------------------------------------------------------------------------
+
+    def keys(self, p: Packets, rows: Rows) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """The two key words of each packet's tuple (ICMP: id in the place of the port, type and code beside it)."""
+        proto = p.proto[rows]
+        low, high = p.sport[rows], p.dport[rows]
+        icmp = proto == ICMP
+        if icmp.any():
+            low = np.where(icmp, p.icmp_id[rows], low)
+            high = np.where(icmp, (p.icmp_type[rows].astype(np.uint16) << 8) | p.icmp_code[rows], high)
+        k0 = (p.src[rows].astype(np.uint64) << np.uint64(32)) | p.dst[rows]
+        ports = (low.astype(np.uint64) << np.uint64(48)) | (high.astype(np.uint64) << np.uint64(32))
+        return k0, ports | (proto.astype(np.uint64) << np.uint64(16))
+
+    def find(self, p: Packets, rows: Rows) -> NDArray[np.int32]:
+        """int32[len(rows)]: 2 * flow + direction of the flow each packet's tuple belongs to, -1 for none.
+
+        A flow whose deadline lies before the packet counts as gone, but is left in place (see `track`).
+        """
+        ids = self.table.find(self.keys(p, rows))
+        hit = ids >= 0
+        if hit.any():
+            late = hit & (self.deadline[np.maximum(ids, 0) >> 1] <= p.time[rows])
+            ids[late] = -1
+        return ids
+
+    def well_formed(self, p: Packets, rows: Rows, verify: bool) -> Mask:
+        """bool[len(rows)]: the transport header is one that tracking takes (flags, lengths, checksum if `verify`)."""
+        proto = p.proto[rows]
+        room = p.length[rows] - p.ihl[rows]
+        ok: Mask = (p.frag[rows] & OFFSET_MASK) == 0
+        tcp = proto == TCP
+        if tcp.any():
+            doff = p.doff[rows]
+            ok &= ~tcp | ((room >= 20) & (doff >= 20) & (doff <= room) & GOOD_TCP_FLAGS[p.flags[rows]])
+        udp = (proto == UDP) | (proto == UDPLITE)
+        if udp.any():
+            ok &= ~udp | (room >= 8)
+            for_length = np.flatnonzero(udp & ok & (p.cap[rows] >= p.ihl[rows] + 8))
+            if len(for_length) and not p.rebuilt:
+                place = p.at[rows[for_length]] + p.ihl[rows[for_length]] + 4
+                said = (p.data[place].astype(np.int32) << 8) | p.data[place + 1]
+                ok[for_length] &= (said >= 8) & (said <= room[for_length])
+        icmp = proto == ICMP
+        if icmp.any():
+            ok &= ~icmp | ((room >= 8) & (p.icmp_type[rows] <= 18))
+        if verify and ok.any():
+            some = np.flatnonzero(ok & (tcp | udp | icmp))
+            if len(some):
+                ok[some] &= p.l4_checksum_ok(rows[some])
+        return ok
+
+    # ---- the stop at -200 --------------------------------------------------------------------------------------
+
+    def track(self, trip: Trip, rows: Rows) -> Rows:
+        """Find or begin each packet's connection and move its state machine; all rows go on (INVALID ones too).
+
+        Sets pkts.ct, state, reply and writes the step. Packets of one flow are taken in arrival order: the k-th packet
+        of every flow together.
+        """
+        p = trip.pkts
+        todo = rows[(p.ct[rows] < 0) & (p.state[rows] != UNTRACKED)]
+        if not len(todo):
+            return rows
+        arrived = trip.hook == "PREROUTING"
+        good = self.well_formed(p, todo, arrived and self.verify_checksums)
+        icmp = p.proto[todo] == ICMP
+        if icmp.any():
+            error = good & icmp & _ERROR[p.icmp_type[todo]]
+            for k in np.flatnonzero(error):
+                self._track_error(p, int(todo[k]))
+            good &= ~error & (~icmp | (_PAIRED[p.icmp_type[todo]] != 255))
+        plain = todo[good]
+        if len(plain):
+            self._track_plain(trip, plain)
+        for state in np.unique(p.state[todo]) if len(todo) > 1 else (p.state[todo[0]],):
+            trip.step(todo[p.state[todo] == state], _STEPS[int(state)])
+        trip.found[todo] = p.state[todo]
+        return rows
+
+    def _track_plain(self, trip: Trip, rows: Rows) -> None:
+        p = trip.pkts
+        columns = self.keys(p, rows)
+        ids = self.table.find(columns)
+        hit = ids >= 0
+        if hit.any():
+            late = np.flatnonzero(hit & (self.deadline[np.maximum(ids, 0) >> 1] <= p.time[rows]))
+            for k in late:
+                flow = int(ids[k]) >> 1
+                if not self.status[flow] & DYING:
+                    self.kill(flow)
+                ids[k] = -1
+        fresh = ids < 0
+        for k in np.flatnonzero(fresh):
+            ids[k] = self._open(trip, int(rows[k]))
+        known = ids >= 0
+        if not known.all():
+            rows, ids, fresh = rows[known], ids[known], fresh[known]
+            if not len(rows):
+                return
+        flows, reply = (ids >> 1).astype(np.intp), (ids & 1).astype(bool)
+        if len(rows) == 1:
+            self._packets(trip, flows, rows, reply, fresh)
+            return
+        order = np.argsort(flows, kind="stable")
+        in_order = flows[order]
+        starts = np.flatnonzero(np.concatenate(([True], in_order[1:] != in_order[:-1])))
+        if len(starts) == len(rows):
+            self._packets(trip, flows, rows, reply, fresh)
+            return
+        rank = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
+        by_rank = order[np.argsort(rank, kind="stable")]
+        bounds = np.concatenate(([0], np.cumsum(np.bincount(rank))))
+        for lo, hi in pairwise(bounds.tolist()):
+            lane = by_rank[lo:hi]
+            self._packets(trip, flows[lane], rows[lane], reply[lane], fresh[lane])
+
+    def _open(self, trip: Trip, row: int) -> int:
+        """Begin a flow with this packet: its id, or -1 where the protocol does not let it begin one."""
+        p = trip.pkts
+        proto = int(p.proto[row])
+        if proto == ICMP:
+            if not _OPENING[p.icmp_type[row]]:
+                return -1
+            ports = int(p.icmp_id[row]), int(p.icmp_type[row]) << 8 | int(p.icmp_code[row])
+        else:
+            ports = int(p.sport[row]), int(p.dport[row])
+        now = int(p.time[row])
+        flow = self.begin((int(p.src[row]), int(p.dst[row]), *ports, proto), now)
+        if proto == TCP and not self.tcp.opens(flow, p, row):
+            self.kill(flow)
+            return -1
+        if proto == SCTP:
+            trip.node.caveat("SCTP associations are tracked like an unknown protocol (no state of their own)")
+        return 2 * flow
+
+    def _packets(self, trip: Trip, flows: NDArray[np.intp], rows: Rows, reply: Mask, fresh: Mask) -> None:
+        """One packet of each flow."""
+        p = trip.pkts
+        p.ct[rows], p.reply[rows] = flows, reply
+        seen = (self.status[flows] & SEEN_REPLY) != 0
+        p.state[rows] = np.where(reply | seen, np.uint8(ESTABLISHED), np.uint8(NEW))
+        proto = self.proto[flows]
+        counts = np.ones(len(rows), bool)
+        first = int(proto[0])
+        alike = len(rows) == 1 or bool((proto == first).all())
+        for kind in (first,) if alike else np.unique(proto).tolist():
+            k = slice(None) if alike else np.flatnonzero(proto == kind)
+            if kind == TCP:
+                counts[k] = self._tcp(trip, flows[k], rows[k], reply[k])
+            else:
+                self._refresh(kind, flows[k], p.time[rows[k]], seen[k])
+        accepted = p.ct[rows] >= 0
+        answered = np.flatnonzero(accepted & reply)
+        if len(answered):
+            self.status[p.ct[rows[answered]]] |= SEEN_REPLY
+        if self.accounting or self.counted[flows].any():
+            some = np.flatnonzero(accepted & counts & self.counted[flows])
+            d = p.reply[rows[some]].astype(np.intp)
+            self.packets[flows[some], d] += 1
+            self.bytes[flows[some], d] += p.length[rows[some]]
+
+    def _refresh(self, proto: int, flows: NDArray[np.intp], now: I64, seen: Mask) -> None:
+        """Timers of everything that has no states: UDP and GRE have two timeouts, the rest one."""
+        if proto in (UDP, UDPLITE):
+            stream = seen & (now > self.created[flows] + 2 * SECOND)
+            self.deadline[flows] = now + np.where(stream, self.udp_stream, self.udp_timeout)
+            self.status[flows[stream]] |= ASSURED
+        elif proto == GRE:
+            self.deadline[flows] = now + np.where(seen, self.gre_stream, self.gre_timeout)
+            self.status[flows[seen]] |= ASSURED
+        else:
+            self.deadline[flows] = now + (self.icmp_timeout if proto == ICMP else self.generic_timeout)
+
+    def _tcp(self, trip: Trip, flows: NDArray[np.intp], rows: Rows, reply: Mask) -> Mask:
+        """TCP segments, one of each flow; bool: it counts for accounting."""
+        p = trip.pkts
+        counts = np.ones(len(rows), bool)
+        rest: NDArray[np.intp] = np.arange(len(rows))
+        if len(rows) > 8:
+            rest = np.flatnonzero(~self.tcp.settled(self, flows, p, rows, reply))
+        for k in rest.tolist():
+            flow, row = int(flows[k]), int(rows[k])
+            verdict = self.tcp.one(self, flow, p, row, bool(reply[k]))
+            if verdict == REOPENED:
+                self.kill(flow)
+                opened = self._open(trip, row)
+                if opened < 0:
+                    verdict = INVALID_SEGMENT
+                else:
+                    p.ct[row], p.reply[row], p.state[row] = opened >> 1, False, NEW
+                    verdict = self.tcp.one(self, opened >> 1, p, row, False)
+            if verdict == GONE:
+                self.kill(flow)
+            elif verdict == INVALID_SEGMENT:
+                if not self.status[flow] & CONFIRMED and not self.stored[flow]:
+                    self.kill(flow)
+                p.ct[row], p.state[row], p.reply[row] = -1, INVALID, False
+            elif verdict == UNTOUCHED:
+                counts[k] = False
+            else:
+                assert verdict in (ACCEPTED, REOPENED)
+        return counts
+
+    def _track_error(self, p: Packets, row: int) -> None:
+        """An ICMP error belongs to the connection that it complains about, if it quotes one that we know."""
+        packet = p.original(row)
+        ihl = int(p.ihl[row])
+        quoted = quoted_tuple(packet[ihl + 8 :])
+        if quoted is None:
+            return
+        found = self.holder(inverse(quoted), int(p.time[row]))
+        if found < 0:
+            return
+        flow, direction = found >> 1, found & 1
+        expected = int(self.rdst[flow] if direction else self.odst[flow])
+        if int(p.dst[row]) != expected:
+            return
+        p.ct[row], p.state[row], p.reply[row] = flow, RELATED, bool(direction)
+
+    # ---- the last stop -----------------------------------------------------------------------------------------
+
+    def confirm(self, trip: Trip, rows: Rows) -> Rows:
+        """First packets that came this far make their flow findable; a clash with another flow drops the packet."""
+        p = trip.pkts
+        ct = p.ct[rows]
+        mine = np.flatnonzero((ct >= 0) & ~p.reply[rows])
+        if not len(mine):
+            return rows
+        flows = ct[mine]
+        new = np.flatnonzero((self.status[flows] & (CONFIRMED | DYING)) == 0)
+        lost = []
+        for k in new.tolist():
+            flow, row = int(flows[k]), int(rows[mine[k]])
+            if self.status[flow] & CONFIRMED:
+                continue
+            if self.store(flow, int(p.time[row])):
+                self.status[flow] |= CONFIRMED
+            else:
+                lost.append(row)
+        if lost:
+            trip.end(np.array(lost), "conntrack: another connection holds the tuple")
+            return trip.travelling(rows)
+        return rows
+
+    # ---- text --------------------------------------------------------------------------------------------------
+
+    def dump(self, now: int) -> str:
+        """The table as `conntrack -L -o extended` prints it."""
+        out = []
+        for flow in np.flatnonzero(self.stored & (self.deadline > now) & ((self.status & CONFIRMED) != 0)).tolist():
+            out.append(self._line(flow, now))
+        return "\n".join(out) + ("\n" if out else "")
+
+    def _line(self, flow: int, now: int) -> str:
+        proto, status = int(self.proto[flow]), int(self.status[flow])
+        words = [f"ipv4     2 {PROTOCOLS.get(proto, 'unknown'):<8} {proto}"]
+        words.append(str((int(self.deadline[flow]) - now) // SECOND))
+        if proto == TCP:
+            words.append(STATES[int(self.tcp.misc[flow, 9])])
+        for d, t in enumerate((self.original(flow), self.reply(flow))):
+            words.append(_tuple_text(t))
+            if self.counted[flow]:
+                words.append(f"packets={self.packets[flow, d]} bytes={self.bytes[flow, d]}")
+            if d == 0 and not status & SEEN_REPLY:
+                words.append("[UNREPLIED]")
+        if status & ASSURED:
+            words.append("[ASSURED]")
+        words.append(f"mark={self.mark[flow]}")
+        if self.zone[flow]:
+            words.append(f"zone={self.zone[flow]}")
+        return " ".join([*words, "use=1"])
+
+    def read(self, text: str, file: str, problems: list[Problem], now: int = 0) -> None:
+        """Take over a table as `conntrack -L` or `-L -o extended` printed it."""
+        for n, line in enumerate(text.splitlines(), 1):
+            if not line.strip() or line.startswith(("#", "conntrack v")):
+                continue
+            if line.startswith("ipv6"):
+                problems.append(Problem(UNSUPPORTED, "IPv6 connections", file, n, line, hint="leave the line out"))
+                continue
+            try:
+                self._read_line(line, now)
+            except (ValueError, KeyError, IndexError):
+                problems.append(
+                    Problem(
+                        REFUSED, "not a line of `conntrack -L`", file, n, line, hint="use `conntrack -L -o extended`"
+                    )
+                )
+        self.end_run()
+
+    def _read_line(self, line: str, now: int) -> None:
+        words = line.split()
+        if words[0] == "ipv4":
+            words = words[2:]
+        proto = int(words[1])
+        rest = words[2:]
+        left = int(rest.pop(0)) if rest[0].isdigit() else 0
+        state = rest.pop(0) if rest[0] in STATES else None
+        tuples: list[dict[str, int]] = []
+        status = CONFIRMED | SEEN_REPLY | SRC_NAT_DONE | DST_NAT_DONE
+        other: dict[str, int] = {}
+        for word in rest:
+            if word == "[UNREPLIED]":
+                status &= ~SEEN_REPLY
+            elif word == "[ASSURED]":
+                status |= ASSURED
+            elif "=" in word:
+                name, _, value = word.partition("=")
+                if name == "src":
+                    tuples.append({})
+                if name in ("src", "dst"):
+                    a, b, c, d = (int(x) for x in value.split("."))
+                    tuples[-1][name] = a << 24 | b << 16 | c << 8 | d
+                elif name in ("sport", "dport", "type", "code", "id", "packets", "bytes"):
+                    tuples[-1][name] = int(value)
+                else:
+                    other[name] = int(value) if re.fullmatch(r"\d+", value) else 0
+        there, back = (_tuple_of(t, proto) for t in tuples)
+        flow = self.begin(there, now, other.get("zone", 0))
+        self.alter_reply(flow, back)
+        self.mark[flow], self.deadline[flow] = other.get("mark", 0), now + left * SECOND
+        plain = inverse(there)
+        if back[0] != plain[0] or (proto != ICMP and back[2] != plain[2]):
+            status |= DST_NAT
+        if back[1] != plain[1] or back[3 if proto != ICMP else 2] != plain[3 if proto != ICMP else 2]:
+            status |= SRC_NAT
+        self.status[flow] = status
+        if "packets" in tuples[0]:
+            self.counted[flow] = True
+            for d, t in enumerate(tuples):
+                self.packets[flow, d], self.bytes[flow, d] = t.get("packets", 0), t.get("bytes", 0)
+        if proto == TCP:
+            self.tcp.misc[flow] = 0
+            self.tcp.td[flow] = 0
+            self.tcp.misc[flow, 9] = STATES.index(state) if state else 3
+            self.tcp.misc[flow, 5] = 5
+        self.store(flow, now)
+        if status & SRC_NAT:
+            self.remember_source(flow)
+
+    def run(self, argv: list[str], now: int) -> str:
+        """`conntrack -L`, `-F`, `-C` and `-D` with tuple filters."""
+        words = argv[1:]
+        if "-L" in words or "--dump" in words:
+            text = self.dump(now)
+            return text if "extended" in words else text.replace("ipv4     2 ", "")
+        if "-C" in words or "--count" in words:
+            return f"{len(self.dump(now).splitlines())}\n"
+        if "-F" in words or "--flush" in words:
+            self.kill_where(np.ones(self.capacity, bool))
+            self.end_run()
+            return ""
+        if "-D" in words or "--delete" in words:
+            return self._delete(words, now)
+        raise Unsupported(f"conntrack {' '.join(words)}", hint="netemu knows -L, -C, -D and -F")
+
+    def _delete(self, words: list[str], now: int) -> str:
+        mask = self.stored & (self.deadline > now)
+        names = {
+            "-s": "osrc", "--src": "osrc", "--orig-src": "osrc", "-d": "odst", "--dst": "odst", "--orig-dst": "odst",
+            "-r": "rsrc", "--reply-src": "rsrc", "-q": "rdst", "--reply-dst": "rdst", "--sport": "osport",
+            "--orig-port-src": "osport", "--dport": "odport", "--orig-port-dst": "odport", "-m": "mark", "--mark": "mark",
+            "-p": "proto", "--proto": "proto",
+        }  # fmt: skip
+        k = 0
+        while k < len(words):
+            word = words[k]
+            if word in ("-D", "--delete", "-f", "ipv4"):
+                k += 1
+                continue
+            if word not in names or k + 1 == len(words):
+                raise Unsupported(f"conntrack -D {word}", hint="netemu filters by " + ", ".join(sorted(names)))
+            value, column = words[k + 1], names[word]
+            if column in ("osrc", "odst", "rsrc", "rdst"):
+                number = int.from_bytes(bytes(int(x) for x in value.split(".")), "big")
+            elif column == "proto":
+                number = _NUMBERS.get(value, -1) if not value.isdigit() else int(value)
+            else:
+                number = int(value, 0)
+            mask = mask & (getattr(self, column) == number)
+            k += 2
+        lines = [self._line(int(f), now).replace("ipv4     2 ", "") for f in np.flatnonzero(mask)]
+        if not self.kill_where(mask):
+            raise Refused("conntrack: 0 flow entries have been deleted.", status=1)
+        self.end_run()
+        return "\n".join(lines) + "\n"
+
+    def check(self) -> None:
+        """Do the columns and the hash table say the same?"""
+        self.table.check()
+        for flow in np.flatnonzero(self.stored).tolist():
+            zone = int(self.zone[flow])
+            assert self.table.find_one(*key(self.original(flow), zone)) >> 1 == flow
+            assert self.table.find_one(*key(self.reply(flow), zone)) >> 1 == flow
+
+
+def _tuple_text(t: Tuple) -> str:
+    src, dst, sport, dport, proto = t
+    text = f"src={dotted(src)} dst={dotted(dst)}"
+    if proto == ICMP:
+        return f"{text} type={dport >> 8} code={dport & 255} id={sport}"
+    if proto in PORTED:
+        return f"{text} sport={sport} dport={dport}"
+    if proto == GRE:
+        return f"{text} srckey=0x{sport:x} dstkey=0x{dport:x}"
+    return text
+
+
+def _tuple_of(t: dict[str, int], proto: int) -> Tuple:
+    if proto == ICMP:
+        return t["src"], t["dst"], t["id"], t["type"] << 8 | t["code"], proto
+    return t["src"], t["dst"], t.get("sport", 0), t.get("dport", 0), proto
+
+
+def dotted(address: int) -> str:
+    """10.0.0.1 for 0x0a000001."""
+    return f"{address >> 24}.{address >> 16 & 255}.{address >> 8 & 255}.{address & 255}"
+
+
+def quoted_tuple(inner: bytes) -> Tuple | None:
+    """The tuple of the packet that an ICMP error quotes, or None where it quotes too little."""
+    if len(inner) < 20 or inner[0] >> 4 != 4:
+        return None
+    ihl = (inner[0] & 15) * 4
+    (frag,) = struct.unpack_from("!H", inner, 6)
+    if ihl < 20 or frag & OFFSET_MASK or len(inner) < ihl + 8:
+        return None
+    src, dst = struct.unpack_from("!II", inner, 12)
+    proto = inner[9]
+    if proto == ICMP:
+        kind, code = inner[ihl], inner[ihl + 1]
+        if kind not in PAIRED:
+            return None
+        (number,) = struct.unpack_from("!H", inner, ihl + 4)
+        return src, dst, number, kind << 8 | code, proto
+    if proto in PORTED:
+        sport, dport = struct.unpack_from("!HH", inner, ihl)
+        return src, dst, sport, dport, proto
+    return src, dst, 0, 0, proto

@@ -1,0 +1,87 @@
+"""How `iptables` words become extensions, and back: what matches and targets have in common.
+
+An extension (`-m name`, `-j NAME`) declares its options and how many words follow each; the rule reader in tables.py
+collects them, `!` included, and hands them over; the extension prints itself in iptables-save's canonical text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+
+
+class Bad(Exception):
+    """An option that the real tool would refuse. `word` is the word to point at, `hint` the way out."""
+
+    def __init__(self, what: str, word: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what, self.word, self.hint = what, word, hint
+
+
+class NotModelled(Exception):
+    """Linux would take this; netemu does not model it."""
+
+    def __init__(self, what: str, word: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what, self.word, self.hint = what, word, hint
+
+
+@dataclass(frozen=True)
+class Given:
+    """One option as written: `! --dport 80` is Given("--dport", True, ("80",))."""
+
+    option: str
+    invert: bool
+    values: tuple[str, ...]
+
+    @property
+    def value(self) -> str:
+        return self.values[0]
+
+
+@dataclass
+class RuleContext:
+    """What an extension may know of the rule it stands in, when it is read.
+
+    proto   protocol number of `-p`, 0 for any; proto_inverted: `! -p`
+    kernel  "6.1" or "6.18"
+    table, chain   where the rule stands (chain may be a user chain)
+    links   names of the node's links
+    sets    name -> dimension of the type of each ipset (empty when unknown); missing: no such set
+    """
+
+    table: str
+    chain: str
+    proto: int = 0
+    proto_inverted: bool = False
+    kernel: str = "6.18"
+    fragments: bool = False
+    sets: dict[str, int] = field(default_factory=dict)
+
+
+class Extension:
+    """What Match and Target share.
+
+    OPTIONS  long option (old spellings and `-x` forms too) -> how many words follow it
+    touches  names of the memories that it reads or writes: things that make one packet's answer depend on an earlier
+             packet. Empty for a pure question. "flow" is memory kept per connection (connmark); "rule" is memory of
+             this very rule (limit, nth, quota); "recent:NAME", "set:NAME", "hashlimit:NAME" are shared by name.
+    needs_conntrack  a rule with it switches connection tracking on
+    """
+
+    name: ClassVar[str] = ""
+    OPTIONS: ClassVar[dict[str, int]] = {}
+    needs_conntrack: ClassVar[bool] = False
+
+    @property
+    def touches(self) -> frozenset[str]:
+        return frozenset()
+
+    @classmethod
+    def read(cls, given: list[Given], rule: RuleContext) -> Self:
+        """The extension that these options make. Raises Bad or NotModelled."""
+        raise NotImplementedError
+
+    def words(self) -> str:
+        """Options in iptables-save's canonical text, without `-m name`/`-j NAME`; "" when there are none."""
+        raise NotImplementedError

@@ -1,0 +1,732 @@
+"""The road a packet takes.
+
+        in                                     local process
+        |                                         ^     |
+    PREROUTING --> routing --for us--> INPUT -----'   OUTPUT <--.
+                      |                  |              |       |
+                      |                  '----IPVS------|-------'
+                      |                               routing
+                      '-----> FORWARD ------------.     |
+                                                  v     v
+                                               POSTROUTING --> out
+
+An IPVS packet leaves INPUT at stop 99 and comes back in at OUTPUT, marked so that IPVS does not see it twice; it is
+untracked unless the conntrack sysctl is on. A packet over `lo` runs OUTPUT, POSTROUTING, PREROUTING, INPUT.
+
+`Road` drives packets along it, a run at a time. Packets go through one at a time, in order: that is the meaning. A run is a
+stretch of packets that may be asked the same question together because none of them can see what another one changes;
+`Road.run_end` says where a run must end, and why. With runs of one packet this is the reference that longer runs must equal.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from netemu import clock
+from netemu import routing as R
+from netemu.conntrack import dotted
+from netemu.fragments import Assembly, cut, ip_packet
+from netemu.packets import (
+    DELIVERED,
+    DONT_FRAGMENT,
+    DROPPED,
+    FORWARDED,
+    HELD,
+    HOST,
+    ICMP,
+    ICMP_ERRORS,
+    MORE_FRAGMENTS,
+    OFFSET_MASK,
+    OTHERHOST,
+    REJECTED,
+    RELATED,
+    RST,
+    SYN,
+    TCP,
+    Mask,
+    Packets,
+    Rows,
+    checksum,
+)
+from netemu.paths import Step
+from netemu.routing import REASONS
+from netemu.tcp import CL
+from netemu.trip import Trip
+
+if TYPE_CHECKING:
+    from netemu.node import Node
+
+LAST = 1 << 31
+STOPS: dict[str, list[tuple[int, str]]] = {  # hook -> what happens there, in kernel priority order
+    "PREROUTING": [(-400, "defrag"), (-300, "raw"), (-200, "track"), (-150, "mangle"), (-100, "nat")],
+    "INPUT": [(-150, "mangle"), (0, "filter"), (50, "security"), (98, "ipvs_reply"), (99, "ipvs_request"), (100, "nat"), (LAST, "confirm")],
+    "FORWARD": [(-150, "mangle"), (0, "filter"), (50, "security"), (99, "ipvs_icmp"), (100, "ipvs_reply")],
+    "OUTPUT": [(-400, "defrag"), (-300, "raw"), (-200, "track"), (-150, "mangle"), (-100, "nat"), (-99, "ipvs_reply"), (-98, "ipvs_request"), (0, "filter"), (50, "security")],
+    "POSTROUTING": [(-150, "mangle"), (100, "nat"), (LAST, "confirm")],
+}  # the same in Linux 6.1 and 6.18  # fmt: skip
+
+CHUNK = 65536
+SECOND = clock.SECOND
+LO = 0
+_ORDERLY = {"PREROUTING", "INPUT", "FORWARD"}  # a run from links comes here all together, in order
+Stop = Callable[[Trip, Rows], Rows]
+_ERROR_TYPE = np.isin(np.arange(256), ICMP_ERRORS)
+_DELIVERED = Step(None, "local: delivered")
+_HELD = Step(None, "defrag: waits for the rest")
+_WHOLE = Step(None, "defrag: reassembled")
+
+
+class Road:
+    """What drives packets through a node: the hooks, what stands at each, and where a run ends."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.stops: dict[str, list[Stop]] = {}
+        self._out_steps: dict[tuple[str, int, int], Step] = {}
+        self._redirected: dict[int, tuple[int, int]] = {}  # sender -> (redirects told, time of the last)
+        self.fragments: dict[tuple[int, int, int, int], Assembly] = {}
+        self.window = 64
+        self.alone_in = self.alone_out = self.one_a_flow = False  # see _memories
+
+    # ---- stops -------------------------------------------------------------------------------------------------
+
+    def compile(self) -> None:
+        """Find out what stands at each hook now: tables that were touched, tracking if a rule needs it, IPVS if it serves."""
+        node = self.node
+        for hook, stops in STOPS.items():
+            line: list[Stop] = []
+            for _, name in stops:
+                if name in ("raw", "mangle", "filter", "security"):
+                    if node.tables.has(name, hook):
+                        line.append(self._mangle_output if (name, hook) == ("mangle", "OUTPUT") else self._table(name))
+                elif name == "nat":
+                    if node.tables.has("nat", hook):
+                        line.append(self._nat_output if hook == "OUTPUT" else node.nat.hook)
+                elif name == "track" and node.conntrack.on:
+                    line.append(node.conntrack.track)
+                elif name == "confirm" and node.conntrack.on:
+                    line.append(node.conntrack.confirm)
+                elif name == "defrag" and node.conntrack.on:
+                    line.append(self._defrag)
+                elif name.startswith("ipvs") and node.ipvs.active:
+                    line.append(
+                        {
+                            "ipvs_reply": self._ipvs_reply,
+                            "ipvs_request": self._ipvs_request,
+                            "ipvs_icmp": self._ipvs_icmp,
+                        }[name]
+                    )
+            self.stops[hook] = line
+        self._memories()
+
+    def _memories(self) -> None:
+        """What the rules remember, as far as it limits runs.
+
+        A run comes to a rule in arrival order if there is one way to it, from one hook that packets of a run reach all
+        together. Everything else that remembers must see packets one at a time: `alone_in` for packets from links,
+        `alone_out` for the node's own. Memory kept per connection only parts packets of one connection: `one_a_flow`.
+        """
+        memories = self.node.tables.memories
+        shared = Counter(m.touch for m in memories if m.touch not in ("rule", "flow"))
+        self.one_a_flow = any(m.touch == "flow" and m.target for m in memories)
+        own = [m for m in memories if m.touch != "flow"]
+        self.alone_out = bool(own)
+        self.alone_in = any(
+            not m.one_way
+            or len(m.hooks) != 1
+            or not m.hooks <= _ORDERLY
+            or (m.touch != "rule" and (shared[m.touch] > 1 or m.target))
+            for m in own
+        )
+
+    def _table(self, table: str) -> Stop:
+        walk = self.node.tables.walk
+
+        def stop(trip: Trip, rows: Rows) -> Rows:
+            verdict = walk(trip, table, rows)
+            return rows if verdict.all() and not (verdict == 2).any() else rows[verdict == 1]
+
+        return stop
+
+    def _mangle_output(self, trip: Trip, rows: Rows) -> Rows:
+        """mangle OUTPUT, and a new way out where it changed what routing looks at."""
+        p = trip.pkts
+        before = [column[rows].copy() for column in (p.src, p.dst, p.mark, p.tos)]
+        verdict = self.node.tables.walk(trip, "mangle", rows)
+        changed = np.zeros(len(rows), bool)
+        for old, column in zip(before, (p.src, p.dst, p.mark, p.tos), strict=True):
+            changed |= old != column[rows]
+        on = verdict == 1
+        again = rows[on & changed]
+        if len(again):
+            lost = again[~self.route_out(trip, again)]
+            if len(lost):
+                trip.end(lost, "no route")
+        return trip.travelling(rows[on])
+
+    def _nat_output(self, trip: Trip, rows: Rows) -> Rows:
+        """nat OUTPUT, and a new way out for every packet whose flow has another destination than it was sent to."""
+        rows = self.node.nat.hook(trip, rows)
+        p, ct = trip.pkts, self.node.conntrack
+        tracked = rows[p.ct[rows] >= 0]
+        if not len(tracked):
+            return rows
+        flows, reply = p.ct[tracked], p.reply[tracked]
+        there = np.where(reply, ct.rdst[flows], ct.odst[flows])
+        back = np.where(reply, ct.osrc[flows], ct.rsrc[flows])
+        again = tracked[there != back]
+        if len(again):
+            lost = again[~self.route_out(trip, again)]
+            if len(lost):
+                trip.end(lost, "no route")
+                return trip.travelling(rows)
+        return rows
+
+    def _ipvs_reply(self, trip: Trip, rows: Rows) -> Rows:
+        self.node.ipvs.reply(trip, rows)
+        return trip.travelling(rows)
+
+    def _ipvs_request(self, trip: Trip, rows: Rows) -> Rows:
+        on, sent = self.node.ipvs.request(trip, rows)
+        if len(sent):
+            self._reinject(trip, sent)
+        return on
+
+    def _ipvs_icmp(self, trip: Trip, rows: Rows) -> Rows:
+        on, sent = self.node.ipvs.forward_icmp(trip, rows)
+        if len(sent):
+            self._reinject(trip, sent)
+        return on
+
+    def _reinject(self, trip: Trip, rows: Rows) -> None:
+        """IPVS sends on what it translated: through the whole of OUTPUT, as if the node had made it."""
+        hook = trip.hook
+        self._output(trip, rows)
+        trip.hook = hook
+
+    def hook(self, trip: Trip, name: str, rows: Rows) -> Rows:
+        """Send `rows` past everything that stands at a hook; the rows that come out on the other side."""
+        trip.hook = name
+        for stop in self.stops[name]:
+            if not len(rows):
+                break
+            rows = stop(trip, rows)
+        return rows
+
+    # ---- the road ----------------------------------------------------------------------------------------------
+
+    def receive(self, trip: Trip, rows: Rows) -> None:
+        """Packets that came in on a link."""
+        p = trip.pkts
+        rows = self._sane(trip, rows)
+        p.link_in[rows] = p.arrived[rows]
+        p.link_out[rows] = -1
+        rows = self.hook(trip, "PREROUTING", rows)
+        if not len(rows):
+            return
+        way = self.node.routing.input(p.src[rows], p.dst[rows], p.link_in[rows], p.mark[rows], p.tos[rows])
+        self._attach(trip, rows, way)
+        kind = way.kind
+        local = (kind == R.LOCAL) | (kind == R.BROADCAST) | (kind == R.MULTICAST)
+        unicast = kind == R.UNICAST
+        if local.any():
+            self._deliver(trip, rows[local])
+        if unicast.any():
+            self._forward(trip, rows[unicast], way.redirect[unicast])
+        other = ~local & ~unicast
+        if other.any():
+            self._unroutable(trip, rows[other], kind[other])
+
+    def _sane(self, trip: Trip, rows: Rows) -> Rows:
+        """Drop what the IP layer does not even look at."""
+        p = trip.pkts
+        good = p.pkttype[rows] != OTHERHOST
+        if not good.all():
+            trip.end(rows[~good], "addressed to another host on the link")
+            rows = rows[good]
+        first = p.data[p.at[rows]] if not p.rebuilt else np.array([p.original(int(r))[0] for r in rows], np.uint8)
+        short = (
+            (p.ihl[rows] < 20) | (first >> 4 != 4) | (p.length[rows] < p.ihl[rows]) | (p.wire[rows] < p.length[rows])
+        )
+        if short.any():
+            trip.end(rows[short], "malformed IP header")
+            rows = rows[~short]
+        summed = p.ip_checksum_ok(rows)
+        if not summed.all():
+            trip.end(rows[~summed], "wrong IP header checksum")
+            rows = rows[summed]
+        return rows
+
+    def _attach(self, trip: Trip, rows: Rows, way: R.Route) -> None:
+        trip.route_kind[rows] = way.kind
+        trip.route_link[rows] = way.link
+        trip.nexthop[rows] = way.nexthop
+        trip.mtu[rows] = way.mtu
+
+    def route_out(self, trip: Trip, rows: Rows) -> Mask:
+        """Attach the way out for what `rows` say now; False where there is none (the old way stays)."""
+        p = trip.pkts
+        way = self.node.routing.output(p.dst[rows], p.src[rows], p.mark[rows], p.tos[rows])
+        ok: Mask = np.isin(way.kind, (R.LOCAL, R.UNICAST, R.BROADCAST, R.MULTICAST))
+        if ok.all():
+            self._attach(trip, rows, way)
+        else:
+            good = rows[ok]
+            trip.route_kind[good], trip.route_link[good] = way.kind[ok], way.link[ok]
+            trip.nexthop[good], trip.mtu[good] = way.nexthop[ok], way.mtu[ok]
+        return ok
+
+    def _unroutable(self, trip: Trip, rows: Rows, kind: NDArray[np.int8]) -> None:
+        """No way on: some kinds tell the sender, some do not."""
+        for k in np.unique(kind).tolist():
+            some = rows[kind == k]
+            trip.step(some, Step(None, f"routing: {REASONS[k]}"))
+            error = R.ICMP_ERROR.get(k)
+            if error is not None:
+                trip.cause_icmp(some, *error)
+            trip.end(some, REASONS[k], DROPPED if error is None else REJECTED)
+
+    def _deliver(self, trip: Trip, rows: Rows) -> None:
+        """To a local process, through INPUT."""
+        trip.step(rows, Step(None, "routing: for this node"))
+        rows = self.hook(trip, "INPUT", rows)
+        if len(rows):
+            trip.step(rows, _DELIVERED)
+            trip.end(rows, None, DELIVERED)
+
+    def _forward(self, trip: Trip, rows: Rows, redirect: Mask) -> None:
+        p = trip.pkts
+        shortcut = rows[redirect]
+        stray = p.pkttype[rows] != HOST
+        if stray.any():
+            trip.end(rows[stray], "not addressed to this node on the link, and not for it")
+            rows = rows[~stray]
+        old = p.ttl[rows] <= 1
+        if old.any():
+            trip.step(rows[old], Step(None, "routing: ttl exceeded"))
+            trip.cause_icmp(rows[old], 11, 0)
+            trip.end(rows[old], "ttl exceeded", REJECTED)
+            rows = rows[~old]
+        rows = self._fits(trip, rows)
+        if not len(rows):
+            return
+        for link, hop in self._groups(trip, rows):
+            trip.step(
+                hop,
+                self._way_step(
+                    link, int(trip.nexthop[hop[0]]), int(p.dst[hop[0]]), len(hop) == 1 or self._same_hop(trip, hop)
+                ),
+            )
+        trip.rewrite(rows, "ttl", p.ttl[rows] - 1, Step(None, "routing: forwarded"))
+        if len(shortcut):
+            self._redirect(trip, trip.travelling(shortcut))
+        p.link_out[rows] = trip.route_link[rows]
+        rows = self.hook(trip, "FORWARD", rows)
+        self._leave(trip, rows)
+
+    def _fits(self, trip: Trip, rows: Rows) -> Rows:
+        """Too long for the way out and not to be cut: tell the sender."""
+        p = trip.pkts
+        long = (p.length[rows] > trip.mtu[rows]) & ((p.frag[rows] & DONT_FRAGMENT) != 0)
+        if long.any():
+            for row in rows[long]:
+                one = np.array([row])
+                trip.step(one, Step(None, f"routing: does not fit the mtu {trip.mtu[row]}"))
+                trip.cause_icmp(one, 3, 4, int(trip.mtu[row]))
+            trip.end(rows[long], "fragmentation needed", REJECTED)
+            rows = rows[~long]
+        return rows
+
+    def _groups(self, trip: Trip, rows: Rows) -> list[tuple[int, Rows]]:
+        links = trip.route_link[rows]
+        first = int(links[0])
+        if len(rows) == 1 or (links == first).all():
+            return [(first, rows)]
+        return [(k, rows[links == k]) for k in np.unique(links).tolist()]
+
+    def _same_hop(self, trip: Trip, rows: Rows) -> bool:
+        hops = trip.nexthop[rows]
+        return bool((hops == hops[0]).all() and (trip.pkts.dst[rows] != hops).all())
+
+    def _way_step(self, link: int, hop: int, dst: int, one_hop: bool) -> Step:
+        """The routing step: the gateway is named where all share it; on-link destinations are not (one path for all)."""
+        via = hop if one_hop and hop != dst else 0
+        step = self._out_steps.get(("way", link, via))
+        if step is None:
+            name = self.node.routing.names[link]
+            step = Step(None, f"routing: via {dotted(via)} dev {name}" if via else f"routing: dev {name}")
+            self._out_steps["way", link, via] = step
+        return step
+
+    def _leave(self, trip: Trip, rows: Rows) -> None:
+        """POSTROUTING, and out; what goes to `lo` comes back in."""
+        if not len(rows):
+            return
+        p = trip.pkts
+        p.link_out[rows] = trip.route_link[rows]
+        p.link_in[rows] = p.arrived[rows]
+        rows = self.hook(trip, "POSTROUTING", rows)
+        if not len(rows):
+            return
+        back = trip.route_link[rows] == LO
+        if back.any():
+            self._loop(trip, rows[back])
+            rows = rows[~back]
+            if not len(rows):
+                return
+        p.link_out[rows] = trip.route_link[rows]
+        down = np.array([not self.node.routing.links[k].up for k in range(len(self.node.routing.links))])[
+            p.link_out[rows]
+        ]
+        if down.any():
+            trip.end(rows[down], "the link is down")
+            rows = rows[~down]
+            if not len(rows):
+                return
+        big = (p.length[rows] > trip.mtu[rows]) | np.isin(rows, list(trip.largest) or [-1])
+        for row in rows[big].tolist():
+            self._fragment(trip, row)
+        rows = trip.travelling(rows)
+        if not len(rows):
+            return
+        for link, some in self._groups(trip, rows):
+            trip.step(some, self._out_step(link))
+        trip.left[rows] = trip.route_link[rows]
+        trip.end(rows, None, FORWARDED)
+
+    def _out_step(self, link: int) -> Step:
+        step = self._out_steps.get(("out", link, 0))
+        if step is None:
+            step = self._out_steps["out", link, 0] = Step(None, f"out: {self.node.routing.names[link]}")
+        return step
+
+    def _loop(self, trip: Trip, rows: Rows) -> None:
+        """Over `lo`: the packet keeps its connection, and its route is not looked up again."""
+        p = trip.pkts
+        p.link_in[rows], p.link_out[rows] = LO, -1
+        rows = self.hook(trip, "PREROUTING", rows)
+        if not len(rows):
+            return
+        p.link_out[rows] = -1
+        self._deliver(trip, rows)
+
+    def send(self, trip: Trip, rows: Rows) -> None:
+        """Packets that the node itself sends."""
+        if not len(rows):
+            return
+        p = trip.pkts
+        p.local[rows] = True
+        p.arrived[rows] = -1
+        ok = self.route_out(trip, rows)
+        if not ok.all():
+            trip.step(rows[~ok], Step(None, "routing: no route"))
+            trip.end(rows[~ok], "no route")
+            rows = rows[ok]
+            if not len(rows):
+                return
+        for link, some in self._groups(trip, rows):
+            trip.step(
+                some,
+                self._way_step(
+                    link, int(trip.nexthop[some[0]]), int(p.dst[some[0]]), len(some) == 1 or self._same_hop(trip, some)
+                ),
+            )
+        self._output(trip, rows)
+
+    def _output(self, trip: Trip, rows: Rows) -> None:
+        p = trip.pkts
+        p.link_in[rows] = -1
+        p.link_out[rows] = trip.route_link[rows]
+        rows = self.hook(trip, "OUTPUT", rows)
+        if not len(rows):
+            return
+        self._leave(trip, rows)
+
+    # ---- fragments ---------------------------------------------------------------------------------------------
+
+    def _defrag(self, trip: Trip, rows: Rows) -> Rows:
+        """With tracking on nobody behind this stop sees a fragment: hold them until the packet is whole."""
+        p = trip.pkts
+        pieces = (p.frag[rows] & (OFFSET_MASK | MORE_FRAGMENTS)) != 0
+        if not pieces.any():
+            return rows
+        for row in rows[pieces].tolist():
+            self._gather(trip, row)
+        return trip.travelling(rows)
+
+    def _gather(self, trip: Trip, row: int) -> None:
+        p = trip.pkts
+        one = np.array([row])
+        name = (int(p.src[row]), int(p.dst[row]), int(p.ident[row]), int(p.proto[row]))
+        now = int(p.time[row])
+        held = self.fragments.get(name)
+        life = int(self.node.sysctl.get("net.ipv4.ipfrag_time") or 30) * SECOND
+        if held is None or held.since + life <= now:
+            held = self.fragments[name] = Assembly(now)
+        whole = held.add(p.bytes(row))
+        if whole is None:
+            trip.step(one, _HELD)
+            trip.end(one, "waits for the other fragments", HELD)
+            if held.broken:
+                p.fate[row] = DROPPED
+                p.reason[row] = trip.paths.text_id(held.broken)
+                del self.fragments[name]
+            return
+        del self.fragments[name]
+        p.rebuild(row, whole)
+        p.wire[row] = p.cap[row] = len(whole)
+        trip.largest[row] = held.largest
+        trip.step(one, _WHOLE)
+
+    def _fragment(self, trip: Trip, row: int) -> None:
+        """Cut a packet to the mtu, or to the size of the largest fragment it was reassembled from."""
+        p = trip.pkts
+        limit = int(trip.mtu[row])
+        largest = trip.largest.get(row)
+        packet = p.bytes(row)
+        if largest is not None:
+            if largest > limit and p.frag[row] & DONT_FRAGMENT:
+                one = np.array([row])
+                trip.cause_icmp(one, 3, 4, limit)
+                trip.end(one, "fragmentation needed", REJECTED)
+                return
+            limit = min(limit, largest)
+        if len(packet) <= limit:
+            return
+        if p.frag[row] & DONT_FRAGMENT and largest is None:
+            one = np.array([row])
+            if not p.local[row]:
+                trip.cause_icmp(one, 3, 4, limit)
+            trip.end(one, "fragmentation needed", REJECTED)
+            return
+        trip.outs[row] = cut(packet, limit)
+
+    # ---- packets that the node makes ---------------------------------------------------------------------------
+
+    def cause_icmp(self, trip: Trip, rows: Rows, kind: int, code: int, info: int = 0) -> None:
+        """The ICMP error about each of `rows`, sent on its way; see KERNEL 1.5 for when none is sent.
+
+        Not modelled: Linux's rate limits for these messages.
+        """
+        p = trip.pkts
+        made, parents = [], []
+        for row in rows.tolist():
+            if not self._may_complain(trip, row):
+                continue
+            quote = p.bytes(row)[:548]
+            src = int(p.dst[row]) if trip.route_kind[row] in (R.LOCAL,) else 0
+            dst = int(p.src[row])
+            if not src:
+                src = self.node.routing.source_for(dst)
+                if not src:
+                    continue
+            body = bytearray(struct.pack("!BBHI", kind, code, 0, info) + quote)
+            struct.pack_into("!H", body, 2, checksum(bytes(body)))
+            tos = (int(p.tos[row]) & 0x1E) | 0xC0
+            made.append(ip_packet(src, dst, ICMP, bytes(body), tos=tos, flags=0))
+            parents.append(row)
+        self._cause(trip, made, parents, socket=True)
+
+    def _may_complain(self, trip: Trip, row: int) -> bool:
+        p = trip.pkts
+        if p.pkttype[row] != HOST or trip.route_kind[row] in (R.BROADCAST, R.MULTICAST):
+            return False
+        if p.frag[row] & OFFSET_MASK:
+            return False
+        if p.proto[row] == ICMP:
+            packet = p.original(row)
+            ihl = int(p.ihl[row])
+            if len(packet) <= ihl or packet[ihl] > 18 or packet[ihl] in ICMP_ERRORS:
+                return False
+        return True
+
+    def cause_reset(self, trip: Trip, rows: Rows) -> None:
+        """The TCP reset that answers each of `rows`; a confirmed connection is closed by it."""
+        p, ct = trip.pkts, self.node.conntrack
+        made, parents = [], []
+        for row in rows.tolist():
+            flags = int(p.flags[row])
+            if p.proto[row] != TCP or p.frag[row] & OFFSET_MASK or flags & RST or p.pkttype[row] != HOST:
+                continue
+            if trip.route_kind[row] in (R.BROADCAST, R.MULTICAST):
+                continue
+            if not p.local[row] and not p.l4_checksum_ok(np.array([row]))[0]:
+                continue
+            payload = int(p.length[row]) - int(p.ihl[row]) - int(p.doff[row])
+            if flags & 16:
+                seq, ack, bits = int(p.ack[row]), 0, 4
+            else:
+                seq, ack, bits = 0, (int(p.seq[row]) + bool(flags & SYN) + bool(flags & 1) + payload) & 0xFFFFFFFF, 20
+            src, dst = int(p.dst[row]), int(p.src[row])
+            seg = bytearray(
+                struct.pack("!HHIIBBHHH", int(p.dport[row]), int(p.sport[row]), seq, ack, 0x50, bits, 0, 0, 0)
+            )
+            pseudo = struct.pack("!IIBBH", src, dst, 0, TCP, len(seg))
+            struct.pack_into("!H", seg, 16, checksum(pseudo + bytes(seg)))
+            made.append(ip_packet(src, dst, TCP, bytes(seg), flags=DONT_FRAGMENT))
+            parents.append(row)
+        for row in parents:
+            flow = int(p.ct[row])
+            if flow >= 0 and ct.stored[flow] and ct.proto[flow] == TCP:
+                ct.tcp.misc[flow, 9] = CL
+                ct.deadline[flow] = int(p.time[row]) + ct.tcp.timeouts[CL]
+        self._cause(trip, made, parents, socket=False)
+
+    def _cause(self, trip: Trip, made: list[bytes], parents: list[int], *, socket: bool) -> None:
+        """Send packets that the node made because of others: they belong to the same connection, the other way."""
+        if not made:
+            return
+        p = trip.pkts
+        rows = np.array(parents)
+        pkts = Packets.from_bytes(made)
+        pkts.time[:] = p.time[rows]
+        pkts.serial[:] = p.serial[rows] + (1 << 40) * (1 + np.arange(len(rows)) * 0)
+        ttl = int(self.node.sysctl.get("net.ipv4.ip_default_ttl") or 64)
+        assert ttl  # packets are built with the default already
+        pkts.socket[:] = socket
+        of = p.ct[rows] >= 0
+        pkts.ct[of] = p.ct[rows[of]]
+        pkts.state[of] = RELATED
+        pkts.reply[of] = ~p.reply[rows[of]]
+        child = Trip(self.node, pkts, parent=trip, parent_rows=rows)
+        child.remember = trip.remember
+        trip.children.append(child)
+        self.send(child, np.arange(len(made)))
+
+    def _redirect(self, trip: Trip, rows: Rows) -> None:
+        """Out where it came in: tell an on-link sender the shorter way, less and less often."""
+        p = trip.pkts
+        for row in rows.tolist():
+            now = int(p.time[row])
+            told, last = self._redirected.get(int(p.src[row]), (0, -LAST * SECOND))
+            if now > last + SECOND * 1024 // 50:
+                told = 0
+            if told >= 9:
+                self._redirected[int(p.src[row])] = (told, now)
+                continue
+            if told == 0 or now > last + (SECOND // 50 << told):
+                self._redirected[int(p.src[row])] = (told + 1, now)
+                trip.cause_icmp(np.array([row]), 5, 1, int(trip.nexthop[row]))
+
+    # ---- runs --------------------------------------------------------------------------------------------------
+
+    def run(self, trip: Trip, rows: Rows) -> None:
+        """One run: packets that all came in on links, or that the node all sent itself."""
+        p, node = trip.pkts, self.node
+        now = int(p.time[rows[0]])
+        if node.ipvs.next_due <= now:
+            node.ipvs.advance(now)
+        node.now = max(node.now, int(p.time[rows[-1]]))
+        if p.arrived[rows[0]] < 0:
+            self.send(trip, rows)
+        else:
+            self.receive(trip, rows)
+        node.conntrack.end_run()
+
+    def run_end(self, p: Packets, start: int, limit: int) -> int:
+        """Where the run that begins at row `start` must end: before the first packet that could see another one's doing.
+
+        Reasons, in order: two ways in (links and the node itself); a timer that falls due; things with memory that can
+        be reached by more than one way; a fragment or an ICMP error (they touch what they quote); a packet of a flow that
+        this run begins, closes or may rewrite; a packet that could be the answer to a flow this run begins.
+        """
+        node = self.node
+        stop = min(p.n, start + min(limit, self.window))
+        if stop - start <= 1 or (self.alone_out if p.arrived[start] < 0 else self.alone_in):
+            return start + 1
+        rows = np.arange(start, stop)
+        end = len(rows)
+        local = p.arrived[rows] < 0
+        end = _first(local != local[0], end)
+        t0 = int(p.time[start])
+        until = min(t0 + node.shortest_timeout, node.ipvs.next_due if node.ipvs.next_due > t0 else FOREVER_NS)
+        end = min(end, int(np.searchsorted(p.time[rows], until)))
+        lonely = ((p.frag[rows] & (OFFSET_MASK | MORE_FRAGMENTS)) != 0) | (
+            (p.proto[rows] == ICMP) & _ERROR_TYPE[p.icmp_type[rows]]
+        )
+        end = _first(lonely, end)
+        if end == 0:
+            return start + 1
+        if node.conntrack.on or node.ipvs.active:
+            end = self._flows_end(p, rows[:end])
+        if end == len(rows) and self.window < CHUNK:
+            self.window *= 2
+        elif end * 4 < len(rows) and self.window > 16:
+            self.window //= 2
+        return start + max(end, 1)
+
+    def _flows_end(self, p: Packets, rows: Rows) -> int:
+        """How many of `rows` may go together, as far as connections are concerned."""
+        node = self.node
+        ct = node.conntrack
+        end = len(rows)
+        ids = ct.table.find(ct.keys(p, rows)) if ct.on else np.full(len(rows), -1, np.int32)
+        known = ids >= 0
+        flows = np.where(known, ids >> 1, -1)
+        if known.any():
+            where = np.flatnonzero(known)
+            f = flows[where]
+            order = np.argsort(f, kind="stable")
+            follows = np.zeros(len(f), bool)
+            follows[order[1:]] = f[order[1:]] == f[order[:-1]]
+            if self.one_a_flow:
+                end = _first_at(where[follows], end)
+            # a SYN or RST may end the flow, so what follows it in the flow must wait
+            sharp = (p.proto[rows[where]] == TCP) & ((p.flags[rows[where]] & (SYN | RST)) != 0)
+            late = ct.deadline[f] <= p.time[rows[where]]
+            if sharp.any() or late.any():
+                first_sharp: dict[int, int] = {}
+                for k in np.flatnonzero(sharp | late).tolist():
+                    first_sharp.setdefault(int(f[k]), k)
+                for flow, k in first_sharp.items():
+                    again = np.flatnonzero(f == flow)
+                    again = again[again > k] if not late[k] else again[again != again[0]]
+                    if len(again):
+                        end = min(end, int(where[again[0]]))
+        strangers = np.flatnonzero(~known[:end])
+        if len(strangers) > 1:
+            end = min(end, self._strangers_end(p, rows, strangers, end))
+        if node.ipvs.active:
+            end = min(end, node.ipvs.run_end(p, rows[:end]))
+        return end
+
+    def _strangers_end(self, p: Packets, rows: Rows, strangers: NDArray[np.intp], end: int) -> int:
+        """Packets that no connection knows: none may be of a flow, or the answer to a flow, that another one begins."""
+        r = rows[strangers]
+        src, dst = p.src[r].astype(np.uint64), p.dst[r].astype(np.uint64)
+        ports = p.icmp_id[r].astype(np.uint64)
+        a = (src << np.uint64(16)) | np.where(p.proto[r] == ICMP, ports, p.sport[r])
+        b = (dst << np.uint64(16)) | np.where(p.proto[r] == ICMP, ports, p.dport[r])
+        lo, hi = np.minimum(a, b), np.maximum(a, b)
+        order = np.lexsort((p.proto[r], hi, lo))
+        same = np.zeros(len(r), bool)
+        x, y, z = lo[order], hi[order], p.proto[r][order]
+        same[order[1:]] = (x[1:] == x[:-1]) & (y[1:] == y[:-1]) & (z[1:] == z[:-1])
+        end = _first_at(strangers[same], end)
+        rewrites = self.node.rewritten
+        if rewrites.none:
+            return end
+        from_ = np.isin(src, dst) | rewrites.destination(p.src[r])
+        to = np.isin(dst, src) | rewrites.source(p.dst[r])
+        answer = from_ & to
+        answer[0] = False
+        return _first_at(strangers[answer], end)
+
+
+FOREVER_NS = 1 << 62
+
+
+def _first(mask: Mask, end: int) -> int:
+    """Position of the first True, or `end`."""
+    k = int(mask.argmax()) if len(mask) else 0
+    return min(end, k) if len(mask) and mask[k] else end
+
+
+def _first_at(places: NDArray[np.intp], end: int) -> int:
+    return min(end, int(places.min())) if len(places) else end

@@ -1,0 +1,444 @@
+"""NAT: choosing an address and port for a new flow, and applying the choice to every later packet of it.
+
+The nat table is asked once for a flow and direction of rewriting: its destination at PREROUTING or OUTPUT, its source
+at INPUT or POSTROUTING. A target says the wish (`Range`); `Nat` finds a tuple whose answers nobody else expects, and
+writes it as the flow's reply tuple. From then on rewriting is reading the other direction's tuple.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from netemu.conntrack import (
+    CONFIRMED,
+    DST_NAT,
+    DST_NAT_DONE,
+    DYING,
+    FIXED_TIMEOUT,
+    SRC_NAT,
+    SRC_NAT_DONE,
+    Tuple,
+    inverse,
+    quoted_tuple,
+)
+from netemu.hashing import jhash2
+from netemu.packets import (
+    ICMP,
+    ICMP_ERRORS,
+    NEW,
+    PORTED,
+    RELATED,
+    SCTP,
+    SYN,
+    TCP,
+    UDP,
+    UDPLITE,
+    Rows,
+    checksum,
+    patched,
+)
+from netemu.paths import Step
+from netemu.tcp import CL, TW, before
+from netemu.trip import Trip
+
+if TYPE_CHECKING:
+    from netemu.node import Node
+
+ACCEPT, DROP = 1, 0
+DESTINATION, SOURCE = "dst", "src"
+_BITS = {DESTINATION: (DST_NAT, DST_NAT_DONE), SOURCE: (SRC_NAT, SRC_NAT_DONE)}
+_TRANSLATED = Step(None, "nat: translated")
+_ERROR = np.isin(np.arange(256), ICMP_ERRORS)
+LOOPBACK = 0x7F000001
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a target wishes for.
+
+    kind      "range" (lo..hi), "masquerade" (the output link's address), "redirect" (this node), "netmap" (net/mask)
+    lo, hi    addresses, None: keep         port_lo, port_hi   ports (ICMP: ids), None: keep if free
+    base      DNAT a:p-q/base: port = p + (dport - base) modulo the size
+    random    --random, --random-fully      persistent   --persistent
+    """
+
+    kind: str = "range"
+    lo: int | None = None
+    hi: int | None = None
+    port_lo: int | None = None
+    port_hi: int | None = None
+    base: int | None = None
+    random: bool = False
+    persistent: bool = False
+    net: int = 0
+    mask: int = 0
+
+
+class Nat:
+    """The nat hooks of a node. Stateless itself: what was chosen stands in conntrack's flows."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    # ---- at the four hooks -------------------------------------------------------------------------------------
+
+    def hook(self, trip: Trip, rows: Rows) -> Rows:
+        """The nat stop: ask the table for flows that are not decided, then translate. Returns the rows that go on."""
+        p, ct = trip.pkts, self.node.conntrack
+        manip = DESTINATION if trip.hook in ("PREROUTING", "OUTPUT") else SOURCE
+        bit, done = _BITS[manip]
+        with_flow = rows[p.ct[rows] >= 0]
+        if not len(with_flow):
+            return rows
+        flows = p.ct[with_flow]
+        status = ct.status[flows]
+        state = p.state[with_flow]
+        related = state == RELATED
+        errors = related & (p.proto[with_flow] == ICMP)
+        asking = ((state == NEW) | (related & ~errors)) & ((status & done) == 0)
+        died = False
+        if asking.any():
+            died = self._ask(trip, with_flow[asking], manip)
+        if manip == SOURCE and trip.hook == "POSTROUTING":
+            elsewhere = (
+                ~asking & (ct.masq[flows] >= 0) & (ct.masq[flows] != p.link_out[with_flow]) & ~p.reply[with_flow]
+            )
+            if elsewhere.any():
+                died = True
+                for row in with_flow[elsewhere].tolist():
+                    ct.kill(int(p.ct[row]))
+                trip.end(with_flow[elsewhere], "nat: the flow was masqueraded for another link")
+        if errors.any():
+            for row in with_flow[errors].tolist():
+                died |= not self._translate_error(trip, row, manip)
+        plain = trip.travelling(with_flow[~errors])
+        if len(plain):
+            self._translate(trip, plain, manip)
+        return trip.travelling(rows) if died else rows
+
+    def _ask(self, trip: Trip, rows: Rows, manip: str) -> bool:
+        """Walk the nat chain for these rows; a flow that no target decides gets a null binding. True if one died."""
+        p, ct = trip.pkts, self.node.conntrack
+        if len(rows) > 1 and len(np.unique(p.ct[rows])) < len(rows):
+            # the second packet of an undecided flow sees what the first one decided
+            died = False
+            for row in rows:
+                if not ct.status[p.ct[row]] & _BITS[manip][1]:
+                    died |= self._ask(trip, np.array([row]), manip)
+            return died
+        verdict = self.node.tables.walk(trip, "nat", rows)
+        on = trip.travelling(rows[verdict == ACCEPT])
+        done = _BITS[manip][1]
+        for row in on[(ct.status[p.ct[on]] & done) == 0].tolist():
+            self._null_binding(trip, row, manip)
+        return len(on) < len(rows)
+
+    def _null_binding(self, trip: Trip, row: int, manip: str) -> None:
+        """No target wanted this flow: keep the address, and the port unless somebody else's answers would clash."""
+        flow = int(trip.pkts.ct[row])
+        current = inverse(self.node.conntrack.reply(flow))
+        address = current[0] if manip == SOURCE else current[1]
+        self._set_up(trip, row, flow, manip, Range(lo=address, hi=address))
+
+    def choose(self, trip: Trip, rows: Rows, manip: str, wish: Range, step: Step) -> NDArray[np.int8]:
+        """A target's wish for new flows, in arrival order: int8[len(rows)] of ACCEPT or DROP.
+
+        Runs once for a flow; the choice becomes its reply tuple. Source: KERNEL 4.2, 4.3.
+        """
+        out = np.full(len(rows), ACCEPT, np.int8)
+        for k, row in enumerate(rows.tolist()):
+            flow = int(trip.pkts.ct[row])
+            if flow < 0:
+                continue
+            concrete = self._concrete(trip, row, flow, manip, wish)
+            if concrete is None:
+                out[k] = DROP
+                trip.end(rows[k : k + 1], f"nat: {wish.kind} found no address")
+            elif concrete.kind != "nothing":
+                self._set_up(trip, row, flow, manip, concrete)
+        return out
+
+    def _concrete(self, trip: Trip, row: int, flow: int, manip: str, wish: Range) -> Range | None:
+        """The wish with its addresses filled in; kind "nothing": let it pass undecided; None: there is no address."""
+        if wish.kind == "range":
+            return wish
+        p, routing = trip.pkts, self.node.routing
+        address: int | None
+        if wish.kind == "masquerade":
+            if not p.src[row]:
+                return Range(kind="nothing")
+            link = int(p.link_out[row])
+            address = routing.masquerade_address(link, int(trip.nexthop[row]))
+            if address is not None:
+                self.node.conntrack.masq[flow] = link
+        elif wish.kind == "redirect":
+            address = LOOPBACK if trip.hook == "OUTPUT" else routing.first_address(int(p.link_in[row]))
+        else:
+            here = int(p.src[row] if manip == SOURCE else p.dst[row])
+            address = (wish.net & wish.mask) | (here & ~wish.mask & 0xFFFFFFFF)
+        if address is None:
+            return None
+        return Range("range", address, address, wish.port_lo, wish.port_hi, wish.base, wish.random, wish.persistent)
+
+    # ---- the choice --------------------------------------------------------------------------------------------
+
+    def _set_up(self, trip: Trip, row: int, flow: int, manip: str, wish: Range) -> None:
+        ct = self.node.conntrack
+        bit, done = _BITS[manip]
+        if int(ct.status[flow]) & (CONFIRMED | DYING):
+            return
+        current = inverse(ct.reply(flow))
+        chosen = self._unique(trip, row, flow, current, manip, wish)
+        if chosen != current:
+            ct.alter_reply(flow, inverse(chosen))
+            ct.status[flow] |= bit
+            if manip == SOURCE:
+                ct.remember_source(flow)
+        ct.status[flow] |= done
+        if manip == SOURCE:
+            # nothing but the confirmation follows, so the tuple is taken from now on
+            ct.store(flow, int(trip.pkts.time[row]))
+
+    def _unique(self, trip: Trip, row: int, flow: int, current: Tuple, manip: str, wish: Range) -> Tuple:
+        """A tuple inside the wish whose answers no other flow expects (or the last one tried)."""
+        ct = self.node.conntrack
+        now = int(trip.pkts.time[row])
+        proto = current[4]
+        if manip == SOURCE and not wish.random:
+            if _inside(current, manip, wish) and not ct.taken(inverse(current), flow, now):
+                return current
+            for other in reversed(ct.mapped.get(proto << 48 | current[0] << 16 | current[2], [])):
+                if int(ct.deadline[other]) <= now or other == flow:
+                    continue
+                was = inverse(ct.reply(other))
+                again = (was[0], current[1], was[2], current[3], proto)
+                if _inside(again, manip, wish):
+                    if not ct.taken(inverse(again), flow, now):
+                        return again
+                    break
+        tuple_ = _with_address(current, manip, self._address(current, manip, wish))
+        if not wish.random:
+            if wish.port_lo is not None and wish.port_hi is not None:
+                lo, hi = sorted((wish.port_lo, wish.port_hi))
+                port = _port(tuple_, manip)
+                if wish.base is None and lo <= port <= hi and (lo == hi or not ct.taken(inverse(tuple_), flow, now)):
+                    return tuple_
+            elif not ct.taken(inverse(tuple_), flow, now):
+                return tuple_
+        return self._free_port(trip, row, flow, tuple_, manip, wish)
+
+    def _address(self, t: Tuple, manip: str, wish: Range) -> int:
+        here = t[0] if manip == SOURCE else t[1]
+        if wish.lo is None:
+            return here
+        hi = wish.lo if wish.hi is None else wish.hi
+        if wish.lo == hi:
+            return wish.lo
+        src, dst = (int.from_bytes(a.to_bytes(4, "big"), "little") for a in (t[0], t[1]))
+        h = int(jhash2((src, 0, 0, 0), 0 if wish.persistent else dst))
+        return wish.lo + ((h * (hi - wish.lo + 1)) >> 32)
+
+    def _free_port(self, trip: Trip, row: int, flow: int, t: Tuple, manip: str, wish: Range) -> Tuple:
+        """Search the pool of ports (ICMP: ids) from a drawn start, as Linux does: 128 tries, then fewer from elsewhere."""
+        ct = self.node.conntrack
+        now = int(trip.pkts.time[row])
+        proto = t[4]
+        port = _port(t, manip)
+        if proto not in (TCP, UDP, UDPLITE, SCTP, ICMP):
+            return t
+        if wish.port_lo is not None and wish.port_hi is not None:
+            lo, hi = sorted((wish.port_lo, wish.port_hi))
+        elif proto == ICMP:
+            lo, hi = 0, 65535
+        elif manip == DESTINATION:
+            return t
+        elif port < 512:
+            lo, hi = 1, 511
+        elif port < 1024:
+            lo, hi = 600, 1023
+        else:
+            lo, hi = 1024, 65535
+        size = hi - lo + 1
+        draw = 0
+        one = np.array([row])
+        if wish.base is not None:
+            offset = (port - wish.base) & 0xFFFF
+        elif manip == DESTINATION and not wish.random and self.node.kernel != "6.1":
+            offset = 0
+        else:
+            offset = int(trip.random(one, 0x4E41)[0]) & 0xFFFF
+        attempts = min(size, 128)
+        while True:
+            for k in range(attempts):
+                candidate = _with_port(t, manip, lo + (offset + k) % size)
+                back = inverse(candidate)
+                if not ct.taken(back, flow, now):
+                    return candidate
+                if self.node.kernel != "6.1" and attempts - k <= 32 and self._recycle(trip, row, flow, back, now):
+                    return candidate
+            if attempts >= size or attempts < 16:
+                return candidate
+            attempts //= 2
+            draw += 1
+            offset = int(trip.random(one, 0x4E41 + draw)[0]) & 0xFFFF
+
+    def _recycle(self, trip: Trip, row: int, flow: int, back: Tuple, now: int) -> bool:
+        """A closing connection holds the tuple, and this SYN is newer: delete it and take its place."""
+        p, ct = trip.pkts, self.node.conntrack
+        if back[4] != TCP or not int(p.flags[row]) & SYN:
+            return False
+        found = ct.holder(back, now, int(ct.zone[flow]))
+        if found < 0:
+            return True
+        other = found >> 1
+        if not ct.status[other] & SRC_NAT or ct.status[other] & FIXED_TIMEOUT:
+            return False
+        if int(ct.tcp.misc[other, 9]) not in (TW, CL):
+            return False
+        if not before(int(ct.tcp.td[other, 0, 0]), int(ct.tcp.td[flow, 0, 0])):
+            return False
+        ct.kill(other)
+        return True
+
+    # ---- every packet ------------------------------------------------------------------------------------------
+
+    def _translate(self, trip: Trip, rows: Rows, manip: str) -> None:
+        """Write the other direction's addresses into packets whose flow is rewritten there."""
+        p, ct = trip.pkts, self.node.conntrack
+        flows = p.ct[rows]
+        reply = p.reply[rows]
+        status = ct.status[flows]
+        mine, others = (DST_NAT, SRC_NAT) if manip == DESTINATION else (SRC_NAT, DST_NAT)
+        moved = np.where(reply, (status & others) != 0, (status & mine) != 0)
+        if not moved.any():
+            return
+        rows, flows, reply = rows[moved], flows[moved], reply[moved]
+        proto = p.proto[rows]
+        if manip == DESTINATION:
+            address = np.where(reply, ct.osrc[flows], ct.rsrc[flows])
+            port = np.where(reply, ct.osport[flows], ct.rsport[flows])
+            trip.rewrite(rows, "dst", address, _TRANSLATED)
+            column = "dport"
+        else:
+            address = np.where(reply, ct.odst[flows], ct.rdst[flows])
+            port = np.where(reply, ct.odport[flows], ct.rdport[flows])
+            trip.rewrite(rows, "src", address, _TRANSLATED)
+            column = "sport"
+        icmp = proto == ICMP
+        if icmp.any():
+            ids = np.where(reply, ct.osport[flows], ct.rsport[flows])
+            trip.rewrite(rows[icmp], "icmp_id", ids[icmp], _TRANSLATED)
+        ported = ~icmp & np.isin(proto, PORTED)
+        if ported.any():
+            trip.rewrite(rows[ported], column, port[ported], _TRANSLATED)
+
+    def _translate_error(self, trip: Trip, row: int, manip: str) -> bool:
+        """Translate an ICMP error: the packet it quotes, then the error itself. False when it had to be dropped."""
+        p, ct = trip.pkts, self.node.conntrack
+        one = np.array([row])
+        flow = int(p.ct[row])
+        status = int(ct.status[flow])
+        packet = p.bytes(row)
+        ihl = int(p.ihl[row])
+        if not p.local[row] and checksum(packet[ihl:]) != 0:
+            trip.end(one, "nat: ICMP error with a wrong checksum")
+            return False
+        if packet[ihl] == 5:
+            decided = SRC_NAT_DONE | DST_NAT_DONE
+            if status & decided != decided or status & (SRC_NAT | DST_NAT):
+                trip.end(one, "nat: a redirect does not hold behind NAT")
+                return False
+        reply = bool(p.reply[row])
+        mine, others = (DST_NAT, SRC_NAT) if manip == DESTINATION else (SRC_NAT, DST_NAT)
+        if not status & (others if reply else mine):
+            return True
+        target = inverse(ct.original(flow) if reply else ct.reply(flow))  # how the error itself travels
+        inner = inverse(target)  # how the quoted packet travelled
+        # the side of the quoted packet that answers the side of the error which this hook rewrites
+        quoted_side = SOURCE if manip == DESTINATION else DESTINATION
+        body = bytearray(packet[ihl:])
+        _rewrite_quoted(trip, row, body, quoted_side, inner)
+        body[2:4] = b"\0\0"
+        struct.pack_into("!H", body, 2, checksum(bytes(body)))
+        p.rebuild(row, packet[:ihl] + bytes(body))
+        if manip == DESTINATION:
+            trip.rewrite(one, "dst", target[1], _TRANSLATED)
+        else:
+            trip.rewrite(one, "src", target[0], _TRANSLATED)
+        return True
+
+
+def _rewrite_quoted(trip: Trip, row: int, body: bytearray, side: str, t: Tuple) -> None:
+    """Set one side (address and port) of the packet quoted in an ICMP error's body."""
+    at = 8
+    inner = bytes(body[at:])
+    was = quoted_tuple(inner)
+    ihl = (inner[0] & 15) * 4
+    place, port_place = (12, 0) if side == SOURCE else (16, 2)
+    address, port = (t[0], t[2]) if side == SOURCE else (t[1], t[3])
+    (old_address,) = struct.unpack_from("!I", inner, place)
+    (check,) = struct.unpack_from("!H", inner, 10)
+    halves = (old_address >> 16, old_address & 0xFFFF), (address >> 16, address & 0xFFFF)
+    struct.pack_into("!H", body, at + 10, patched(check, *halves))
+    struct.pack_into("!I", body, at + place, address)
+    log = trip.changes
+    one = np.array([row])
+    if old_address != address:
+        name = "inner.src" if side == SOURCE else "inner.dst"
+        log.append((_TRANSLATED, name, one, np.array([old_address], np.uint32), np.array([address], np.uint32)))
+    proto = inner[9]
+    if was is None:
+        return
+    if proto == ICMP:
+        (old,) = struct.unpack_from("!H", inner, ihl + 4)
+        new, where, check_at, name = t[2], ihl + 4, ihl + 2, "inner.id"
+        old_words: tuple[int, ...] = (old,)
+        new_words: tuple[int, ...] = (new,)
+    elif proto in PORTED:
+        (old,) = struct.unpack_from("!H", inner, ihl + port_place)
+        new, where, name = port, ihl + port_place, "inner.sport" if side == SOURCE else "inner.dport"
+        check_at = {TCP: ihl + 16, UDP: ihl + 6, UDPLITE: ihl + 6}.get(proto, 1 << 20)
+        old_words, new_words = (*halves[0], old), (*halves[1], new)
+    else:
+        return
+    if len(inner) >= check_at + 2:
+        (check,) = struct.unpack_from("!H", inner, check_at)
+        if check or proto != UDP:
+            struct.pack_into(
+                "!H", body, at + check_at, patched(check, old_words, new_words) or (0xFFFF if proto == UDP else 0)
+            )
+    struct.pack_into("!H", body, at + where, new)
+    if old != new:
+        log.append((_TRANSLATED, name, one, np.array([old], np.uint16), np.array([new], np.uint16)))
+
+
+def _port(t: Tuple, manip: str) -> int:
+    return t[2] if manip == SOURCE or t[4] == ICMP else t[3]
+
+
+def _with_port(t: Tuple, manip: str, port: int) -> Tuple:
+    if manip == SOURCE or t[4] == ICMP:
+        return t[0], t[1], port, t[3], t[4]
+    return t[0], t[1], t[2], port, t[4]
+
+
+def _with_address(t: Tuple, manip: str, address: int) -> Tuple:
+    if manip == SOURCE:
+        return address, t[1], t[2], t[3], t[4]
+    return t[0], address, t[2], t[3], t[4]
+
+
+def _inside(t: Tuple, manip: str, wish: Range) -> bool:
+    """Is the tuple what the wish asks for already?"""
+    address = t[0] if manip == SOURCE else t[1]
+    if wish.lo is not None and not wish.lo <= address <= (wish.lo if wish.hi is None else wish.hi):
+        return False
+    if wish.port_lo is None or wish.port_hi is None or t[4] not in (TCP, UDP, UDPLITE, SCTP, ICMP):
+        return True
+    lo, hi = sorted((wish.port_lo, wish.port_hi))
+    return lo <= _port(t, manip) <= hi

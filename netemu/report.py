@@ -1,0 +1,1241 @@
+"""What happened, told: to a person at a terminal, to Wireshark, to a script.
+
+Journeys come in chunks and leave as lines; nothing here keeps them, so a report of any length fits in memory.
+
+    Journeys --+--> Table        a line per packet, for people
+               +--> JsonLines    one object per packet        +
+               +--> Csv          the same, flat               |  reports: write(journeys, rows), close()
+               +--> Parquet      the same, flat, in columns   |
+               +--> Left         what left, as a capture      +
+               '--> Summary      fates, reasons, services, paths, chains and sets: counted by columns
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from netemu.errors import Refused
+from netemu.packets import (
+    FATES,
+    I64,
+    ICMP,
+    ICMP_QUERIES,
+    OFFSET_MASK,
+    PORTED,
+    REJECTED,
+    TCP,
+    Packets,
+    Rows,
+)
+from netemu.paths import Paths, Rewrite, Step
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from netemu.node import Journey, Journeys, Node
+
+PROTOCOLS = {
+    1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 50: "esp", 51: "ah", 89: "ospf", 132: "sctp",
+    136: "udplite",
+}  # fmt: skip
+STATES = ("INVALID", "NEW", "ESTABLISHED", "RELATED", "UNTRACKED")
+ICMP_NAMES = {
+    0: "echo-reply", 3: "unreachable", 4: "source-quench", 5: "redirect", 8: "echo", 9: "router-advertisement",
+    10: "router-solicitation", 11: "time-exceeded", 12: "parameter-problem", 13: "timestamp", 14: "timestamp-reply",
+}  # fmt: skip
+#: header columns that a node may change, in the order in which reports name them
+REWRITABLE = ("dst", "dport", "src", "sport", "ttl", "tos", "mark", "icmp_id")
+#: columns of the flat reports (.csv, .parquet)
+FLAT = (
+    "packet", "time", "in", "proto", "src", "sport", "dst", "dport", "type", "code", "id", "fate", "reason", "out",
+    "state", "service", "rules_evaluated", "rewrites", "path",
+)  # fmt: skip
+
+
+def address(ip: int) -> str:
+    """An address as people write it.
+
+    >>> address(0x0A600001)
+    '10.96.0.1'
+    """
+    return f"{ip >> 24}.{ip >> 16 & 255}.{ip >> 8 & 255}.{ip & 255}"
+
+
+def seconds(ns: int) -> str:
+    """Nanoseconds as seconds in decimals, exact and as short as that allows.
+
+    >>> seconds(0), seconds(1_700_000_000_123_456_789), seconds(-500_000_000)
+    ('0.0', '1700000000.123456789', '-0.5')
+    """
+    whole, part = divmod(abs(ns), 1_000_000_000)
+    return f"{'-' * (ns < 0)}{whole}.{f'{part:09d}'.rstrip('0') or '0'}"
+
+
+def flags_text(flags: int) -> str:
+    """TCP flags in the letters that tools use: `S`, `SA`, `FA`, `PA`, `R`; `-` for none.
+
+    >>> flags_text(0x12), flags_text(0x11), flags_text(0)
+    ('SA', 'FA', '-')
+    """
+    return (
+        "".join(letter for bit, letter in zip((2, 1, 4, 8, 32, 64, 128, 16), "SFRPUEWA", strict=True) if flags & bit)
+        or "-"
+    )
+
+
+class Report(Protocol):
+    """Something that packets' journeys are written to."""
+
+    def write(self, journeys: Journeys, rows: Rows) -> None: ...
+
+    def close(self) -> None: ...
+
+
+# ---- one line of facts a packet ------------------------------------------------------------------------------------
+
+
+class Facts:
+    """Columns of one chunk as Python values, for reports that write a line per packet.
+
+    Each attribute is a list with one element for each of `rows`. `rewrites` maps field -> (first, last), where they
+    differ. Cost: a few list conversions, then dictionary look-ups; nearly nothing is done per packet.
+    """
+
+    def __init__(self, journeys: Journeys, rows: Rows) -> None:
+        pkts, before, paths = journeys.pkts, journeys.before, journeys.paths
+        self.journeys, self.rows, self.paths = journeys, rows, paths
+        self.number: list[int] = np.asarray(journeys.numbers)[rows].tolist()
+        self.time: list[int] = pkts.time[rows].tolist()
+        self.arrived: list[int] = pkts.arrived[rows].tolist()
+        self.left: list[int] = journeys.left[rows].tolist()
+        self.proto: list[int] = before["proto"][rows].tolist()
+        self.first_fragment: list[bool] = ((pkts.frag[rows] & OFFSET_MASK) == 0).tolist()
+        self.flags: list[int] = pkts.flags[rows].tolist()
+        self.fate: list[int] = pkts.fate[rows].tolist()
+        self.reason: list[int] = pkts.reason[rows].tolist()
+        self.path: list[int] = pkts.path[rows].tolist()
+        self.evaluated: list[int] = pkts.evaluated[rows].tolist()
+        self.state: list[int] = journeys.state[rows].tolist()
+        self.service: list[int] = journeys.service[rows].tolist()
+        self.icmp_type: list[int] = pkts.icmp_type[rows].tolist()
+        self.icmp_code: list[int] = pkts.icmp_code[rows].tolist()
+        was: dict[str, list[int]] = {}
+        now: dict[str, list[int]] = {}
+        for name in REWRITABLE:
+            after = getattr(pkts, name)[rows]
+            earlier = before[name][rows] if name in before else np.zeros(len(rows), after.dtype)
+            was[name], now[name] = earlier.tolist(), after.tolist()
+        self.was, self.now = was, now
+        self.odd: list[bool] = odd(journeys)[rows].tolist()
+        self.rebuilt: list[bool] = (
+            _marked(len(pkts), pkts.rebuilt)[rows].tolist() if pkts.rebuilt else [False] * len(rows)
+        )
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    def rewrites(self, i: int) -> dict[str, tuple[int | str, int | str]]:
+        """field -> (first value, last value) of packet `i`; addresses in words."""
+        if self.rebuilt[i]:
+            return first_and_last(self.journeys[int(self.rows[i])].rewrites)
+        out: dict[str, tuple[int | str, int | str]] = {}
+        for name in REWRITABLE:
+            old, new = self.was[name][i], self.now[name][i]
+            if old != new:
+                if name in ("src", "dst"):
+                    out[name] = (address(old), address(new))
+                else:
+                    out["id" if name == "icmp_id" else name] = (old, new)
+        return out
+
+    def out(self, i: int) -> list[str]:
+        """The links on which packets left because of packet `i`, in order."""
+        if self.odd[i]:
+            return [link for link, _ in self.journeys[int(self.rows[i])].out]
+        return [self.journeys.links[self.left[i]]] if self.left[i] >= 0 else []
+
+    def packet(self, i: int, *, changed: bool = False) -> str:
+        """`tcp 10.0.0.5:4000 > 10.96.0.1:443 S`, as it arrived or as it was at the end."""
+        v = self.now if changed else self.was
+        return packet_text(
+            self.proto[i],
+            *(v[name][i] for name in ("src", "sport", "dst", "dport")),
+            flags=self.flags[i],
+            icmp=(self.icmp_type[i], self.icmp_code[i], v["icmp_id"][i]),
+            fragment=not self.first_fragment[i],
+        )
+
+
+def odd(journeys: Journeys) -> NDArray[np.bool_]:
+    """bool[n]: packets of which the columns do not say all that left, because they were cut up or caused others."""
+    trip = journeys.trip
+    mask = _marked(len(journeys), trip.outs)
+    for child in trip.children:
+        mask[child.parent_rows] = True
+    return mask
+
+
+def _marked(n: int, rows: Iterable[int]) -> NDArray[np.bool_]:
+    mask = np.zeros(n, bool)
+    mask[list(rows)] = True
+    return mask
+
+
+def packet_text(
+    proto: int, src: int, sport: int, dst: int, dport: int, *, flags: int = 0, icmp: tuple[int, int, int] = (0, 0, 0),
+    fragment: bool = False,
+) -> str:  # fmt: skip
+    """One packet in a line.
+
+    >>> packet_text(6, 0x0A000005, 4000, 0x0A600001, 443, flags=2)
+    'tcp 10.0.0.5:4000 > 10.96.0.1:443 S'
+    >>> packet_text(1, 0x0A000005, 0, 0x0A600001, 0, icmp=(8, 0, 7))
+    'icmp 10.0.0.5 > 10.96.0.1 echo id 7'
+    """
+    name = PROTOCOLS.get(proto, f"proto-{proto}")
+    if fragment:
+        return f"{name} {address(src)} > {address(dst)} fragment"
+    if proto in PORTED:
+        tail = f" {flags_text(flags)}" if proto == TCP else ""
+        return f"{name} {address(src)}:{sport} > {address(dst)}:{dport}{tail}"
+    if proto == ICMP:
+        kind, code, ident = icmp
+        what = ICMP_NAMES.get(kind, f"type {kind}")
+        tail = f" id {ident}" if kind in ICMP_QUERIES else f" code {code}"
+        return f"icmp {address(src)} > {address(dst)} {what}{tail}"
+    return f"{name} {address(src)} > {address(dst)}"
+
+
+def first_and_last(rewrites: Iterable[Rewrite]) -> dict[str, tuple[int | str, int | str]]:
+    """field -> (value before the first rewrite, value after the last), left out where the two are the same."""
+    out: dict[str, tuple[int | str, int | str]] = {}
+    for r in rewrites:
+        old = out[r.field][0] if r.field in out else _worded(r.field, r.old)
+        out[r.field] = (old, _worded(r.field, r.new))
+    rank = {("id" if name == "icmp_id" else name): k for k, name in enumerate(REWRITABLE)}
+    return {f: v for f, v in sorted(out.items(), key=lambda item: rank.get(item[0], 99)) if v[0] != v[1]}
+
+
+def _worded(field: str, value: int | str) -> int | str:
+    return address(value) if isinstance(value, int) and field.rpartition(".")[2] in ("src", "dst") else value
+
+
+class _Known(dict[int, str]):
+    """A dictionary that works out what it does not hold, and forgets all of it before it grows large."""
+
+    def __init__(self, make: Callable[[int], str], limit: int = 1 << 18) -> None:
+        super().__init__()
+        self.make, self.limit = make, limit
+
+    def __missing__(self, key: int) -> str:
+        if len(self) >= self.limit:
+            self.clear()
+        value = self[key] = self.make(key)
+        return value
+
+
+# ---- reports for scripts -------------------------------------------------------------------------------------------
+
+
+class JsonLines:
+    """One JSON object a packet and line. What many packets share (path, reason, service) is written out once."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self.paths: Paths | None = None
+        self.addresses = _Known(lambda ip: f'"{address(ip)}"')
+
+    def write(self, journeys: Journeys, rows: Rows) -> None:
+        if self.paths is not journeys.paths:
+            paths = self.paths = journeys.paths
+            self.texts = _Known(lambda n: json.dumps(paths.texts[n]))
+            self.path_texts = _Known(lambda n: json.dumps([str(step) for step in paths.unfold(n)]), 1 << 14)
+        f = Facts(journeys, rows)
+        links = [json.dumps(name) for name in journeys.links] + ["null"]  # -1 is the last
+        states = [json.dumps(state) for state in STATES]
+        fates = [json.dumps(fate) for fate in FATES]
+        protos = _Known(lambda n: json.dumps(PROTOCOLS.get(n, str(n))))
+        ip, texts, path_texts = self.addresses, self.texts, self.path_texts
+        src, dst, sport, dport, ttl, tos, mark, ident = (
+            f.was[k] for k in ("src", "dst", "sport", "dport", "ttl", "tos", "mark", "icmp_id")
+        )
+        src2, dst2, sport2, dport2, ttl2, tos2, mark2, ident2 = (
+            f.now[k] for k in ("src", "dst", "sport", "dport", "ttl", "tos", "mark", "icmp_id")
+        )
+        lines: list[str] = []
+        for i, number in enumerate(f.number):
+            proto = f.proto[i]
+            if proto == ICMP:
+                ask = ident[i] if f.icmp_type[i] in ICMP_QUERIES else "null"
+                kind = f'"type": {f.icmp_type[i]}, "code": {f.icmp_code[i]}, "id": {ask}'
+                ends = f'"src": {ip[src[i]]}, "dst": {ip[dst[i]]}, {kind}'
+            elif proto in PORTED:
+                ends = f'"src": {ip[src[i]]}, "sport": {sport[i]}, "dst": {ip[dst[i]]}, "dport": {dport[i]}'
+            else:
+                ends = f'"src": {ip[src[i]]}, "dst": {ip[dst[i]]}'
+            out = links[f.left[i]]
+            if f.odd[i]:
+                left = f.out(i)
+                out = json.dumps(left[0] if len(left) == 1 else left or None)
+            if f.rebuilt[i]:
+                rewrites = json.dumps(f.rewrites(i))
+            else:
+                moved = ""
+                if dst[i] != dst2[i]:
+                    moved = f', "dst": [{ip[dst[i]]}, {ip[dst2[i]]}]'
+                if dport[i] != dport2[i]:
+                    moved += f', "dport": [{dport[i]}, {dport2[i]}]'
+                if src[i] != src2[i]:
+                    moved += f', "src": [{ip[src[i]]}, {ip[src2[i]]}]'
+                if sport[i] != sport2[i]:
+                    moved += f', "sport": [{sport[i]}, {sport2[i]}]'
+                if ttl[i] != ttl2[i]:
+                    moved += f', "ttl": [{ttl[i]}, {ttl2[i]}]'
+                if tos[i] != tos2[i]:
+                    moved += f', "tos": [{tos[i]}, {tos2[i]}]'
+                if mark[i] != mark2[i]:
+                    moved += f', "mark": [{mark[i]}, {mark2[i]}]'
+                if ident[i] != ident2[i]:
+                    moved += f', "id": [{ident[i]}, {ident2[i]}]'
+                rewrites = f"{{{moved[2:]}}}"
+            state = f.state[i]
+            lines.append(
+                f'{{"packet": {number}, "time": {seconds(f.time[i])}, "in": {links[f.arrived[i]]}, '
+                f'"proto": {protos[proto]}, {ends}, '
+                f'"fate": {fates[f.fate[i]]}, "reason": {texts[f.reason[i]]}, "out": {out}, '
+                f'"state": {states[state] if state < len(states) else "null"}, "service": {texts[f.service[i]]}, '
+                f'"rules_evaluated": {f.evaluated[i]}, "rewrites": {rewrites}, "path": {path_texts[f.path[i]]}}}\n'
+            )
+        self.file.write("".join(lines))
+
+    def close(self) -> None:
+        self.file.flush()
+
+
+def _flat(journeys: Journeys, rows: Rows) -> Iterable[list[object]]:
+    """The FLAT facts of each packet; None where there is nothing to say."""
+    f = Facts(journeys, rows)
+    paths = journeys.paths
+    joined = _Known(lambda n: " | ".join(map(str, paths.unfold(n))), 1 << 14)
+    for i, number in enumerate(f.number):
+        proto = f.proto[i]
+        icmp, ported = proto == ICMP, proto in PORTED
+        yield [
+            number,
+            seconds(f.time[i]),
+            journeys.links[f.arrived[i]] if f.arrived[i] >= 0 else None,
+            PROTOCOLS.get(proto, str(proto)),
+            address(f.was["src"][i]),
+            f.was["sport"][i] if ported else None,
+            address(f.was["dst"][i]),
+            f.was["dport"][i] if ported else None,
+            f.icmp_type[i] if icmp else None,
+            f.icmp_code[i] if icmp else None,
+            f.was["icmp_id"][i] if icmp and f.icmp_type[i] in ICMP_QUERIES else None,
+            FATES[f.fate[i]],
+            paths.texts[f.reason[i]],
+            " ".join(f.out(i)) or None,
+            STATES[f.state[i]] if f.state[i] < len(STATES) else None,
+            paths.texts[f.service[i]],
+            f.evaluated[i],
+            " ".join(f"{name}={old}->{new}" for name, (old, new) in f.rewrites(i).items()) or None,
+            joined[f.path[i]],
+        ]
+
+
+class Csv:
+    """A row a packet: the facts of a JSON line, rewrites as `dst=10.96.0.1->10.244.2.6`, the path joined by ` | `."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self.writer = csv.writer(file, lineterminator="\n")
+        self.writer.writerow(FLAT)
+
+    def write(self, journeys: Journeys, rows: Rows) -> None:
+        self.writer.writerows(_flat(journeys, rows))
+
+    def close(self) -> None:
+        self.file.flush()
+
+
+class Parquet:
+    """The columns of the CSV report in Parquet, with time in seconds as a number. Needs pyarrow."""
+
+    def __init__(self, file: str | BinaryIO) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise Refused(
+                "a .parquet report needs pyarrow", hint="pip install 'netemu[parquet]', or write .csv or .jsonl"
+            ) from None
+        number = {"packet": pyarrow.int64(), "time": pyarrow.float64(), "rules_evaluated": pyarrow.int32()}
+        small = {name: pyarrow.int32() for name in ("sport", "dport", "type", "code", "id")}
+        text = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
+        self.arrow = pyarrow
+        self.schema = pyarrow.schema([(name, {**number, **small}.get(name, text)) for name in FLAT])
+        self.writer = pyarrow.parquet.ParquetWriter(file, self.schema)
+
+    def write(self, journeys: Journeys, rows: Rows) -> None:
+        columns = list(zip(*_flat(journeys, rows), strict=True))
+        if not columns:
+            return
+        columns[1] = tuple(float(str(t)) for t in columns[1])
+        arrays = [self.arrow.array(values, field.type) for values, field in zip(columns, self.schema, strict=True)]
+        self.writer.write_table(self.arrow.Table.from_arrays(arrays, schema=self.schema))
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Left:
+    """What left the node, as a pcapng with one interface a link; each packet's comment is its path."""
+
+    def __init__(self, file: str | BinaryIO, node: Node) -> None:
+        from netemu.capture import CaptureWriter
+
+        links = node.routing.names
+        self.node = node
+        self.writer = CaptureWriter(file, links)
+        self.count = 0
+
+    def write(self, journeys: Journeys, rows: Rows) -> None:
+        pkts, paths = journeys.pkts, journeys.paths
+        special = odd(journeys)
+        rows = rows[special[rows] | (journeys.left[rows] >= 0)]
+        zero = self.node.epoch or 0  # back to the clock of the capture
+        numbers = np.asarray(journeys.numbers)
+        comments = _Known(lambda n: "\n".join(map(str, paths.unfold(n))), 1 << 14)
+        for row in rows.tolist():
+            comment = f"packet {numbers[row]}\n{comments[int(pkts.path[row])]}"
+            for link, packet in (
+                journeys[row].out if special[row] else [(journeys.links[int(journeys.left[row])], pkts.bytes(row))]
+            ):
+                self.writer.write(link, zero + int(pkts.time[row]), packet, comment)
+                self.count += 1
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def open_report(path: str) -> Report:
+    """The report that a file name asks for: .jsonl, .csv, .parquet, or `-` for JSON lines on standard output."""
+    kind = Path(path).suffix
+    if path == "-":
+        return JsonLines(sys.stdout)
+    if kind == ".parquet":
+        return Parquet(path)
+    if kind not in (".jsonl", ".json", ".ndjson", ".csv"):
+        raise Refused(
+            f"`{path}`: no report is called `{kind}`", hint="netemu writes .jsonl, .csv and .parquet; `-` is JSON lines"
+        )
+    file = open(path, "w", encoding="utf-8", newline="")  # noqa: SIM115 - closed with the report
+    return _Closing(Csv(file) if kind == ".csv" else JsonLines(file), file)
+
+
+class _Closing:
+    """A report that owns its file."""
+
+    def __init__(self, report: Report, file: IO[Any]) -> None:
+        self.report, self.file = report, file
+
+    def write(self, journeys: Journeys, rows: Rows) -> None:
+        self.report.write(journeys, rows)
+
+    def close(self) -> None:
+        self.report.close()
+        self.file.close()
+
+
+# ---- for people ----------------------------------------------------------------------------------------------------
+
+STYLES = {
+    "forwarded": "32",
+    "delivered": "36",
+    "rejected": "33",
+    "dropped": "31",
+    "held": "35",
+    "dim": "2",
+    "bold": "1",
+}
+TRANSLATORS = re.compile(r"-j (DNAT|SNAT|MASQUERADE|REDIRECT|NETMAP)\b")
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Where people read: how wide (None: as wide as need be) and in colour or not."""
+
+    file: TextIO
+    width: int | None = None
+    colour: bool = False
+
+    @classmethod
+    def of(cls, file: TextIO, color: str = "auto") -> Screen:
+        """The screen behind `file`, by habit: --color first, then NO_COLOR, FORCE_COLOR, TERM=dumb, and a terminal."""
+        terminal = file.isatty()
+        env = os.environ
+        if color == "auto":
+            forced = any(env.get(name, "0") not in ("", "0") for name in ("FORCE_COLOR", "CLICOLOR_FORCE"))
+            colour = not env.get("NO_COLOR") and (forced or (terminal and env.get("TERM") != "dumb"))
+        else:
+            colour = color == "always"
+        asked = env.get("COLUMNS", "").isdigit()
+        width = max(40, shutil.get_terminal_size((100, 24)).columns) if terminal or asked else None
+        return cls(file, width, colour)
+
+    def paint(self, style: str, text: str) -> str:
+        return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if self.colour and text else text
+
+    def crop(self, text: str, room: int | None) -> str:
+        """`text` in `room` columns."""
+        return text if room is None or len(text) <= room else text[: max(room - 1, 0)] + "…"
+
+    def console(self) -> Console:
+        """rich, set the same way. Piped text is laid out for 160 columns: rich wants to know."""
+        from rich.console import Console
+
+        return Console(
+            file=self.file,
+            width=self.width or 160,
+            force_terminal=self.colour,
+            color_system="standard" if self.colour else None,
+            highlight=False,
+            emoji=False,
+            legacy_windows=False,
+        )
+
+
+class Table:
+    """A line a packet where there is room for it, else two: what came, and what became of it."""
+
+    HEAD = ("packet", "time", "in", "what came", "state", "fate", "out", "what became of it", "why")
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen = screen
+        self.widths: list[int] | None = None
+        self.why: dict[tuple[int, int, int], str] = {}
+
+    def write(self, journeys: Journeys, rows: Rows) -> None:
+        if not len(rows):
+            return
+        f = Facts(journeys, rows)
+        cells = [self._cells(f, i) for i in range(len(f))]
+        if self.widths is None:
+            self._begin(cells)
+        assert self.widths is not None
+        lines = [self._line(c) for c in cells]
+        self.screen.file.write("".join(lines))
+
+    def _begin(self, cells: list[list[str]]) -> None:
+        self.widths = [max(len(h), *(len(c[k]) for c in cells[:2000])) for k, h in enumerate(self.HEAD)]
+        usual = (0, 0, 0, 40, 11, 9, 0, 0, 0)
+        self.widths = [max(pair) for pair in zip(self.widths, usual, strict=True)]
+        room = self.screen.width
+        self.wide = room is None or sum(self.widths[:8]) + 8 * 2 + 20 <= room
+        w = self.widths
+        if self.wide:
+            head = "  ".join(
+                f"{h:>{n}}" if k < 2 else f"{h:<{n}}" for k, (h, n) in enumerate(zip(self.HEAD, w, strict=True))
+            )
+            self.screen.file.write(self.screen.paint("bold", self.screen.crop(head.rstrip(), room)) + "\n")
+
+    def _cells(self, f: Facts, i: int) -> list[str]:
+        journeys = f.journeys
+        rewrites = f.rewrites(i)
+        became = []
+        for end, port in (("dst", "dport"), ("src", "sport")):
+            if end in rewrites or port in rewrites:
+                colon = f":{f.now[port][i]}" if f.proto[i] in PORTED and f.first_fragment[i] else ""
+                became.append(f"{end} {address(f.now[end][i])}{colon}")
+        for name, (old, new) in rewrites.items():
+            if name in ("src", "dst", "sport", "dport") or (name == "ttl" and new == int(old) - 1):
+                continue  # one hop less is what every router does
+            became.append(f"{name} {new:#x}" if name in ("mark", "tos") else f"{name} {new}")
+        return [
+            str(f.number[i]),
+            f"{f.time[i] / 1e9:.6f}",
+            journeys.links[f.arrived[i]] if f.arrived[i] >= 0 else "-",
+            f.packet(i),
+            STATES[f.state[i]] if f.state[i] < len(STATES) else "-",
+            FATES[f.fate[i]],
+            ",".join(dict.fromkeys(f.out(i))) or "-",
+            ", ".join(became),
+            self._why(f, i),
+        ]
+
+    def _why(self, f: Facts, i: int) -> str:
+        key = (f.path[i], f.reason[i], f.service[i])
+        text = self.why.get(key)
+        if text is None:
+            if len(self.why) > 1 << 16:
+                self.why.clear()
+            text = self.why[key] = why(f.paths, *key)
+        return text
+
+    def _line(self, cells: list[str]) -> str:
+        s, w = self.screen, self.widths
+        assert w is not None
+        number, time, came_in, what, state, fate, out, became, because = cells
+        if self.wide:
+            lead = f"{number:>{w[0]}}  {time:>{w[1]}}  {came_in:<{w[2]}}  {what:<{w[3]}}  {state:<{w[4]}}  "
+            rest = f"  {out:<{w[6]}}  {became:<{w[7]}}  {because}"
+            used = len(lead) + max(w[5], len(fate))
+            rest = s.crop(rest.rstrip(), None if s.width is None else s.width - used)
+            return f"{lead}{s.paint(fate, f'{fate:<{w[5]}}')}{rest}".rstrip() + "\n"
+        first = s.crop(f"{number:>{w[0]}}  {time:>{w[1]}}  {came_in:<{w[2]}}  {what}", s.width)
+        indent = " " * (w[0] + 2)
+        to = f" {out}" if out != "-" else ""
+        rest = "  ".join(filter(None, (f"{to}", state if state != "-" else "", became, because)))
+        rest = s.crop(rest, None if s.width is None else s.width - len(indent) - len(fate))
+        return f"{first}\n{indent}{s.paint(fate, fate)}{rest}\n"
+
+    def close(self) -> None:
+        self.screen.file.flush()
+
+
+def why(paths: Paths, path: int, reason: int, service: int) -> str:
+    """Why a packet came to its fate: the reason, the virtual service, or the rules that translated it."""
+    if paths.texts[reason]:
+        return str(paths.texts[reason])
+    if paths.texts[service]:
+        return f"service {paths.texts[service]}"
+    nat = [
+        f"{step} {found[1]}"
+        for step in paths.unfold(path)
+        if step.table == "nat" and (found := TRANSLATORS.search(step.rule))
+    ]
+    return ", ".join(nat)
+
+
+# ---- the summary ---------------------------------------------------------------------------------------------------
+
+
+class Counts:
+    """How often each small number was seen: int64 counts that grow with the numbers."""
+
+    def __init__(self) -> None:
+        self.n: I64 = np.zeros(64, np.int64)
+
+    def add(self, values: NDArray[Any], weights: NDArray[Any] | None = None) -> None:
+        if not len(values):
+            return
+        top = int(values.max()) + 1
+        if top > len(self.n):
+            self.n = np.concatenate([self.n, np.zeros(max(top, 2 * len(self.n)) - len(self.n), np.int64)])
+        if weights is None and top <= 4 * len(values) + 1024:
+            self.n[:top] += np.bincount(values, minlength=top)
+        else:
+            np.add.at(self.n, values, 1 if weights is None else weights)
+
+    def most(self) -> list[tuple[int, int]]:
+        """(number, how often), the most frequent first, ties by number."""
+        seen = np.flatnonzero(self.n)
+        return [(int(k), int(self.n[k])) for k in seen[np.argsort(-self.n[seen], kind="stable")]]
+
+    def __getitem__(self, k: int) -> int:
+        return int(self.n[k]) if k < len(self.n) else 0
+
+
+@dataclass
+class Translated:
+    """Packets that went to one address and port and were sent on elsewhere."""
+
+    packets: int = 0
+    bytes: int = 0
+    new: int = 0
+
+
+class Summary:
+    """Counts of everything, fed chunk by chunk by columns. Memory: as many entries as distinct paths and services."""
+
+    MOST_KEYS = 1 << 16  # distinct destinations that are counted one by one; the rest only together
+
+    def __init__(self) -> None:
+        self.packets = self.bytes = self.evaluated = self.most_evaluated = self.rewritten = self.own = 0
+        self.first: int | None = None
+        self.last = 0
+        self.fates, self.reasons, self.path_counts = Counts(), Counts(), Counts()
+        self.states, self.protos = Counts(), Counts()
+        self.ways: Counter[tuple[int, int]] = Counter()
+        # (proto, dst, dport) -> what it was; and the same with (to address, port) -> packets
+        self.targets: dict[tuple[int, int, int], Translated] = {}
+        self.servers: dict[tuple[int, int, int], Counter[tuple[int, int]]] = {}
+        self.services: set[tuple[int, int, int]] = set()
+        self.others = self.late = 0
+        self.paths: Paths | None = None
+        self.links: list[str] = []
+
+    def add(self, journeys: Journeys) -> None:
+        """Count one chunk. Cost: some ten passes over columns, a sort of the translated packets' targets."""
+        pkts, before = journeys.pkts, journeys.before
+        n = len(pkts)
+        self.paths, self.links = journeys.paths, list(journeys.links)
+        if not n:
+            return
+        self.packets += n
+        self.late += journeys.late
+        self.bytes += int(pkts.length.sum(dtype=np.int64))
+        self.first = int(pkts.time.min()) if self.first is None else min(self.first, int(pkts.time.min()))
+        self.last = max(self.last, int(pkts.time.max()))
+        self.fates.add(pkts.fate)
+        self.protos.add(before["proto"])
+        self.states.add(journeys.state)
+        self.path_counts.add(pkts.path)
+        lost = np.flatnonzero(pkts.fate >= REJECTED)
+        if len(lost):
+            self.reasons.add(pkts.reason[lost])
+        self.evaluated += int(pkts.evaluated.sum(dtype=np.int64))
+        self.most_evaluated = max(self.most_evaluated, int(pkts.evaluated.max()))
+        self.own += int((pkts.arrived < 0).sum())
+        width = len(self.links) + 1
+        way = (pkts.arrived.astype(np.int64) + 1) * width + journeys.left + 1
+        counts = np.bincount(way)
+        for k in np.flatnonzero(counts):
+            self.ways[(int(k) // width - 1, int(k) % width - 1)] += int(counts[k])
+        turned = (pkts.dst != before["dst"]) | (pkts.dport != before["dport"])
+        changed = turned | (pkts.src != before["src"]) | (pkts.sport != before["sport"])
+        self.rewritten += int(changed.sum())
+        served = journeys.service != 0
+        # an answer goes back to whom it was translated for: that is no service
+        self._targets(journeys, np.flatnonzero((turned | served) & ~pkts.reply))
+
+    def _targets(self, journeys: Journeys, rows: Rows) -> None:
+        if not len(rows):
+            return
+        pkts, before = journeys.pkts, journeys.before
+        keys = np.zeros((len(rows), 2), np.uint64)
+        u8 = np.uint64
+        keys[:, 0] = (
+            before["dst"][rows].astype(u8) << u8(24)
+            | before["dport"][rows].astype(u8) << u8(8)
+            | before["proto"][rows].astype(u8)
+        )
+        keys[:, 1] = pkts.dst[rows].astype(u8) << u8(16) | pkts.dport[rows]
+        order = np.lexsort((keys[:, 1], keys[:, 0]))
+        ordered = keys[order]
+        begins = np.flatnonzero(np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(1)]))
+        sizes = np.add.reduceat(pkts.length[rows][order].astype(np.int64), begins)
+        news = np.add.reduceat((journeys.state[rows] == 1)[order].astype(np.int64), begins)
+        served = np.add.reduceat((journeys.service[rows] != 0)[order].astype(np.int64), begins)
+        ends = np.append(begins[1:], len(rows))
+        heads = ordered[begins].tolist()
+        columns = zip(heads, (ends - begins).tolist(), sizes.tolist(), news.tolist(), served.tolist(), strict=True)
+        for (was, now), count, size, new, serve in columns:
+            key = (was & 0xFF, was >> 24, was >> 8 & 0xFFFF)
+            target = self.targets.get(key)
+            if target is None:
+                if len(self.targets) >= self.MOST_KEYS:
+                    self.others += count
+                    continue
+                target = self.targets[key] = Translated()
+                self.servers[key] = Counter()
+            target.packets += count
+            target.bytes += size
+            target.new += new
+            if serve:
+                self.services.add(key)
+            to = (now >> 16, now & 0xFFFF)
+            if to != key[1:]:
+                servers = self.servers[key]
+                if to in servers or len(servers) < self.MOST_KEYS:
+                    servers[to] += count
+
+    # ---- what was touched, worked out once at the end ----
+
+    def steps(self) -> Counter[Step]:
+        """How many packets took each step. Cost: the steps of each distinct path."""
+        out: Counter[Step] = Counter()
+        if self.paths is not None:
+            for path, count in self.path_counts.most():
+                for step in self.paths.unfold(path):
+                    out[step] += count
+        return out
+
+    def show(self, screen: Screen, most: int = 10) -> None:
+        """Print it, `most` rows of each list."""
+        from rich.table import Table as Grid
+        from rich.text import Text
+
+        console = screen.console()
+        paths = self.paths or Paths()
+
+        def grid(*columns: str, title: str) -> Grid:
+            g = Grid(
+                title=title,
+                title_justify="left",
+                title_style="bold",
+                box=None,
+                pad_edge=False,
+                header_style="dim",
+                padding=(0, 2, 0, 0),
+            )
+            for name in columns:
+                right = name in ("packets", "share", "new", "bytes")
+                g.add_column(
+                    name,
+                    justify="right" if right else "left",
+                    no_wrap=name != "path",
+                    overflow="ellipsis" if name != "path" else "fold",
+                )
+            return g
+
+        def put(g: Grid, left_out: int = 0) -> None:
+            if g.row_count:
+                console.print()
+                console.print(g)
+                if left_out > 0:
+                    console.print(f"… and {left_out:,} more", style="dim")
+
+        span = (self.last - (self.first or 0)) / 1e9 if self.packets else 0.0
+        mean = self.evaluated / self.packets if self.packets else 0.0
+        console.print(
+            Text.assemble(
+                (f"{self.packets:,} packets", "bold"), f", {self.bytes:,} bytes, {span:,.3f} s of traffic; "
+                f"{self.rewritten:,} rewritten; "
+                f"{mean:.1f} rules looked at for a packet, {self.most_evaluated:,} at most",
+            ),
+            soft_wrap=screen.width is None,
+        )  # fmt: skip
+        g = grid("fate", "packets", "share", "", title="What became of them")
+        bar = 24
+        for fate, count in self.fates.most():
+            name, share = FATES[fate], count / self.packets
+            g.add_row(
+                Text(name, _RICH[name]),
+                f"{count:,}",
+                f"{share:.1%}",
+                Text("█" * max(1, round(share * bar)), _RICH[name]),
+            )
+        put(g)
+
+        g = grid("packets", "reason", title="Why packets went no further")
+        reasons = self.reasons.most()
+        for text, count in reasons[:most]:
+            g.add_row(f"{count:,}", Text(paths.texts[text] or "no reason given"))
+        put(g, len(reasons) - most)
+
+        g = grid("from", "to", "packets", title="Ways through the node")
+        ways = self.ways.most_common()
+        for (came, went), count in ways[:most]:
+            g.add_row(self._link(came, "the node itself"), self._link(went, "-"), f"{count:,}")
+        put(g, len(ways) - most)
+
+        g = grid("proto", "packets", "connection", "packets", title="Protocols and connection states")
+        protos = [(PROTOCOLS.get(p, str(p)), f"{c:,}") for p, c in self.protos.most()]
+        states = [(STATES[s] if s < len(STATES) else "not looked at", f"{c:,}") for s, c in self.states.most()]
+        for k in range(max(len(protos), len(states))):
+            g.add_row(*(protos[k] if k < len(protos) else ("", "")), *(states[k] if k < len(states) else ("", "")))
+        put(g)
+
+        g = grid("service", "packets", "new", "bytes", "sent on to", title="Services and translated destinations")
+        targets = sorted(self.targets.items(), key=lambda kv: (-kv[1].packets, kv[0]))
+        for key, t in targets[:most]:
+            servers = self.servers[key].most_common()
+            to = ", ".join(f"{_end(key[0], *server)} {count:,}" for server, count in servers[:4])
+            more = f", … {len(servers) - 4} more" if len(servers) > 4 else ""
+            mark = "" if key in self.services else " (NAT)"
+            g.add_row(
+                f"{_end(key[0], *key[1:])}/{PROTOCOLS.get(key[0], key[0])}{mark}",
+                f"{t.packets:,}",
+                f"{t.new:,}",
+                f"{t.bytes:,}",
+                f"{to}{more}",
+            )
+        put(g, len(targets) - most)
+        if self.others:
+            console.print(
+                f"{self.others:,} more packets went to destinations beyond the first {self.MOST_KEYS:,}", style="dim"
+            )
+
+        steps = self.steps()
+        chains: Counter[str] = Counter()
+        sets: Counter[str] = Counter()
+        for step, count in steps.items():
+            if step.table:
+                chains[":".join(step.text.split(":")[:2])] += count
+                for name in SET_NAMES.findall(step.rule):
+                    sets[name] += count
+        g = grid("packets", "path", title="Paths")
+        counted = self.path_counts.most()
+        for path, count in counted[:most]:
+            g.add_row(f"{count:,}", Text(short_path(paths.unfold(path)) or "(nothing was asked)"))
+        put(g, len(counted) - most)
+        if chains:
+            self._names(console, "Chains entered (steps)", chains)
+        if sets:
+            self._names(console, "Sets that rules matched", sets)
+
+    def tally(self, screen: Screen) -> None:
+        """All of it in one line, for the end of a table."""
+        fates = ", ".join(f"{count:,} {screen.paint(FATES[fate], FATES[fate])}" for fate, count in self.fates.most())
+        screen.file.write(f"{_many(self.packets, 'packet')}{': ' if fates else ''}{fates}\n")
+
+    def _link(self, k: int, none: str) -> str:
+        return self.links[k] if 0 <= k < len(self.links) else none
+
+    def _names(self, console: Console, title: str, names: Counter[str]) -> None:
+        console.print()
+        console.print(title, style="bold")
+        console.print("  ".join(f"{name} {count:,}".replace(" ", "\u00a0") for name, count in sorted(names.items())))
+
+
+_RICH = {
+    "travelling": "",
+    "forwarded": "green",
+    "delivered": "cyan",
+    "rejected": "yellow",
+    "dropped": "red",
+    "held": "magenta",
+}
+SET_NAMES = re.compile(r"--(?:match-set|add-set|del-set|map-set) (\S+)")
+
+
+def _end(proto: int, ip: int, port: int) -> str:
+    return f"{address(ip)}:{port}" if proto in PORTED else address(ip)
+
+
+def short_path(steps: Iterable[Step]) -> str:
+    """A path without the policies it fell through: what decided."""
+    kept = [s.text for s in steps if not (s.table and s.text.split(":")[2:3] in (["policy"], ["return"]))]
+    return " · ".join(kept)
+
+
+# ---- one packet, step by step --------------------------------------------------------------------------------------
+
+
+def explain(journey: Journey, screen: Screen, title: str = "") -> None:
+    """Every step of one packet: the rule it met, what it rewrote, and the result; then the packets that it caused."""
+    _explain(journey, screen, title, 0)
+    screen.file.flush()
+
+
+def _explain(journey: Journey, screen: Screen, title: str, depth: int) -> None:
+    pad = "    " * depth
+    say = screen.file.write
+    room = None if screen.width is None else screen.width - len(pad)
+    if title:
+        say(f"{pad}{screen.paint('bold', title)}\n")
+    pending = list(journey.rewrites)
+    steps = list(journey.steps)
+    wide = min(max((len(s.text) + 2 * _depth(s) for s in steps if s.rule), default=0), 44)
+    for step in steps:
+        indent = "  " * (_depth(step) + 1)
+        text = f"{indent}{step.text}"
+        if step.rule:
+            rule = step.rule
+            if room is not None and wide + 4 + len(rule) > room:  # the rule goes below, whole
+                say(f"{pad}{text}\n")
+                for line in _folded(rule, room - len(indent) - 6):
+                    say(f"{pad}{indent}      {screen.paint('dim', line)}\n")
+            else:
+                say(f"{pad}{text:<{wide + 4}}{screen.paint('dim', rule)}\n")
+        else:
+            name, colon, rest = text.partition(": ")
+            say(f"{pad}{screen.paint('bold', name) + colon + rest if colon and not step.table else text}\n")
+        while pending and pending[0].step == step:
+            r = pending.pop(0)
+            say(f"{pad}{indent}      {_change(r)}\n")
+    for r in pending:
+        say(f"{pad}        {_change(r)}  ({r.step})\n")
+    fate = getattr(journey.fate, "value", journey.fate)
+    links = [link for link, _ in journey.out]
+    tail = f" on {', '.join(links)}" if links else ""
+    because = f": {journey.reason}" if journey.reason else ""
+    say(f"{pad}  {screen.paint(str(fate), str(fate))}{tail}{because}\n")
+    for link, packet in journey.out:
+        say(f"{pad}    {link}: {bytes_text(packet)}\n")
+    for caused in journey.caused:
+        say("\n")
+        _explain(caused, screen, "  the node answered:", depth + 1)
+
+
+def _depth(step: Step) -> int:
+    """How far a step is set in: rules of the node's own chains stand below the built-in ones."""
+    if not step.table:
+        return 0
+    return 1 if step.text.split(":")[1] in ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING") else 2
+
+
+def _change(r: Rewrite) -> str:
+    old, new = (_worded(r.field, v) for v in (r.old, r.new))
+    if r.field in ("mark", "tos") and isinstance(old, int) and isinstance(new, int):
+        return f"{r.field} {old:#x} → {new:#x}"
+    return f"{r.field} {old} → {new}"
+
+
+def _folded(text: str, room: int) -> list[str]:
+    """`text` in lines of at most `room` columns, cut at spaces where it can be."""
+    import textwrap
+
+    return textwrap.wrap(text, max(room, 20), break_long_words=False, break_on_hyphens=False)
+
+
+def bytes_text(packet: bytes) -> str:
+    """A packet given as bytes, in a line.
+
+    >>> bytes_text(bytes.fromhex("4500001c0000000040010000" "0a000005" "0a600001" "0800000000070001"))
+    'icmp 10.0.0.5 > 10.96.0.1 echo id 7, ttl 64, 28 bytes'
+    """
+    p = Packets.from_bytes([packet])
+    line = packet_text(
+        int(p.proto[0]), int(p.src[0]), int(p.sport[0]), int(p.dst[0]), int(p.dport[0]), flags=int(p.flags[0]),
+        icmp=(int(p.icmp_type[0]), int(p.icmp_code[0]), int(p.icmp_id[0])), fragment=bool(p.frag[0] & OFFSET_MASK),
+    )  # fmt: skip
+    tos = f", tos {int(p.tos[0]):#x}" if p.tos[0] else ""
+    return f"{line}, ttl {int(p.ttl[0])}{tos}, {len(packet)} bytes"
+
+
+def explain_row(journeys: Journeys, row: int, screen: Screen, title: str = "") -> None:
+    """The same for one packet of a chunk: how it arrived stands first."""
+    f = Facts(journeys, np.array([row]))
+    came = f"came in on {journeys.links[f.arrived[0]]}" if f.arrived[0] >= 0 else "sent by the node itself"
+    facts = [came, f"at {seconds(f.time[0])} s"]
+    if f.state[0] < len(STATES):
+        facts.append(f"connection state {STATES[f.state[0]]}")
+    if f.paths.texts[f.service[0]]:
+        facts.append(f"service {f.paths.texts[f.service[0]]}")
+    facts.append(f"{f.evaluated[0]} rules looked at")
+    head = f.packet(0)
+    screen.file.write(screen.paint("bold", head if not title or title.startswith(head) else f"{title}: {head}") + "\n")
+    screen.file.write("".join(f"{line}\n" for line in _folded(", ".join(facts), (screen.width or 200) - 1)))
+    explain(journeys[row], screen)
+
+
+GRAMMAR = "write `tcp 10.0.0.5:4000 > 10.96.0.1:443 S`, `udp A:P > B:P`, or `icmp A > B echo id 7`"
+FLAG_LETTERS = dict(zip("FSRPAUEW.", (1, 2, 4, 8, 16, 32, 64, 128, 16), strict=True))
+
+
+def read_packet(text: str) -> bytes:
+    """The packet that a line describes, checksums right. Raises Refused.
+
+    >>> bytes_text(read_packet("tcp 10.0.0.5:4000 > 10.96.0.1:443 S ttl 3"))
+    'tcp 10.0.0.5:4000 > 10.96.0.1:443 S, ttl 3, 40 bytes'
+    >>> bytes_text(read_packet("icmp 10.0.0.5 > 10.0.0.1 echo-reply id 7 len 60"))
+    'icmp 10.0.0.5 > 10.0.0.1 echo-reply id 7, ttl 64, 60 bytes'
+    """
+    import struct
+
+    from netemu.flows import address as number
+    from netemu.packets import UDP, checksum
+
+    def no(what: str) -> Refused:
+        return Refused(what, text=text, hint=GRAMMAR)
+
+    words = text.replace(">", " > ").replace("→", " > ").split()
+    if len(words) < 4 or words[2] != ">":
+        raise no("this is no packet")
+    name, source, _, target, *rest = words
+    proto = {"tcp": TCP, "udp": UDP, "icmp": ICMP}.get(name.lower())
+    if proto is None:
+        raise no(f"protocol `{name}` cannot be written here: tcp, udp or icmp")
+
+    def end(word: str, port: int) -> tuple[int, int]:
+        host, colon, given = word.partition(":")
+        if colon and (proto == ICMP or not given.isdigit() or int(given) > 65535):
+            raise no(f"`{word}` is no end of {name}")
+        return number(host), int(given) if colon else port
+
+    (src, sport), (dst, dport) = end(source, 40000), end(target, 80)
+    options = {"ttl": 64, "tos": 0, "len": 0, "id": 1, "seq": 1, "ack": 0, "win": 64240, "code": 0}
+    most = {
+        "ttl": 255,
+        "tos": 255,
+        "len": 65535,
+        "id": 65535,
+        "seq": 2**32 - 1,
+        "ack": 2**32 - 1,
+        "win": 65535,
+        "code": 255,
+    }
+    flags, kind = 0, 8
+    kinds = {v: k for k, v in ICMP_NAMES.items()}
+    words_left = iter(rest)
+    for word in words_left:
+        if word in options:
+            value = next(words_left, "")
+            try:
+                options[word] = int(value, 0)
+            except ValueError:
+                raise no(f"`{word} {value}`: a number belongs there") from None
+            if not 0 <= options[word] <= most[word]:
+                raise no(f"`{word} {value}`: 0 to {most[word]}")
+        elif proto == ICMP and word in kinds:
+            kind = kinds[word]
+        elif proto == ICMP and word == "type":
+            value = next(words_left, "")
+            if not value.isdigit() or int(value) > 255:
+                raise no(f"`type {value}`: 0 to 255")
+            kind = int(value)
+        elif proto == TCP and word != "-" and all(c in FLAG_LETTERS for c in word.strip("[]")):
+            for c in word.strip("[]"):
+                flags |= FLAG_LETTERS[c]
+        else:
+            raise no(f"`{word}` is not understood")
+    if proto == TCP:
+        if not flags:
+            flags = 2
+        seq, ack = options["seq"], options["ack"]
+        body = bytearray(struct.pack("!HHIIBBHHH", sport, dport, seq, ack, 0x50, flags, options["win"], 0, 0))
+    elif proto == UDP:
+        body = bytearray(struct.pack("!HHHH", sport, dport, 8, 0))
+    else:
+        body = bytearray(struct.pack("!BBHHH", kind, options["code"], 0, options["id"], options["seq"] & 0xFFFF))
+    least = 20 + len(body)
+    total = options["len"] or least
+    if total < least:
+        raise no(f"len {total} is too short: such a packet has {least} bytes at least")
+    body += bytes(total - least)
+    place = {TCP: 16, UDP: 6, ICMP: 2}[proto]
+    if proto == UDP:
+        struct.pack_into("!H", body, 4, len(body))
+    pseudo = b"" if proto == ICMP else struct.pack("!IIBBH", src, dst, 0, proto, len(body))
+    check = checksum(pseudo + bytes(body))
+    struct.pack_into("!H", body, place, check or (0xFFFF if proto == UDP else 0))
+    head = bytearray(
+        struct.pack("!BBHHHBBHII", 0x45, options["tos"], total, 0, 0x4000, options["ttl"], proto, 0, src, dst)
+    )
+    struct.pack_into("!H", head, 10, checksum(bytes(head)))
+    return bytes(head + body)
+
+
+# ---- what a model holds --------------------------------------------------------------------------------------------
+
+
+def describe(node: Node, name: str, screen: Screen) -> None:
+    """What was loaded, in words and counts. Reads the node's own dumps, so it cannot say other than they do."""
+    say = screen.file.write
+    say(f"{screen.paint('bold', name)}, as Linux {node.kernel} would run it\n")
+
+    def part(title: str, lines: Iterable[str]) -> None:
+        lines = list(lines)
+        if lines:
+            say(f"\n{screen.paint('bold', title)}\n")
+            for line in lines:
+                say(screen.crop(f"  {line}", screen.width) + "\n")
+
+    part("links", _links(node))
+    part("routes", _routes(node))
+    rules = [str(rule) for rule in node.routing.rules]
+    part("policy rules", [rule.replace("\t", " ") for rule in rules] if node.routing.split else [])
+    part("rules", _rules(node.dump("iptables-save")))
+    part("sets", _sets(node.dump("ipset-save")))
+    part("virtual services", _services(node.dump("ipvsadm-save")))
+    connections = len(node.dump("conntrack").splitlines())
+    part("connections", [_many(connections, "connection")] if connections else [])
+    part("sysctls that are not Linux's defaults", _sysctls(node))
+    part("remarks", node.model.notes)
+    screen.file.flush()
+
+
+def _many(n: int, what: str) -> str:
+    plural = what[:-1] + "ies" if what.endswith("y") else what + "es" if what.endswith(("s", "x")) else what + "s"
+    return f"{n:,} {what if n == 1 else plural}"
+
+
+def _links(node: Node) -> Iterable[str]:
+    links = node.routing.links
+    width = max(len(link.name) for link in links)
+    for link in links:
+        addresses = [f"{address(a.ip)}/{a.plen}" for a in link.addresses]
+        shown = ", ".join(addresses[:6]) + (f", … {len(addresses) - 6} more" if len(addresses) > 6 else "")
+        facts = [f"mtu {link.mtu}", link.kind or "", "" if link.up else "down"]
+        yield f"{link.name:<{width}}  {', '.join(filter(None, facts))}  {shown or 'no address'}"
+
+
+def _routes(node: Node) -> Iterable[str]:
+    routes = node.model.routes
+    for route in routes[:12]:
+        yield " ".join(route.words)
+    if len(routes) > 12:
+        yield f"… and {len(routes) - 12:,} more"
+
+
+def _rules(text: str) -> Iterable[str]:
+    """`nat  38 rules in 12 chains: PREROUTING 1 (ACCEPT), ...` for each table of an iptables-save text."""
+    table = ""
+    chains: dict[str, tuple[int, str]] = {}
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = line[1:].strip()
+            chains = {}
+        elif line.startswith(":"):
+            name, policy = line[1:].split()[:2]
+            chains[name] = (0, policy)
+        elif line.startswith(("-A ", "[")):
+            chain = re.search(r"-A (\S+)", line)
+            if chain:
+                count, policy = chains[chain[1]]
+                chains[chain[1]] = (count + 1, policy)
+        elif line.strip() == "COMMIT":
+            total = sum(count for count, _ in chains.values())
+            own = [(n, c) for n, (c, policy) in chains.items() if policy == "-"]
+            built = ", ".join(f"{n} {c} ({policy})" for n, (c, policy) in chains.items() if policy != "-")
+            longest = max(own, key=lambda item: item[1], default=None)
+            tail = (
+                f"; {_many(len(own), 'own chain')}, the longest {longest[0]} with {_many(longest[1], 'rule')}"
+                if longest
+                else ""
+            )
+            yield f"{table:<8}  {_many(total, 'rule')}: {built}{tail}"
+
+
+def _sets(text: str) -> Iterable[str]:
+    types: dict[str, str] = {}
+    sizes: Counter[str] = Counter()
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["create"]:
+            types[words[1]] = words[2]
+        elif words[:1] == ["add"]:
+            sizes[words[1]] += 1
+    width = max(map(len, types), default=0)
+    kinds = max(map(len, types.values()), default=0)
+    for name, kind in types.items():
+        yield f"{name:<{width}}  {kind:<{kinds}}  {_many(sizes[name], 'entry')}"
+
+
+def _services(text: str) -> Iterable[str]:
+    servers: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["-A"]:
+            options = dict(zip(words[3::2], words[4::2], strict=False))
+            persistent = f", persistent {options['-p']} s" if "-p" in options else ""
+            servers[" ".join(words[1:3])] = [f"{options.get('-s', '')}{persistent}"]
+        elif words[:1] == ["-a"]:
+            options = dict(zip(words[3::2], words[4::2], strict=False))
+            servers.setdefault(" ".join(words[1:3]), [""]).append(options.get("-r", ""))
+    names = {"-t": "tcp", "-u": "udp", "-f": "mark", "--sctp-service": "sctp"}
+    width = max(map(len, servers), default=0)
+    for number, (service, (scheduler, *real)) in enumerate(servers.items()):
+        if number == 20:
+            yield f"… and {len(servers) - number:,} more services"
+            return
+        proto, _, end = service.partition(" ")
+        shown = ", ".join(real[:4]) + (f", … {len(real) - 4} more" if len(real) > 4 else "")
+        yield f"{f'{names.get(proto, proto)} {end}':<{width + 3}}  {scheduler}  -> {shown or 'no server'}"
+
+
+def _sysctls(node: Node) -> Iterable[str]:
+    from netemu.sysctl import Sysctl
+
+    usual = Sysctl()
+    for link in node.routing.links:
+        usual.add_link(link.name)
+    defaults = usual.all()
+    for name, value in sorted(node.sysctl.all().items()):
+        if defaults.get(name) != value:
+            yield f"{name} = {value}"

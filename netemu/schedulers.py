@@ -1,0 +1,491 @@
+"""Schedulers: which real server gets a new connection.
+
+    a new connection --> Scheduler.choose --> one of service.destinations, or None: nobody can take it
+
+One class each, one registry. The primary form is `choose`, for one packet, because most of them remember: a pointer,
+the load of each server, a cache. What depends on the addresses alone also answers for many packets at once
+(`choose_many`), and says the same. A service's list of destinations is newest first, as in Linux; ties go to the first.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from math import gcd
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from netemu.hashing import hash32, siphash13
+from netemu.packets import I32, U16, U32
+
+if TYPE_CHECKING:
+    from netemu.ipvs import Destination, Service
+
+SCHEDULERS: dict[str, type[Scheduler]] = {}
+
+SECOND = 1_000_000_000
+CACHE_LIFE = 24 * 3600 * SECOND  # how long lblc and lblcr remember an address that nobody asked for
+
+
+class Asked(NamedTuple):
+    """What a scheduler may know of the packet. Addresses are ints in host order; `draw` is 64 random bits."""
+
+    src: int
+    sport: int
+    dst: int
+    dport: int
+    now: int = 0
+    draw: int = 0
+
+
+class Scheduler:
+    """One `-s name`. Every virtual service has its own.
+
+    FLAGS   names of its `-b` flags, lowest bit first
+    PURE    the answer depends on the packet's addresses and the servers only; nothing is remembered
+    """
+
+    name: ClassVar[str] = ""
+    FLAGS: ClassVar[tuple[str, ...]] = ()
+    PURE: ClassVar[bool] = False
+
+    def __init_subclass__(cls, *, name: str = "") -> None:
+        if name:  # else a family of schedulers
+            cls.name = name
+            SCHEDULERS[name] = cls
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    @property
+    def servers(self) -> list[Destination]:
+        """The service's destinations, newest first."""
+        return self.service.destinations
+
+    def added(self, dest: Destination) -> None:
+        """`dest` was put at the head of the list."""
+
+    def deleted(self, dest: Destination, place: int) -> None:
+        """`dest` was taken out of the list, where it stood at `place`."""
+
+    def edited(self, dest: Destination) -> None:
+        """The weight of `dest` may have changed."""
+
+    def choose(self, asked: Asked) -> Destination | None:
+        """The server for this new connection, or None when no server takes it."""
+        raise NotImplementedError
+
+
+def eligible(dest: Destination) -> bool:
+    """It takes new connections: weight above 0 and below its upper threshold."""
+    return dest.weight > 0 and not dest.overloaded
+
+
+def overhead(dest: Destination) -> int:
+    """How busy it is: an active connection counts as 256 inactive ones."""
+    return dest.active * 256 + dest.inactive
+
+
+def expected(dest: Destination) -> int:
+    """The delay a new connection would meet there: the active ones and itself."""
+    return dest.active + 1
+
+
+def lightest(servers: list[Destination], cost: Any) -> Destination | None:
+    """The smallest cost a weight. Compared crosswise, in integers, so that equal really is equal."""
+    best: Destination | None = None
+    for d in servers:
+        if eligible(d) and (best is None or cost(best) * d.weight > cost(d) * best.weight):
+            best = d
+    return best
+
+
+# ---- in turn ----------------------------------------------------------------------------------------------------
+
+
+class RoundRobin(Scheduler, name="rr"):
+    """Each in turn, weights only asked whether they are 0. Starts with the newest, since that heads the list."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(service)
+        self.last: Destination | None = None  # None: before the head
+
+    def deleted(self, dest: Destination, place: int) -> None:
+        if dest is self.last:
+            self.last = self.servers[place - 1] if place else None
+
+    def choose(self, asked: Asked) -> Destination | None:
+        servers = self.servers
+        start = servers.index(self.last) + 1 if self.last is not None else 0
+        for k in range(len(servers)):
+            dest = servers[(start + k) % len(servers)]
+            if eligible(dest):
+                self.last = dest
+                return dest
+        return None
+
+
+class WeightedRoundRobin(Scheduler, name="wrr"):
+    """Passes over the list with a falling bar: on each pass, everybody of at least that weight has one turn.
+
+    step  greatest common divisor of the weights: how far the bar falls after each pass
+    top   where the bar starts
+    bar   where it is; last: whose turn it was (None: before the head)
+    """
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(service)
+        self.last: Destination | None = None
+        self._measure()
+        self.bar = self.top
+
+    def _measure(self) -> None:
+        weights = [d.weight for d in self.servers if d.weight > 0]
+        self.step = reduce(gcd, weights) if weights else 1
+        self.top = max(weights) - (self.step - 1) if weights else 0
+
+    def _changed(self) -> None:
+        self.last = None
+        self._measure()
+        if self.bar > self.top or self.bar == 0:
+            self.bar = self.top
+        elif self.step > 1:
+            self.bar = self.bar // self.step * self.step + 1
+
+    def added(self, dest: Destination) -> None:
+        self._changed()
+
+    def deleted(self, dest: Destination, place: int) -> None:
+        self._changed()
+
+    def edited(self, dest: Destination) -> None:
+        self._changed()
+
+    def choose(self, asked: Asked) -> Destination | None:
+        servers = self.servers
+        if self.top == 0:
+            return None
+        began = -1 if self.last is None else servers.index(self.last)
+        place, stop = began, -1
+        lowest = wrapped = False
+        while True:
+            for k in range(place + 1, len(servers)):
+                dest = servers[k]
+                if not dest.overloaded and dest.weight >= self.bar:
+                    self.last = dest
+                    return dest
+                if k == stop:
+                    self.last = dest
+                    return None
+            self.last = None
+            self.bar -= self.step
+            if self.bar <= 0:
+                self.bar = self.top
+                if lowest or began < 0:
+                    return None
+                wrapped = True
+            place = -1
+            lowest = self.bar <= self.step  # everybody with any weight is asked in this pass ...
+            if lowest and wrapped and began >= 0:
+                stop = began  # ... and those behind `began` were asked already
+
+
+# ---- by load ----------------------------------------------------------------------------------------------------
+
+
+class LeastConnection(Scheduler, name="lc"):
+    """Fewest connections wins."""
+
+    def choose(self, asked: Asked) -> Destination | None:
+        return min(filter(eligible, self.servers), key=overhead, default=None)
+
+
+class WeightedLeastConnection(Scheduler, name="wlc"):
+    """Fewest connections for its weight wins. ipvsadm's default."""
+
+    def choose(self, asked: Asked) -> Destination | None:
+        return lightest(self.servers, overhead)
+
+
+class ShortestExpectedDelay(Scheduler, name="sed"):
+    """Fewest active connections for its weight, the new one counted in."""
+
+    def choose(self, asked: Asked) -> Destination | None:
+        return lightest(self.servers, expected)
+
+
+class NeverQueue(Scheduler, name="nq"):
+    """Whoever is idle, first in the list; when nobody is, as sed."""
+
+    def choose(self, asked: Asked) -> Destination | None:
+        for d in self.servers:
+            if eligible(d) and d.active == 0:
+                return d
+        return lightest(self.servers, expected)
+
+
+class FailOver(Scheduler, name="fo"):
+    """Everything to the greatest weight."""
+
+    def choose(self, asked: Asked) -> Destination | None:
+        return max(filter(eligible, self.servers), key=lambda d: d.weight, default=None)
+
+
+class OverFlow(Scheduler, name="ovf"):
+    """Everything to the greatest weight, until it has more active connections than its weight; then the next."""
+
+    def choose(self, asked: Asked) -> Destination | None:
+        room = (d for d in self.servers if eligible(d) and d.active <= d.weight)
+        return max(room, key=lambda d: d.weight, default=None)
+
+
+class PowerOfTwos(Scheduler, name="twos"):
+    """Two drawn by weight; the less busy of them. Linux draws at random, netemu from its seed."""
+
+    def choose(self, asked: Asked) -> Destination | None:
+        servers = [d for d in self.servers if eligible(d)]
+        total = sum(d.weight for d in servers)
+        if not servers:
+            return None
+        first, second = (self._at(servers, half % (total + 1)) for half in (asked.draw & 0xFFFFFFFF, asked.draw >> 32))
+        return second if overhead(second) * first.weight < overhead(first) * second.weight else first
+
+    @staticmethod
+    def _at(servers: list[Destination], mark: int) -> Destination:
+        for d in servers:
+            mark -= d.weight
+            if mark <= 0:
+                return d
+        return servers[-1]
+
+
+# ---- by address -------------------------------------------------------------------------------------------------
+
+
+class AddressHash(Scheduler):
+    """A table of slots filled with servers, and a hash of the packet's address that points into it."""
+
+    PURE = True
+    port_flag: ClassVar[str] = ""
+    fallback_flag: ClassVar[str] = ""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(service)
+        self._slots: list[Destination] | None = None  # None: to be filled when somebody asks
+
+    def added(self, dest: Destination) -> None:
+        self._slots = None
+
+    def deleted(self, dest: Destination, place: int) -> None:
+        self._slots = None
+
+    def edited(self, dest: Destination) -> None:
+        self._slots = None
+
+    @property
+    def slots(self) -> list[Destination]:
+        """The table; empty when no server has a place in it."""
+        if self._slots is None:
+            self._slots = self.filled()
+        return self._slots
+
+    def filled(self) -> list[Destination]:
+        """A new table for the servers as they are."""
+        raise NotImplementedError
+
+    def slot(self, addr: Any, port: Any, offset: int = 0) -> Any:
+        """Slot of an address and port; of one (ints) or of many (uint64[n])."""
+        raise NotImplementedError
+
+    def key(self, asked: Asked) -> tuple[int, int]:
+        """The address and port that are hashed."""
+        return asked.src, asked.sport if self.port_flag in self.service.flags else 0
+
+    def choose(self, asked: Asked) -> Destination | None:
+        slots = self.slots
+        if not slots:
+            return None
+        addr, port = self.key(asked)
+        first = self.slot(addr, port)
+        dest = slots[first]
+        if eligible(dest):
+            return dest
+        if self.fallback_flag in self.service.flags:
+            for step in range(len(slots)):
+                dest = slots[self.slot(addr, port, (step + first) % len(slots))]
+                if eligible(dest):
+                    return dest
+        return None
+
+    def choose_many(self, addrs: U32, ports: U16) -> I32:
+        """Places in `servers` for many addresses and ports (those that `key` would give), -1 for nobody.
+
+        Cost     one hash and two gathers an address; slots whose server takes nobody go one by one
+        """
+        if not self.slots:
+            return np.full(len(addrs), -1, np.int32)
+        place = {id(d): k for k, d in enumerate(self.servers)}
+        table = np.array([place[id(d)] for d in self.slots], np.int32)
+        able = np.array([eligible(d) for d in self.servers], bool)
+        out = table[self.slot(addrs.astype(np.uint64), ports.astype(np.uint64)).astype(np.int64)]
+        for k in np.flatnonzero(~able[out]).tolist():
+            dest = self.choose(Asked(int(addrs[k]), int(ports[k]), int(addrs[k]), 0))
+            out[k] = -1 if dest is None else place[id(dest)]
+        return out
+
+
+class DestinationHash(AddressHash, name="dh"):
+    """By destination address: for caches behind a firewall mark. Weights are not asked for shares."""
+
+    def filled(self) -> list[Destination]:
+        servers = self.servers
+        return [servers[k % len(servers)] for k in range(256)] if servers else []
+
+    def key(self, asked: Asked) -> tuple[int, int]:
+        return asked.dst, 0
+
+    def slot(self, addr: Any, port: Any, offset: int = 0) -> Any:
+        return hash32(addr, 8)
+
+
+class SourceHash(AddressHash, name="sh"):
+    """By client address (and port with sh-port): the same client meets the same server, weights give the shares."""
+
+    FLAGS = ("sh-fallback", "sh-port")
+    port_flag, fallback_flag = "sh-port", "sh-fallback"
+
+    def filled(self) -> list[Destination]:
+        turn = [d for d in self.servers for _ in range(min(max(1, d.weight), 256))]
+        return [turn[k % len(turn)] for k in range(256)] if turn else []
+
+    def slot(self, addr: Any, port: Any, offset: int = 0) -> Any:
+        return (offset + hash32((addr + port) & 0xFFFFFFFF, 8)) & 255
+
+
+class Maglev(AddressHash, name="mh"):
+    """By client address, in a table that changes little when servers come and go (Maglev hashing, NSDI 2016).
+
+    Every server has its own order of all slots; in turns, each takes the next slot of its order that is still free,
+    several at a turn by weight. A server set to weight 0 keeps its slots, so that setting it back moves nobody.
+    """
+
+    FLAGS = ("mh-fallback", "mh-port")
+    port_flag, fallback_flag = "mh-port", "mh-fallback"
+    SIZE = 4093
+    MAX_SHIFT = 6
+    KEY1, KEY2 = 2654435761, 2654446892
+
+    def filled(self) -> list[Destination]:
+        servers = self.servers
+        weights = [d.last_weight for d in servers]
+        shared = reduce(gcd, (w for w in weights if w > 0), 0)
+        if not shared:
+            return []
+        size = self.SIZE
+        shift = max(0, (max(weights) // shared).bit_length() - self.MAX_SHIFT)
+        turns = [(w // shared >> shift) or (1 if w else 0) for w in weights]
+        at, stride = [], []
+        for d in servers:
+            mixed = (d.addr + d.port) & 0xFFFFFFFF
+            at.append(siphash13(mixed, self.KEY1) % size)
+            stride.append(siphash13(mixed, self.KEY2) % (size - 1) + 1)
+        table: list[Destination | None] = [None] * size
+        left = size
+        while left:
+            for k, d in enumerate(servers):
+                for _ in range(turns[k]):
+                    while table[at[k]] is not None:
+                        at[k] = (at[k] + stride[k]) % size
+                    table[at[k]] = d
+                    left -= 1
+                    if not left:
+                        break
+                if not left:
+                    break
+        return [d for d in table if d is not None]
+
+    def slot(self, addr: Any, port: Any, offset: int = 0) -> Any:
+        return siphash13((addr + port + offset) & 0xFFFFFFFF, self.KEY1) % self.SIZE
+
+
+# ---- by what an address had before --------------------------------------------------------------------------------
+
+
+class Locality(Scheduler, name="lblc"):
+    """A destination address stays with its server, until that server is overloaded while another is half idle.
+
+    For clusters of caches. The first choice, and every new one, is wlc's.
+    """
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(service)
+        self.cache: dict[int, tuple[Destination, int]] = {}  # address -> server, when last asked for
+
+    def choose(self, asked: Asked) -> Destination | None:
+        dest, asked_last = self.cache.get(asked.dst, (None, 0))
+        stays = dest is not None and asked.now - asked_last <= CACHE_LIFE and dest.available and dest.weight > 0
+        if not stays or dest is None or overburdened(dest, self.servers):
+            dest = lightest(self.servers, overhead)
+        if dest is not None:
+            self.cache[asked.dst] = dest, asked.now
+        return dest
+
+
+class LocalityReplicated(Scheduler, name="lblcr"):
+    """Like lblc, but an address may have several servers: one joins under load, the busiest leaves after a day."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(service)
+        self.cache: dict[int, LocalityReplicated.Group] = {}
+
+    class Group:
+        """Servers of one address, newest first."""
+
+        def __init__(self, dest: Destination, now: int) -> None:
+            self.members, self.changed, self.asked = [dest], now, now
+
+    def choose(self, asked: Asked) -> Destination | None:
+        group = self.cache.get(asked.dst)
+        if group is not None and asked.now - group.asked > CACHE_LIFE:
+            group = None
+        if group is None:
+            dest = lightest(self.servers, overhead)
+            if dest is not None:
+                self.cache[asked.dst] = self.Group(dest, asked.now)
+            return dest
+        group.asked = asked.now
+        dest = lightest([d for d in group.members if d.available], overhead)
+        if len(group.members) > 1 and asked.now - group.changed > CACHE_LIFE:
+            most = self._most(group.members)
+            if most is not None:
+                group.members.remove(most)
+                group.changed = asked.now
+        if dest is not None and not overburdened(dest, self.servers):
+            return dest
+        dest = lightest(self.servers, overhead)
+        if dest is not None and dest not in group.members:
+            group.members.insert(0, dest)
+            group.changed = asked.now
+        return dest
+
+    @staticmethod
+    def _most(members: list[Destination]) -> Destination | None:
+        worst: Destination | None = None
+        for d in members:
+            if d.weight > 0 and (worst is None or overhead(worst) * d.weight < overhead(d) * worst.weight):
+                worst = d
+        return worst
+
+
+def overburdened(dest: Destination, servers: list[Destination]) -> bool:
+    """More active connections than its weight, while somebody else has less than half of his."""
+    return dest.active > dest.weight and any(d.active * 2 < d.weight for d in servers)
+
+
+class Nobody(Scheduler, name="none"):
+    """No scheduler: only what a persistence template already binds is served."""
+
+    PURE = True
+
+    def choose(self, asked: Asked) -> Destination | None:
+        return None

@@ -1,0 +1,114 @@
+"""A trip: one run of packets on its way through the node, and what the rooms may ask of it.
+
+Every room (a table, a match, a target, conntrack, IPVS) is handed the trip and the rows that stand before it. The trip
+carries the columns, says at which hook they are, and is the one place that writes down what happened to them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from netemu.packets import DROPPED, I16, I32, U8, U32, U64, Mask, Packets, Rows
+from netemu.paths import Paths, Step
+
+if TYPE_CHECKING:
+    from netemu.node import Node
+
+#: rewrites of one run: (step, field, rows, old values, new values)
+Change = tuple[Step, str, Rows, NDArray[np.generic], NDArray[np.generic]]
+
+
+class Trip:
+    """Packets under way.
+
+    pkts        the columns               hook   PREROUTING, INPUT, FORWARD, OUTPUT or POSTROUTING
+    node        all rooms of the node     hot    rows that a match wants dropped at once (set by the match, read by the walk)
+    route_kind  int8[n]   what routing last said of the packet (routing.LOCAL, ...)
+    route_link  int16[n]  the way out, whatever device the hook of the moment shows
+    nexthop     uint32[n] gateway, or the destination itself      mtu   int32[n] of the way out
+    found       uint8[n]  connection state as conntrack first found it, 255: not asked
+    service     int32[n]  virtual service that IPVS saw it for (Paths.texts), 0 none
+    left        int16[n]  link that it left on, -1: it did not
+    outs        what left, for the rows where that is not simply one packet on `left`
+    """
+
+    def __init__(
+        self, node: Node, pkts: Packets, *, parent: Trip | None = None, parent_rows: Rows | None = None
+    ) -> None:
+        self.node = node
+        self.pkts = pkts
+        self.paths: Paths = node.paths
+        self.hook = ""
+        self.hot: Rows | None = None
+        self.changes: list[Change] = []
+        self.children: list[Trip] = []
+        self.parent = parent
+        self.parent_rows = parent_rows  # for each packet of this trip, the row of `parent` that caused it
+        n = pkts.n
+        self.route_kind: NDArray[np.int8] = np.zeros(n, np.int8)
+        self.route_link: I16 = np.full(n, -1, np.int16)
+        self.nexthop: U32 = np.zeros(n, np.uint32)
+        self.mtu: I32 = np.full(n, 1500, np.int32)
+        self.found: U8 = np.full(n, 255, np.uint8)
+        self.service: I32 = np.zeros(n, np.int32)
+        self.left: I16 = np.full(n, -1, np.int16)
+        self.outs: dict[int, list[bytes]] = {}
+        self.largest: dict[int, int] = {}  # reassembled packets: the size of their largest fragment
+        self.remember = True  # keep each rewrite for the report
+
+    def step(self, rows: Rows, step: Step) -> None:
+        """Write `step` on the path of `rows`."""
+        self.paths.extend(self.pkts, rows, step)
+
+    def rewrite(self, rows: Rows, field: str, new: NDArray[np.generic] | int, step: Step) -> None:
+        """Set a header column (src dst sport dport ttl tos mark icmp_id) of `rows`, and remember what it was."""
+        column = getattr(self.pkts, field)
+        old = column[rows]
+        values = np.broadcast_to(np.asarray(new).astype(column.dtype), old.shape)
+        moved = old != values
+        if moved.any():
+            column[rows] = values
+            if not self.remember:
+                return
+            self.changes.append((step, "id" if field == "icmp_id" else field, rows[moved], old[moved], values[moved]))
+
+    def end(self, rows: Rows, reason: str | None, fate: int = DROPPED) -> None:
+        """These rows travel no further."""
+        self.pkts.fate[rows] = fate
+        if reason is not None:
+            self.pkts.reason[rows] = self.paths.text_id(reason)
+
+    def travelling(self, rows: Rows) -> Rows:
+        """Those of `rows` that are still under way."""
+        return rows[self.pkts.fate[rows] == 0]
+
+    def random(self, rows: Rows, salt: int) -> U64:
+        """uint64[len(rows)]: a draw for each packet that depends on the seed, the packet's serial number and `salt` only.
+
+        So the same seed gives the same answer, however a replay is cut into runs (splitmix64's finaliser).
+        """
+        mixed = (self.node.seed * 0x9E3779B97F4A7C15 + salt * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF
+        x = self.pkts.serial[rows].view(np.uint64) * np.uint64(0xBF58476D1CE4E5B9) + np.uint64(mixed)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+    def route_out(self, rows: Rows) -> Mask:
+        """Look up the way out for the addresses, mark and TOS that `rows` have now, and attach it; False: there is none."""
+        return self.node.road.route_out(self, rows)
+
+    def cause_icmp(self, rows: Rows, kind: int, code: int, info: int = 0) -> None:
+        """Make and send the ICMP error about each of `rows` (which go on existing: end them yourself)."""
+        self.node.road.cause_icmp(self, rows, kind, code, info)
+
+    def cause_reset(self, rows: Rows) -> None:
+        """Make and send the TCP reset that answers each of `rows`."""
+        self.node.road.cause_reset(self, rows)
+
+
+def split(rows: Rows, mask: Mask) -> tuple[Rows, Rows]:
+    """(rows where mask, rows where not)."""
+    return rows[mask], rows[~mask]

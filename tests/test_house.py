@@ -1,0 +1,55 @@
+"""The house in order: imports go one way, and every module says what it is for."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "netemu"
+FLOORS = [  # a module may import from floors above its own line, and from earlier ones on it
+    "errors packets paths trip grammar clock sysctl hashing fragments",
+    "routing ipset tcp conntrack nat schedulers ipvs",
+    "matches targets tables",
+    "model capture journey node",
+    "flows kube scaling",
+    "report cli __main__",
+]
+ORDER = {name: n for n, name in enumerate(" ".join(FLOORS).split())}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the package that `path` imports when it runs (imports for type checking alone do not count)."""
+    found: set[str] = set()
+
+    def visit(nodes: list[ast.stmt]) -> None:
+        for node in nodes:
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+                continue
+            if isinstance(node, ast.ImportFrom) and node.module:
+                if node.module == "netemu":
+                    found.update(a.name for a in node.names)
+                elif node.module.startswith("netemu."):
+                    found.add(node.module.split(".")[1])
+            elif isinstance(node, ast.Import):
+                found.update(a.name.split(".")[1] for a in node.names if a.name.startswith("netemu."))
+
+    visit(ast.parse(path.read_text()).body)
+    return found
+
+
+MODULES = sorted(p for p in PACKAGE.glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_imports_go_one_way(path: Path) -> None:
+    assert path.stem in ORDER, f"{path.stem} has no place in the house: add it to FLOORS"
+    upward = sorted(m for m in imports(path) if m in ORDER and ORDER[m] >= ORDER[path.stem])
+    assert not upward, f"{path.stem} imports from above: {upward}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_every_module_says_what_it_is_for(path: Path) -> None:
+    doc = ast.get_docstring(ast.parse(path.read_text()))
+    assert doc and len(doc.splitlines()[0]) > 20
