@@ -67,6 +67,7 @@ class Table:
         self._live = 0
         self._tombs = 0
         self._free: list[int] = []  # ids given back, last one given out first
+        self._callers = False  # the caller gives all numbers: none is kept for giving out
         self._next = 0  # every id from here on is new
         self._keys: list[U64] = [np.zeros(max(capacity, 8) + 1, np.uint64) for _ in range(words)]
         self._used = np.zeros(max(capacity, 8) + 1, bool)
@@ -181,8 +182,10 @@ class Table:
             pos = (pos + 1) & mask
         if number < 0:
             number = self._give()
-        elif number < len(self._used) - 1 and self._used[number + 1]:
-            raise ValueError(f"number {number} is in use")
+        else:
+            self._callers = True
+            if number < len(self._used) - 1 and self._used[number + 1]:
+                raise ValueError(f"number {number} is in use")
         if number + 1 >= len(self._used):
             self._more_entries(number + 2)
         entry = number + 1
@@ -195,8 +198,7 @@ class Table:
         else:
             place = pos
         slots[place] = entry << 32 | fp
-        if number >= self._next:
-            self._skip_to(number)
+        self._next = max(self._next, number + 1)
         if key[0] == self._dummy:
             self._move_dummy()
         if self._live + self._tombs > self._limit:
@@ -229,7 +231,8 @@ class Table:
         self._tombs += len(entry) - int(last.sum())
         self._used[entry] = False
         self._live -= len(entry)
-        self._free.extend((entry - 1).tolist())
+        if not self._callers:
+            self._free.extend((entry - 1).tolist())
         if self._live + self._tombs > self._limit:
             self._rebuild()
 
@@ -250,7 +253,8 @@ class Table:
             slots[pos] = 0
         self._used_view[entry] = False
         self._live -= 1
-        self._free.append(number)
+        if not self._callers:
+            self._free.append(number)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -375,13 +379,8 @@ class Table:
         self._slots[place[fresh]] = (entry.view(np.uint64) << _HALF) | (h[fresh] & np.uint64(M32))
         self._used[entry] = True
         self._live += len(fresh)
-        if top > self._next:
-            taken = set(numbers.tolist())
-            self._free.extend(i for i in range(top - 1, self._next - 1, -1) if i not in taken)
-            self._next = top
-        elif ids is not None and self._free:
-            taken = set(numbers.tolist())
-            self._free = [i for i in self._free if i not in taken]
+        self._callers |= ids is not None
+        self._next = max(self._next, top)
         number_of = np.empty(len(lanes), np.int32)
         number_of[fresh] = numbers
         out[lanes] = number_of[first]
@@ -436,11 +435,6 @@ class Table:
             self._next += n
             return np.arange(start, start + n, dtype=np.int64)
         return np.array([self._give() for _ in range(n)], np.int64)
-
-    def _skip_to(self, number: int) -> None:
-        """A caller chose a number beyond the next: those between are free."""
-        self._free.extend(range(number - 1, self._next - 1, -1))
-        self._next = number + 1
 
     def _more_entries(self, n: int) -> None:
         size = max(n, len(self._used) + len(self._used) // 2)

@@ -6,7 +6,8 @@ A set type is a layout of parts (`("ip", "port", "net")`) and, where one is need
 kept in columns: the key in a `Table`, then one column for each extension that the set was created with. One question
 is asked of many packets at once (`Set.match`) or of one, as the man page says it (`Set.matches`); they always agree.
 
-A set of networks knows the prefix lengths in use, most specific first, and asks for each of them until a member decides.
+A set of networks knows the prefix lengths in use, and asks for each of them, most specific first, until a member
+decides.
 
 Not Linux's: the order in which a hash set lists its members (insertion here, chance there); the initval that nobody
 gave (drawn from the seed); the exact moment at which a hash set doubles its hashsize.
@@ -17,24 +18,25 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
-import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from netemu.errors import REFUSED, UNSUPPORTED, NetemuError, Problem, Refused, Unsupported
 from netemu.hashing import M64, Columns, Table, jhash2
-from netemu.packets import BROADCAST, HOST, ICMP, OFFSET_MASK, SCTP, TCP, U64, UDP, UDPLITE, I32, I64, Mask, Rows
+from netemu.packets import BROADCAST, HOST, I32, I64, ICMP, OFFSET_MASK, SCTP, TCP, U64, UDP, UDPLITE, Mask, Rows
 
 if TYPE_CHECKING:
     from netemu.packets import Packets
     from netemu.trip import Trip
 
 SETS: dict[str, type[Set]] = {}
+
+Column = TypeVar("Column", I64, U64, Mask)
 
 NEVER = 1 << 62  # a deadline that does not come
 SECOND = 1_000_000_000
@@ -255,7 +257,7 @@ def _ports(text: str, family: str) -> tuple[range, str]:
         return _icmp(tail, proto, shown, family)
     if proto not in (TCP, UDP, UDPLITE, SCTP):
         if tail != "0":
-            raise _no(f"Syntax error: Protocol {shown} can be used with pseudo port value 0 only.")
+            raise _no(f"Syntax error: Protocol {name} can be used with pseudo port value 0 only.")
         return range(proto << 16, (proto << 16) + 1), f"{shown}:0"
     lo = hi = _port(tail, shown) if "-" not in tail else -1
     if lo < 0:
@@ -283,7 +285,7 @@ def _icmp(tail: str, proto: int, shown: str, family: str) -> tuple[range, str]:
     v6 = proto == 58
     if v6 != (family == "inet6"):
         kind, only = ("ICMPv6", "inet6") if v6 else ("ICMP", "inet")
-        raise _no(f"Syntax error: Protocol {kind} can be used with family {only} only")
+        raise _no(f"Syntax error: Protocol {kind} can be used with family {only} only\nInvalid add command: missing setname")
     numbers, names = (_ICMPV6_NUMBERS, ICMPV6_NAMES) if v6 else (_ICMP_NUMBERS, ICMP_NAMES)
     got = numbers.get(tail)
     if got is None:
@@ -443,12 +445,12 @@ class Set:
             return
         n = max(n, self._room * 3 // 2)
         if self.timeout is not None:
-            self.deadline = _longer(self.deadline, n, np.dtype(np.int64), NEVER)
+            self.deadline = _longer(np.empty(0, np.int64) if self.deadline is None else self.deadline, n, NEVER)
         if self.counters:
-            self.packets = _longer(self.packets, n, np.dtype(np.uint64), 0)
-            self.bytes = _longer(self.bytes, n, np.dtype(np.uint64), 0)
+            self.packets = _longer(np.empty(0, np.uint64) if self.packets is None else self.packets, n, 0)
+            self.bytes = _longer(np.empty(0, np.uint64) if self.bytes is None else self.bytes, n, 0)
         if self.nomatch is not None:
-            self.nomatch = _longer(self.nomatch, n, np.dtype(bool), False)
+            self.nomatch = _longer(self.nomatch, n, 0)
         self._room = n
 
     def _extend(self, number: int, extra: Extra, now: int, fresh: bool) -> None:
@@ -673,23 +675,24 @@ class Set:
         return out
 
 
-def _longer(column: NDArray[np.generic] | None, n: int, dtype: np.dtype[np.generic], fresh: int) -> NDArray[np.generic]:  # type: ignore[type-arg]
-    out = np.full(n, fresh, dtype)
-    if column is not None:
-        out[: len(column)] = column
+def _longer(column: Column, n: int, fresh: int) -> Column:
+    out = np.full(n, fresh, column.dtype)
+    out[: len(column)] = column
     return out
 
 
 def _meets(values: U64, op: str, wanted: int) -> Mask:
+    other = np.uint64(wanted)
+    ok: Mask = np.ones(len(values), bool)
     if op == "eq":
-        return values == np.uint64(wanted)
-    if op == "ne":
-        return values != np.uint64(wanted)
-    if op == "lt":
-        return values < np.uint64(wanted)
-    if op == "gt":
-        return values > np.uint64(wanted)
-    return np.ones(len(values), bool)
+        ok = values == other
+    elif op == "ne":
+        ok = values != other
+    elif op == "lt":
+        ok = values < other
+    elif op == "gt":
+        ok = values > other
+    return ok
 
 
 def _meets_one(value: int, op: str, wanted: int) -> bool:
@@ -1395,7 +1398,7 @@ _HASH_WORDS = (
 
 
 class HashSet(KeyedSet):
-    """A hash:* set: at most `maxelem` members, whatever they are. `forceadd` is read and, as with ipset 7.17, ignored."""
+    """A hash:* set: at most `maxelem` members. `forceadd` is read and has no effect, which is how ipset 7.17 has it."""
 
     WORDS: ClassVar[tuple[str, ...]] = _HASH_WORDS
 
@@ -1549,6 +1552,7 @@ class HashNetNet(HashSet, name="hash:net,net"):
     """Two networks: for each length of the first, longest first, every length of the second."""
 
     parts = ("net", "net")
+    WORDS: ClassVar[tuple[str, ...]] = (*_HASH_WORDS, "netmask", "bitmask")
     REVISION: ClassVar[dict[str, int]] = {"6.1": 3, "6.18": 4}
 
 
@@ -2069,9 +2073,9 @@ class ListSet(Set, name="list:set"):
     def _hit(self, trip: Trip, row: int, dirs: tuple[str, ...], options: SetOptions) -> int:
         inner = self._inner(options)
         for number in self.order:
-            if self.owner.by_name[self.named[number]].matches(trip, row, dirs, inner):  # noqa: SIM102: two questions
-                if self._judge_one(trip.pkts, row, number, options):
-                    return number
+            inside = self.owner.by_name[self.named[number]].matches(trip, row, dirs, inner)
+            if inside and self._judge_one(trip.pkts, row, number, options):
+                return number
         return -1
 
     def skb_of(self, trip: Trip, row: int, dirs: tuple[str, ...]) -> tuple[int, int, int, int] | None:
@@ -2207,6 +2211,7 @@ _OLD_TYPES = {
     "ipportnethash": "hash:ip,port,net", "setlist": "list:set", "portmap": "bitmap:port", "ipmap": "bitmap:ip",
     "macipmap": "bitmap:ip,mac",
 }  # fmt: skip
+_ELEMENT_WORDS = ("timeout", "packets", "bytes", "comment", "skbmark", "skbprio", "skbqueue")
 _FLAGS = ("counters", "comment", "skbinfo", "forceadd")
 _FAMILIES = {"inet": "inet", "ipv4": "inet", "inet6": "inet6", "ipv6": "inet6"}
 VERSION = "ipset v7.17, protocol version: 7\n"
@@ -2572,14 +2577,16 @@ def _create_words(cls: type[Set], words: list[str], kernel: str) -> dict[str, st
             if value not in _FAMILIES:
                 raise _no(f"Syntax error: unknown inet family {value}")
             value = _FAMILIES[value]
-        if kernel == "6.1" and (word == "bitmask" or (word == "netmask" and cls.TYPE == "hash:ip,port")):
-            need = {"hash:ip": 6, "hash:ip,port": 7}[cls.TYPE]
+        need = {"hash:ip": 6, "hash:ip,port": 7, "hash:net,net": 4}.get(cls.TYPE, 0)
+        if kernel == "6.1" and (word == "bitmask" or (word == "netmask" and cls.TYPE in ("hash:ip,port", "hash:net,net"))):
             raise _no(
                 f"Argument `{word}' is supported in the kernel module of the set type {cls.TYPE} starting from the "
                 f"revision {need} and you have installed revision {need - 1} only. Your kernel is behind your ipset "
                 f"utility." + SEE_HELP,
                 2,
             )
+        if cls.TYPE == "hash:net,net" and word in ("netmask", "bitmask"):
+            raise Unsupported(f"option `{word}' of set type hash:net,net", hint="store the networks masked")
         out[word] = value
     if "range" in cls.WORDS and "range" not in out:
         raise _no("Mandatory option `range' is missing" + SEE_HELP, 2)
@@ -2597,16 +2604,13 @@ def _element_words(one: Set, words: list[str]) -> Extra:
     while k < len(words):
         word = words[k].removeprefix("--")
         k += 1
-        known = ("timeout", "packets", "bytes", "comment", "skbmark", "skbprio", "skbqueue")
-        if isinstance(one, ListSet):
-            known += ("before", "after")
         if word == "nomatch" and one.nomatch_capable:
             out.nomatch = True
             continue
         if word == "wildcard" and "iface" in one.parts:
             out.wildcard = True
             continue
-        if word not in known:
+        if word not in _ELEMENT_WORDS and not (isinstance(one, ListSet) and word in ("before", "after")):
             raise _no(f"Unknown argument: `{word}'" + SEE_HELP, 2)
         if word in seen:
             raise _no(f"Syntax error: {word} already specified")
@@ -2656,6 +2660,5 @@ def _pair(text: str, mark: str, alone: int, what: str) -> tuple[int, int]:
 
 def _alike(a: Set, b: Set) -> bool:
     """`create -exist` takes a set for the same when these agree (the size of the hash does not count)."""
-    names = ("TYPE", "family", "timeout", "counters", "comment", "skbinfo", "maxelem", "_ip_mask", "mark_mask")
-    names += ("netmask", "first", "last", "size")
-    return all(getattr(a, name, None) == getattr(b, name, None) for name in names)
+    common = "TYPE family timeout counters comment skbinfo maxelem _ip_mask mark_mask netmask first last size"
+    return all(getattr(a, name, None) == getattr(b, name, None) for name in common.split())

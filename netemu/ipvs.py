@@ -33,6 +33,8 @@ from netemu.packets import (
     DONT_FRAGMENT,
     FIN,
     HOST,
+    I32,
+    I64,
     ICMP,
     INVALID,
     OFFSET_MASK,
@@ -43,8 +45,6 @@ from netemu.packets import (
     TCP,
     UDP,
     UNTRACKED,
-    I32,
-    I64,
     Mask,
     Packets,
     Rows,
@@ -54,7 +54,7 @@ from netemu.paths import Step
 from netemu.schedulers import SCHEDULERS, Asked, Scheduler
 
 if TYPE_CHECKING:
-    from netemu.journey import Node
+    from netemu.node import Node
     from netemu.trip import Trip
 
 NEVER = 1 << 62
@@ -84,6 +84,7 @@ STATES = (
     "LISTEN",
     "SYNACK",
 )
+SHORT = ("NO", "ES", "SS", "SR", "FW", "TW", "CL", "CW", "LA", "LI", "SA")
 NO, ES, SS, SR, FW, TW, CL, CW, LA, LI, SA = range(11)
 ACTIVE = (ES, SS, SR, SA)
 TIMEOUTS = {NO: 2, ES: 900, SS: 120, SR: 60, FW: 120, TW: 120, CL: 10, CW: 60, LA: 30, LI: 120, SA: 120}
@@ -96,15 +97,14 @@ ROWS_A_BLOCK = 4
 
 
 def grid(text: str) -> NDArray[np.uint8]:
-    """uint8[block and flag, state]: a drawing of states, one row an event, as numbers. Refuses a drawing that is not whole."""
-    order = {name: number for number, name in enumerate("NO ES SS SR FW TW CL CW LA LI SA".split())}
+    """uint8[event, state]: a drawing of states, one line an event, as numbers. Refuses one that is not whole."""
     head, *lines = [line.split("#")[0].split() for line in text.strip().splitlines()]
-    assert head == ["seen", *order], "columns are the states in order"
-    return np.array([[order[w] for w in line[2:]] for line in lines], np.uint8)
+    assert head == ["seen", *SHORT], "columns are the states in order"
+    return np.array([[SHORT.index(w) for w in line[2:]] for line in lines], np.uint8)
 
 
-# What a segment does to the state of its connection. First the one that counts: RST, then SYN, FIN, ACK; a segment with
-# none of them closes. "in" travels to the server; "one" does too, when answers pass the node by (direct routing, tunnels).
+# What a segment does to the state of its connection. RST counts before SYN, FIN and ACK; a segment with none of them
+# closes. "in" travels to the server; "one" does too, when answers pass the node by (direct routing, tunnels).
 NORMAL = grid("""
     seen    NO ES SS SR FW TW CL CW LA LI SA
     in  syn SR ES ES SR SR SR SR SR SR SR SR
@@ -239,7 +239,7 @@ class Service:
 
 _COLUMNS = {
     "proto": "u1", "caddr": "u4", "cport": "u2", "vaddr": "u4", "vport": "u2", "daddr": "u4", "dport": "u2",
-    "method": "u1", "flags": "u2", "state": "u1", "dest": "i4", "timeout": "i8", "deadline": "i8", "parent": "i4",
+    "method": "u1", "flags": "i4", "state": "u1", "dest": "i4", "timeout": "i8", "deadline": "i8", "parent": "i4",
     "children": "i4", "mark": "u4", "service": "i4", "known": "i4", "answer": "i4", "queued": "i8", "serial": "i8",
     "client_key": "i4", "server_key": "i4", "client_older": "i4", "server_older": "i4", "live": "?",
 }  # fmt: skip
@@ -266,7 +266,7 @@ class Connections:
     daddr: NDArray[np.uint32]
     dport: NDArray[np.uint16]
     method: NDArray[np.uint8]
-    flags: NDArray[np.uint16]
+    flags: I32
     state: NDArray[np.uint8]
     dest: I32
     timeout: I64
@@ -331,7 +331,7 @@ class Connections:
         return self.server.find_one(caddr << 32 | addr, proto << 32 | cport << 16 | port)
 
     def enlist(self, c: int) -> None:
-        """Make it findable. Client port 0 is what marks a template, so such a client never finds its connection again."""
+        """Make it findable. Client port 0 marks a template, so such a client never finds its connection again."""
         self.flags[c] |= FOUND
         proto, caddr, cport = int(self.proto[c]) << 32, int(self.caddr[c]) << 32, int(self.cport[c]) << 16
         template = bool(self.flags[c] & TEMPLATE)
@@ -811,15 +811,14 @@ class Ipvs:
         return -1, 0
 
     def _elsewhere(self, addr: int) -> bool:
-        kind = self._address_kind(addr)
-        return kind == "UNICAST"
+        return self._address_kind(addr) == "UNICAST"
 
     def _address_kind(self, addr: int) -> str:
         code = int(self.node.routing.addr_type(np.array([addr], np.uint32))[0])
         return next(name for name, value in routing.ADDR_TYPES.items() if value == code)
 
     def _persistent(self, trip: Trip, row: int, service: Service, ask: Ask, now: int) -> tuple[int, Step] | None:
-        """A connection under the template of its client; the scheduler is asked only when there is none, or no good one."""
+        """A connection under its client's template; the scheduler is asked only when there is none, or no good one."""
         t = self.conns
         net = ask.caddr & service.netmask
         proto, vaddr, vport = ask.proto, ask.vaddr, 0
@@ -851,7 +850,7 @@ class Ipvs:
         return c, service.step(how, f"{dotted(dest.addr)}:{port}")
 
     def _template_good(self, c: int) -> bool:
-        """It points to a server that may be used; else it is renamed, never to be found again, and left to its timer."""
+        """It points to a server that may be used; else it is renamed, never found again, and left to its timer."""
         t = self.conns
         dest = self._dests[int(t.dest[c])]
         if dest.available and not (dest.weight == 0 and self._on("expire_quiescent_template")):
@@ -1024,17 +1023,13 @@ class Ipvs:
         r, c, s, out = rows[go], picked[go], steps[go], leaves[go]
         trip.service[r] = t.service[c]
         self._untrack(trip, r, c)
-        for number in {int(s[0])} if len(s) == 1 else np.unique(s).tolist():
-            k = slice(None) if len(s) == 1 else np.flatnonzero(s == number)
-            some, conns = r[k], c[k]
-            step = paths.steps[number]
+        for number, part in _alike(s):
+            some, conns, step = r[part], c[part], paths.steps[number]
             trip.step(some, step)
+            away = some[out[part]]
             masq = t.method[conns] == MASQ
             if not masq.all():
-                away = some[out[k]]
                 some, conns = some[masq], conns[masq]
-            else:
-                away = some if out[k].all() else some[out[k]]
             trip.rewrite(some, "dst", t.daddr[conns], step)
             trip.rewrite(some, "dport", t.dport[conns], step)
             if len(away):
@@ -1050,15 +1045,15 @@ class Ipvs:
         dest = self.conns.dest[conns]
         if (dest < 0).any():
             for row, c in zip(rows.tolist(), conns.tolist(), strict=True):
-                way = self._way_of(trip, row, c)
-                trip.route_kind[row], trip.route_link[row], trip.nexthop[row], trip.mtu[row] = way
+                kind, link, hop, mtu = self._way_of(trip, row, c)
+                trip.route_kind[row], trip.route_link[row], trip.nexthop[row], trip.mtu[row] = kind, link, hop, mtu
             return
         way = self._way[dest]
         trip.route_kind[rows], trip.route_link[rows] = way[:, 1], way[:, 2]
         trip.nexthop[rows], trip.mtu[rows] = way[:, 3], way[:, 4]
 
     def _untrack(self, trip: Trip, rows: Rows, conns: I32, reply: bool = False) -> None:
-        """Part packets and conntrack, unless the connection was made with vs.conntrack on: then it learns of the server."""
+        """Part packets and conntrack; or, for connections made with vs.conntrack on, tell it of the server."""
         p, t = trip.pkts, self.conns
         flows = p.ct[rows]
         has = flows >= 0
@@ -1151,12 +1146,11 @@ class Ipvs:
             self._set_timer(conn, int(p.time[row]) + int(t.timeout[conn]))
         answers = t.answer[c]
         trip.service[r] = t.service[c]
-        for number in {int(answers[0])} if len(r) == 1 else np.unique(answers).tolist():
-            k = slice(None) if len(r) == 1 else np.flatnonzero(answers == number)
-            some, step = r[k], trip.paths.steps[number]
+        for number, part in _alike(answers):
+            some, conns, step = r[part], c[part], trip.paths.steps[number]
             trip.step(some, step)
-            trip.rewrite(some, "src", t.vaddr[c[k]], step)
-            trip.rewrite(some, "sport", t.vport[c[k]], step)
+            trip.rewrite(some, "src", t.vaddr[conns], step)
+            trip.rewrite(some, "sport", t.vport[conns], step)
         on = self._rerouted(trip, r)
         r, c = r[on], c[on]
         if len(r) == 1:
@@ -1167,7 +1161,7 @@ class Ipvs:
         self._untrack(trip, r, c, reply=True)
 
     def _rerouted(self, trip: Trip, rows: Rows) -> Mask:
-        """bool[n]: still under way, after asking for the way out again: the packet now comes from the virtual address."""
+        """bool[n]: still under way, after asking for the way out again with the virtual address as source."""
         on = np.ones(len(rows), bool)
         if trip.hook == "INPUT" or not self._on("snat_reroute"):
             return on
@@ -1208,7 +1202,7 @@ class Ipvs:
         return rows[fates == GO_ON], rows[fates == SENT]
 
     def _quoted(self, p: Packets, row: int) -> tuple[bytearray, int, Ask] | None:
-        """(the packet, where the quoted one begins, who that one was from the sender's side) of an ICMP error, else None."""
+        """(the packet, where the quoted one begins, its addresses as its sender had them) of an ICMP error, or None."""
         if p.frag[row] & OFFSET_MASK or p.icmp_type[row] not in (3, 4, 11):
             return None
         b = bytearray(p.bytes(row))
@@ -1294,7 +1288,7 @@ class Ipvs:
     def _rewrite_error(
         self, trip: Trip, row: int, b: bytearray, at: int, step: Step, addr: int, port: int, *, to_server: bool
     ) -> None:
-        """Outer address and the quoted one on the same side := addr:port. The quoted transport checksum stays as it is."""
+        """Outer address and the quoted one := addr:port. The quoted transport checksum stays as it is."""
         p = trip.pkts
         ihl, inner = int(p.ihl[row]), (b[at] & 15) * 4
         place, inner_place, port_place = (16, at + 12, at + inner) if to_server else (12, at + 16, at + inner + 2)
@@ -1522,7 +1516,7 @@ class Ipvs:
 
     def _new_stat(self) -> int:
         if self._stats_used == len(self.counters):
-            self.counters = np.concatenate([self.stats, np.zeros_like(self.counters)])
+            self.counters = np.concatenate([self.counters, np.zeros_like(self.counters)])
         self._stats_used += 1
         return self._stats_used - 1
 
@@ -1659,7 +1653,7 @@ class Ipvs:
     # ---- texts -------------------------------------------------------------------------------------------------
 
     def restore(self, text: str, file: str, problems: list[Problem]) -> None:
-        """Take `ipvsadm -Sn` text; what cannot be taken is added to `problems`. Comments and empty lines are passed over."""
+        """Take `ipvsadm -Sn` text; what cannot be taken goes to `problems`. Comments are passed over."""
         for number, line in enumerate(text.splitlines(), 1):
             words = line.split()
             if not words or words[0].startswith("#"):
@@ -1803,6 +1797,19 @@ SCTP_INIT, SCTP_ABORT, SCTP_CLOSED = 1, 6, -1
 TRASH_LIFE = 120 * SECOND
 CONN_TAB_SIZE = 4096
 SPECIAL: dict[int, Callable[[Ipvs, int], None]] = {-1: Ipvs._flush_orphans, -2: Ipvs._empty_trash}
+
+
+def _alike(numbers: I32) -> Iterator[tuple[int, slice | Rows]]:
+    """(number, where it stands) for each different number."""
+    first = int(numbers[0])
+    if len(numbers) == 1 or (numbers == first).all():
+        yield first, slice(None)
+        return
+    order = np.argsort(numbers, kind="stable")
+    in_order = numbers[order]
+    starts = np.flatnonzero(np.concatenate(([True], in_order[1:] != in_order[:-1]))).tolist()
+    for lo, hi in zip(starts, [*starts[1:], len(numbers)], strict=True):
+        yield int(in_order[lo]), order[lo:hi]
 
 
 def _meeting(a: Rows, b: Rows) -> int:
@@ -2182,11 +2189,9 @@ class Command:
             self.given["real-server"], service.proto, "illegal real server address[:port] specified"
         )
         how = {"method": method, "weight": 1, "upper": 0, "lower": 0}
-        for name, key, shown in (
-            ("weight", "weight", "weight"), ("u-threshold", "upper", "u_threshold"), ("l-threshold", "lower", "l_threshold"),
-        ):  # fmt: skip
+        for name, key in (("weight", "weight"), ("u-threshold", "upper"), ("l-threshold", "lower")):
             if name in self.given:
-                how[key] = self._number(name, 0, 0x7FFFFFFF, f"illegal {shown} specified")
+                how[key] = self._number(name, 0, 0x7FFFFFFF, f"illegal {name.replace('-', '_')} specified")
         self._tunnel(method)
         if port is None:
             port = service.port

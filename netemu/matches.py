@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Self, TypeVa
 import numpy as np
 from numpy.typing import NDArray
 
-from netemu.clock import jiffies
+from netemu.clock import SECOND, jiffies
 from netemu.grammar import Bad, Extension, Given, NotModelled, RuleContext
+from netemu.ipset import SetOptions
+from netemu.ipvs import MASQ, ROUTE, TUNNEL
 from netemu.packets import (
     DCCP,
     ICMP,
@@ -36,20 +38,24 @@ from netemu.packets import (
     SCTP,
     TCP,
     UDP,
-    UDPLITE,
     Mask,
     Rows,
 )
+from netemu.routing import ADDR_TYPES, LOCAL, UNICAST
 
 if TYPE_CHECKING:
-    from netemu.journey import Node
+    from netemu.ipset import Set
+    from netemu.node import Node
     from netemu.trip import Trip
 
 MATCHES: dict[str, type[Match]] = {}
 
 #: matches that iptables has and netemu does not model
 OTHER_MATCHES = frozenset(
-    "ah bpf cgroup cluster connlabel cpu devgroup esp helper ipcomp osf policy rateest socket".split()
+    (
+        *("ah", "bpf", "cgroup", "cluster", "connlabel", "cpu", "devgroup", "esp", "helper", "ipcomp", "osf", "policy"),
+        *("rateest", "socket"),
+    )
 )
 
 ALL_HOOKS = frozenset(("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"))
@@ -108,8 +114,8 @@ class Match(Extension):
         if name:
             if cls.says is Match.says and cls.many is Match.many:
                 raise TypeError(f"match {name} answers neither of one packet nor of many")
-            if issubclass(cls, Memory) and cls.touches is Memory.touches:
-                raise TypeError(f"match {name} has memory and does not say what it touches")
+            if issubclass(cls, Memory) and (cls.touches is Memory.touches or cls.ask is Memory.ask):
+                raise TypeError(f"match {name} has memory and does not say what it touches, or does not answer")
             cls.name = name
             MATCHES[name] = cls
 
@@ -204,7 +210,7 @@ class Match(Extension):
 
 
 class Memory(Match):
-    """A match that remembers: one packet after the other, in arrival order."""
+    """A match that remembers: `ask` it of one packet after the other, in arrival order."""
 
     _place = ""
     _running = False
@@ -213,10 +219,25 @@ class Memory(Match):
     def touches(self) -> frozenset[str]:
         return frozenset(("rule",))
 
-    def mask(self, trip: Trip, rows: Rows) -> Mask:
+    def ask(self, trip: Trip, row: int) -> bool:
+        """The answer for one packet; what it changes is remembered."""
+        raise NotImplementedError
+
+    def says(self, trip: Trip, row: int) -> bool:
         if not self._running:
-            self.start(trip.node, self._place)
-        return super().mask(trip, rows)
+            self._begin(trip.node)
+        return self.ask(trip, row)
+
+    def many(self, trip: Trip, rows: Rows) -> Mask:
+        if not self._running:
+            self._begin(trip.node)
+        ask = self.ask
+        return np.fromiter((ask(trip, row) for row in rows.tolist()), bool, len(rows))
+
+    def _begin(self, node: Node) -> None:
+        attend(node)
+        if not self._running:  # it stands in no table of the node
+            self.start(node, self._place)
 
     def start(self, node: Node, place: str) -> None:
         self._running, self._place = True, place
@@ -228,6 +249,39 @@ class Memory(Match):
     def reset(self, node: Node) -> None:
         """Back to what the rule says."""
         raise NotImplementedError
+
+
+class _Attendance:
+    """Which matches of a node's rules have been started; they are, and are stopped, as rules come and go."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.present: dict[int, Match] = {}
+        node.tables.on_change.append(self.call)
+        self.call()
+
+    def call(self) -> None:
+        """Start those that are new, then stop those that are gone: what is kept by name passes from rule to rule."""
+        now: dict[int, tuple[Match, str]] = {}
+        for table, chain, number, rule in self.node.tables.rules():
+            for match in rule.matches:
+                now[id(match)] = (match, f"{table}:{chain}:{number}")
+        for key, (match, place) in now.items():
+            if key not in self.present:
+                match.start(self.node, place)
+        for key, match in self.present.items():
+            if key not in now:
+                match.stop(self.node)
+        self.present = {key: match for key, (match, _) in now.items()}
+
+
+def attend(node: Node) -> None:
+    """From now on start and stop the matches of the node's rules with the rules. Done once; again changes nothing.
+
+    Call it when the tables have been loaded: what a rule keeps begins when the rule comes, not with its first packet.
+    """
+    if "_attendance" not in node.__dict__ and "tables" in node.__dict__:
+        node.__dict__["_attendance"] = _Attendance(node)
 
 
 # ---- reading and printing words ------------------------------------------------------------------------------------
@@ -277,6 +331,11 @@ def quoted(text: str) -> str:
 def dotted(address: int) -> str:
     """An address in print."""
     return ".".join(map(str, address.to_bytes(4, "big")))
+
+
+def _turned(answers: Mask, invert: bool) -> Mask:
+    """The answers after `!`."""
+    return ~answers if invert else answers
 
 
 def _not(invert: bool) -> str:
@@ -440,7 +499,7 @@ def _whole(trip: Trip, rows: Rows, need: int) -> Mask:
     p = trip.pkts
     offset = p.frag[rows] & OFFSET_MASK
     first = offset == 0
-    whole = first & (p.length[rows] - p.ihl[rows] >= need)
+    whole: Mask = first & (p.length[rows] - p.ihl[rows] >= need)
     if not whole.all():
         hot = first & ~whole
         if need == 20:
@@ -477,9 +536,8 @@ class Ports:
 
     def of(self, column: NDArray[np.uint16]) -> Mask:
         if self.lo == self.hi:
-            return column != self.lo if self.invert else column == self.lo
-        inside: Mask = (column >= self.lo) & (column <= self.hi)
-        return ~inside if self.invert else inside
+            return _turned(column == self.lo, self.invert)
+        return _turned((column >= self.lo) & (column <= self.hi), self.invert)
 
     def holds(self, port: int) -> bool:
         return (self.lo <= port <= self.hi) != self.invert
@@ -519,6 +577,14 @@ _PORT_OPTIONS = {
     "--sport": Option(invert=True, old=("--source-port",)),
     "--dport": Option(invert=True, old=("--destination-port",)),
 }
+
+
+def _exact(sport: Ports, dport: Ports) -> tuple[int, int] | None:
+    source = -1 if sport.any else sport.single
+    dest = -1 if dport.any else dport.single
+    return None if source is None or dest is None else (source, dest)
+
+
 FLAG_NAMES = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32, "ALL": 63, "NONE": 0}
 
 
@@ -566,7 +632,7 @@ class Tcp(Match, name="tcp"):
     A later fragment has no ports: it never matches, not even `! --dport 80`.
     """
 
-    SPEC = {
+    SPEC: ClassVar = {
         **_PORT_OPTIONS,
         "--tcp-flags": Option(2, invert=True, alone=("--syn",)),
         "--syn": Option(0, invert=True, alone=("--tcp-flags",)),
@@ -612,10 +678,9 @@ class Tcp(Match, name="tcp"):
     def _flags_matter(self) -> bool:
         return bool(self.flag_mask or self.flag_set or self.flag_invert)
 
-    @property
-    def only_ports(self) -> bool:
-        """Nothing but ports is asked."""
-        return not self._flags_matter and not self.option
+    def exact_ports(self) -> tuple[int, int] | None:
+        """(source port, destination port), -1 for any, when it asks for nothing else; None otherwise."""
+        return None if self._flags_matter or self.option else _exact(self.sport, self.dport)
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
         p = trip.pkts
@@ -653,7 +718,7 @@ class Tcp(Match, name="tcp"):
 class Udp(Match, name="udp"):
     """--sport, --dport."""
 
-    SPEC = _PORT_OPTIONS
+    SPEC: ClassVar = _PORT_OPTIONS
     protocols = (UDP,)
     sport: Ports = ANY_PORT
     dport: Ports = ANY_PORT
@@ -666,9 +731,9 @@ class Udp(Match, name="udp"):
     def words(self) -> str:
         return " ".join(filter(None, (self.sport.words("--sport"), self.dport.words("--dport"))))
 
-    @property
-    def only_ports(self) -> bool:
-        return True
+    def exact_ports(self) -> tuple[int, int] | None:
+        """(source port, destination port), -1 for any, when it asks for nothing else; None otherwise."""
+        return _exact(self.sport, self.dport)
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
         p = trip.pkts
@@ -681,11 +746,7 @@ class Udp(Match, name="udp"):
 
     def says(self, trip: Trip, row: int) -> bool:
         p = trip.pkts
-        return (
-            _whole_one(trip, row, 8)
-            and self.sport.holds(p.sport.item(row))
-            and self.dport.holds(p.dport.item(row))
-        )
+        return _whole_one(trip, row, 8) and self.sport.holds(p.sport.item(row)) and self.dport.holds(p.dport.item(row))
 
 
 #: name of an ICMP type -> (type, code or None for all), in the order in which an abbreviation is looked for
@@ -715,7 +776,7 @@ ICMP_NAMES: dict[str, tuple[int, int | None]] = {
 class Icmp(Match, name="icmp"):
     """--icmp-type NAME | TYPE[/CODE]; type 255 is any."""
 
-    SPEC = {"--icmp-type": Option(invert=True)}
+    SPEC: ClassVar = {"--icmp-type": Option(invert=True)}
     NEEDED = ("--icmp-type",)
     protocols = (ICMP,)
     type: int
@@ -758,7 +819,7 @@ class Icmp(Match, name="icmp"):
             return yes if not self.invert else yes & False
         code = p.icmp_code[rows]
         hit = (p.icmp_type[rows] == self.type) & (code >= self.low) & (code <= self.high)
-        return yes & (hit != self.invert)
+        return yes & _turned(hit, self.invert)
 
     def says(self, trip: Trip, row: int) -> bool:
         if not _whole_one(trip, row, 8):
@@ -775,7 +836,7 @@ class Multiport(Match, name="multiport"):
     --ports: either port does. A range counts as two of the fifteen.
     """
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--sports": Option(invert=True, old=("--source-ports",), alone=("--dports", "--ports")),
         "--dports": Option(invert=True, old=("--destination-ports",), alone=("--sports", "--ports")),
         "--ports": Option(invert=True, alone=("--sports", "--dports")),
@@ -827,7 +888,7 @@ class Multiport(Match, name="multiport"):
             return yes & self.table[p.dport[rows]]
         if self.side == "--sports":
             return yes & self.table[p.sport[rows]]
-        return yes & ((self.table[p.dport[rows]] | self.table[p.sport[rows]]) != self.invert)
+        return yes & _turned(self.table[p.dport[rows]] | self.table[p.sport[rows]], self.invert)
 
     def says(self, trip: Trip, row: int) -> bool:
         if not _whole_one(trip, row, 4):
@@ -847,7 +908,7 @@ class Multiport(Match, name="multiport"):
 class Mark(Match, name="mark"):
     """--mark VALUE[/MASK]: the packet's mark, masked, equals VALUE."""
 
-    SPEC = {"--mark": Option(invert=True)}
+    SPEC: ClassVar = {"--mark": Option(invert=True)}
     NEEDED = ("--mark",)
     value: int
     wild: int = M32
@@ -862,8 +923,7 @@ class Mark(Match, name="mark"):
         return f"{_not(self.invert)}--mark {_hex_masked(self.value, self.wild)}"
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
-        hit: Mask = (trip.pkts.mark[rows] & np.uint32(self.wild)) == self.value
-        return ~hit if self.invert else hit
+        return _turned((trip.pkts.mark[rows] & np.uint32(self.wild)) == self.value, self.invert)
 
     def says(self, trip: Trip, row: int) -> bool:
         return ((trip.pkts.mark.item(row) & self.wild) == self.value) != self.invert
@@ -873,7 +933,7 @@ class Mark(Match, name="mark"):
 class Connmark(Match, name="connmark"):
     """--mark VALUE[/MASK]: the same of the connection's mark. A packet without connection never matches, `!` or not."""
 
-    SPEC = {"--mark": Option(invert=True)}
+    SPEC: ClassVar = {"--mark": Option(invert=True)}
     NEEDED = ("--mark",)
     needs_conntrack = True
     value: int
@@ -894,8 +954,8 @@ class Connmark(Match, name="connmark"):
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
         flow = trip.pkts.ct[rows]
-        hit: Mask = (trip.node.conntrack.mark[flow] & np.uint32(self.wild)) == self.value
-        return (flow >= 0) & (hit != self.invert)
+        hit = (trip.node.conntrack.mark[flow] & np.uint32(self.wild)) == self.value
+        return (flow >= 0) & _turned(hit, self.invert)
 
     def says(self, trip: Trip, row: int) -> bool:
         flow = trip.pkts.ct.item(row)
@@ -906,7 +966,7 @@ class Connmark(Match, name="connmark"):
 class Comment(Match, name="comment"):
     """--comment TEXT: for people; every packet matches."""
 
-    SPEC = {"--comment": Option()}
+    SPEC: ClassVar = {"--comment": Option()}
     NEEDED = ("--comment",)
     always = True
     comment: str
@@ -941,7 +1001,7 @@ SRC_NAT, DST_NAT, CONFIRMED = 16, 32, 8
 class State(Match, name="state"):
     """--state LIST: the older spelling of `conntrack --ctstate`, without SNAT and DNAT."""
 
-    SPEC = {"--state": Option(invert=True)}
+    SPEC: ClassVar = {"--state": Option(invert=True)}
     NEEDED = ("--state",)
     needs_conntrack = True
     states: frozenset[str]
@@ -983,7 +1043,7 @@ class ConntrackMatch(Match, name="conntrack"):
     else is asked; without --ctstate it never matches.
     """
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--ctstate": Option(invert=True),
         "--ctproto": Option(invert=True),
         **{option: Option(invert=True) for option in (*_TUPLE_ADDRESSES, *_TUPLE_PORTS)},
@@ -1123,7 +1183,10 @@ class ConntrackMatch(Match, name="conntrack"):
             low, high, invert = self.expire
             hz = trip.node.hz
             left = np.array(
-                [jiffies(d, hz) - jiffies(t, hz) for d, t in zip(flows.deadline[flow].tolist(), p.time[rows].tolist())]
+                [
+                    jiffies(d, hz) - jiffies(t, hz)
+                    for d, t in zip(flows.deadline[flow].tolist(), p.time[rows].tolist(), strict=True)
+                ]
             )
             left = np.maximum(left, 0) // hz
             left[(flows.status[flow] & CONFIRMED) == 0] = 0  # its timer does not run yet
@@ -1138,7 +1201,7 @@ class Connbytes(Match, name="connbytes"):
     Counts include this packet. Linux switches accounting on when such a rule comes; older connections never match.
     """
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--connbytes": Option(invert=True),
         "--connbytes-dir": Option(),
         "--connbytes-mode": Option(),
@@ -1205,7 +1268,7 @@ class Connlimit(Memory, name="connlimit"):
     same network is counted, at most once a tick.
     """
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--connlimit-upto": Option(invert=True, alone=("--connlimit-above",)),
         "--connlimit-above": Option(invert=True, alone=("--connlimit-upto",)),
         "--connlimit-mask": Option(),
@@ -1243,7 +1306,7 @@ class Connlimit(Memory, name="connlimit"):
     def reset(self, node: Node) -> None:
         self._lists: dict[tuple[int, int], ConnectionList] = {}
 
-    def says(self, trip: Trip, row: int) -> bool:
+    def ask(self, trip: Trip, row: int) -> bool:
         p, flows = trip.pkts, trip.node.conntrack
         address = (p.dst if self.side == "daddr" else p.src).item(row) & (M32 << (32 - self.width) & M32)
         flow = p.ct.item(row)
@@ -1320,7 +1383,7 @@ class SetMatch(Match, name="set"):
     The set itself knows everything (ipset.Set.match); `!` turns its whole answer round.
     """
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--match-set": Option(2, invert=True, old=("--set",), often=True),
         "--return-nomatch": Option(0, invert=True, often=True),
         "--update-counters": Option(0, invert=True, often=True),
@@ -1412,21 +1475,25 @@ class SetMatch(Match, name="set"):
 
     @cached_property
     def _options(self) -> SetOptions:
-        return _set_options(self)
+        def how(condition: tuple[str, int, bool] | None) -> tuple[str, int]:
+            if condition is None:
+                return "", 0
+            return "ne" if condition[2] else condition[0], condition[1]
+
+        flags = self.return_nomatch, self.update_counters, self.update_subcounters
+        return SetOptions(*flags, *how(self.packets), *how(self.bytes))
+
+    def _members(self, trip: Trip) -> Set:
+        members = trip.node.sets.get(self.set)
+        assert members is not None  # rules hold a reference: a set that they use cannot be destroyed
+        return members
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
-        members = trip.node.sets.get(self.set)
-        if members is None:
-            raise KeyError(self.set)  # rules hold a reference: a set that they use cannot be destroyed
-        hit = members.match(trip, rows, self.dirs, self._options)
-        return ~hit if self.invert else hit
+        hit = self._members(trip).match(trip, rows, self.dirs, self._options)
+        return _turned(hit, self.invert)
 
-
-ADDRESS_TYPES = (
-    "UNSPEC", "UNICAST", "LOCAL", "BROADCAST", "ANYCAST", "MULTICAST",
-    "BLACKHOLE", "UNREACHABLE", "PROHIBIT", "THROW", "NAT", "XRESOLVE",
-)  # fmt: skip
-_LOCAL, _UNICAST, _BROADCAST = 2, 1, 3
+    def says(self, trip: Trip, row: int) -> bool:
+        return self._members(trip).matches(trip, row, self.dirs, self._options) != self.invert
 
 
 @dataclass(frozen=True)
@@ -1436,7 +1503,7 @@ class Addrtype(Match, name="addrtype"):
     With a limit an address is LOCAL (or BROADCAST) only on the link that has it, elsewhere UNICAST.
     """
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--src-type": Option(invert=True),
         "--dst-type": Option(invert=True),
         "--limit-iface-in": Option(0, alone=("--limit-iface-out",)),
@@ -1451,7 +1518,7 @@ class Addrtype(Match, name="addrtype"):
         sides: list[tuple[frozenset[str], bool] | None] = []
         for option in ("--src-type", "--dst-type"):
             g = o.get(option)
-            sides.append(None if g is None else (_named_bits(g.value, ADDRESS_TYPES, "addrtype: bad type"), g.invert))
+            sides.append(None if g is None else (_named_bits(g.value, ADDR_TYPES, "addrtype: bad type"), g.invert))
         if sides == [None, None]:
             raise Bad("addrtype: you must specify --src-type or --dst-type")
         limit = "in" if "--limit-iface-in" in o else "out" if "--limit-iface-out" in o else ""
@@ -1467,7 +1534,7 @@ class Addrtype(Match, name="addrtype"):
         out = []
         for option, side in (("--src-type", self.src), ("--dst-type", self.dst)):
             if side:
-                out.append(f"{_not(side[1])}{option} {','.join(t for t in ADDRESS_TYPES if t in side[0])}")
+                out.append(f"{_not(side[1])}{option} {','.join(t for t in ADDR_TYPES if t in side[0])}")
         if self.limit:
             out.append(f"--limit-iface-{self.limit}")
         return " ".join(out)
@@ -1479,7 +1546,7 @@ class Addrtype(Match, name="addrtype"):
         for name, side in (("src", self.src), ("dst", self.dst)):
             if side:
                 table = np.zeros(256, bool)
-                table[[ADDRESS_TYPES.index(t) for t in side[0]]] = True
+                table[[ADDR_TYPES[t] for t in side[0]]] = True
                 out[name] = table != side[1]
         return out
 
@@ -1487,32 +1554,11 @@ class Addrtype(Match, name="addrtype"):
         p = trip.pkts
         yes: Mask | None = None
         for column, answers in self._answers.items():
-            addresses = getattr(p, column)[rows]
-            codes = trip.node.routing.addr_type(addresses)
-            if self.limit:
-                codes = self._limited(trip, codes, addresses, (p.link_in if self.limit == "in" else p.link_out)[rows])
-            yes = answers[codes] if yes is None else yes & answers[codes]
+            links = None if not self.limit else (p.link_in if self.limit == "in" else p.link_out)[rows]
+            said = answers[trip.node.routing.addr_type(getattr(p, column)[rows], links)]
+            yes = said if yes is None else yes & said
         assert yes is not None
         return yes
-
-    @staticmethod
-    def _limited(
-        trip: Trip, codes: NDArray[np.uint8], addresses: NDArray[np.uint32], links: NDArray[np.int16]
-    ) -> NDArray[np.uint8]:
-        routing = trip.node.routing
-        out = codes.copy()
-        for k in np.flatnonzero((codes == _LOCAL) | (codes == _BROADCAST)).tolist():
-            link, address = int(links[k]), int(addresses[k])
-            if link < 0 or address == M32 or address >> 24 == 0:
-                continue
-            own = routing.links[link].addresses
-            if codes[k] == _BROADCAST:
-                there = any(a.broadcast == address for a in own)
-            else:
-                there = any(a.ip == address for a in own) or (address >> 24 == 127 and link == 0)
-            if not there:
-                out[k] = _UNICAST
-        return out
 
 
 def _link_pattern(name: str) -> str:
@@ -1528,7 +1574,7 @@ class Physdev(Match, name="physdev"):
     netemu has no bridges' ports: such a packet matches only if everything that is asked is inverted.
     """
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--physdev-in": Option(invert=True),
         "--physdev-out": Option(invert=True),
         "--physdev-is-in": Option(0, invert=True),
@@ -1576,7 +1622,7 @@ class Physdev(Match, name="physdev"):
 class Iprange(Match, name="iprange"):
     """--src-range A-B, --dst-range A-B, ends included."""
 
-    SPEC = {"--src-range": Option(invert=True), "--dst-range": Option(invert=True)}
+    SPEC: ClassVar = {"--src-range": Option(invert=True), "--dst-range": Option(invert=True)}
     src: tuple[int, int, bool] | None = None
     dst: tuple[int, int, bool] | None = None
 
@@ -1631,7 +1677,7 @@ class Owner(Match, name="owner"):
     Who owns the socket no capture can tell: --uid-owner, --gid-owner and --suppl-groups are not modelled.
     """
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--uid-owner": Option(invert=True),
         "--gid-owner": Option(invert=True),
         "--socket-exists": Option(0, invert=True),
@@ -1667,7 +1713,7 @@ class Owner(Match, name="owner"):
         return f"{_not(self.invert)}--socket-exists"
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
-        return trip.pkts.socket[rows] != self.invert
+        return _turned(trip.pkts.socket[rows], self.invert)
 
     def says(self, trip: Trip, row: int) -> bool:
         return trip.pkts.socket.item(row) != self.invert
@@ -1677,7 +1723,7 @@ class Owner(Match, name="owner"):
 class Mac(Match, name="mac"):
     """--mac-source XX:XX:XX:XX:XX:XX: the Ethernet source. Without an Ethernet header never, `!` or not."""
 
-    SPEC = {"--mac-source": Option(invert=True)}
+    SPEC: ClassVar = {"--mac-source": Option(invert=True)}
     NEEDED = ("--mac-source",)
     mac: int
     invert: bool = False
@@ -1699,7 +1745,7 @@ class Mac(Match, name="mac"):
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
         p = trip.pkts
-        return p.ether[rows] & ((p.smac[rows] == self.mac) != self.invert)
+        return p.ether[rows] & _turned(p.smac[rows] == self.mac, self.invert)
 
     def says(self, trip: Trip, row: int) -> bool:
         p = trip.pkts
@@ -1715,7 +1761,7 @@ _PACKET_TYPES = {
 class Pkttype(Match, name="pkttype"):
     """--pkt-type unicast|broadcast|multicast|otherhost: how the frame was addressed."""
 
-    SPEC = {"--pkt-type": Option(invert=True)}
+    SPEC: ClassVar = {"--pkt-type": Option(invert=True)}
     NEEDED = ("--pkt-type",)
     type: int
     invert: bool = False
@@ -1731,7 +1777,7 @@ class Pkttype(Match, name="pkttype"):
         return f"{_not(self.invert)}--pkt-type {next(n for n, t in _PACKET_TYPES.items() if t == self.type)}"
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
-        return (trip.pkts.pkttype[rows] == self.type) != self.invert
+        return _turned(trip.pkts.pkttype[rows] == self.type, self.invert)
 
     def says(self, trip: Trip, row: int) -> bool:
         return (trip.pkts.pkttype.item(row) == self.type) != self.invert
@@ -1744,7 +1790,7 @@ class Pkttype(Match, name="pkttype"):
 class Length(Match, name="length"):
     """--length N[:M]: total length of the IP packet."""
 
-    SPEC = {"--length": Option(invert=True)}
+    SPEC: ClassVar = {"--length": Option(invert=True)}
     NEEDED = ("--length",)
     low: int
     high: int
@@ -1760,7 +1806,7 @@ class Length(Match, name="length"):
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
         length = trip.pkts.length[rows]
-        return ((length >= self.low) & (length <= self.high)) != self.invert
+        return _turned((length >= self.low) & (length <= self.high), self.invert)
 
     def says(self, trip: Trip, row: int) -> bool:
         return (self.low <= trip.pkts.length.item(row) <= self.high) != self.invert
@@ -1770,7 +1816,7 @@ class Length(Match, name="length"):
 class Ttl(Match, name="ttl"):
     """--ttl-eq N, --ttl-lt N, --ttl-gt N."""
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--ttl-lt": Option(alone=("--ttl-eq", "--ttl-gt")),
         "--ttl-gt": Option(alone=("--ttl-eq", "--ttl-lt")),
         "--ttl-eq": Option(invert=True, old=("--ttl",), alone=("--ttl-lt", "--ttl-gt")),
@@ -1792,7 +1838,7 @@ class Ttl(Match, name="ttl"):
     def _answers(self) -> Mask:
         ttl = np.arange(256)
         if self.how == "--ttl-eq":
-            return (ttl == self.ttl) != self.invert
+            return _turned(ttl == self.ttl, self.invert)
         return ttl < self.ttl if self.how == "--ttl-lt" else ttl > self.ttl
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
@@ -1815,7 +1861,7 @@ TOS_NAMES = {
 class Tos(Match, name="tos"):
     """--tos VALUE[/MASK] or a name: (tos & MASK) == VALUE."""
 
-    SPEC = {"--tos": Option(invert=True)}
+    SPEC: ClassVar = {"--tos": Option(invert=True)}
     NEEDED = ("--tos",)
     value: int
     wild: int
@@ -1840,7 +1886,7 @@ class Tos(Match, name="tos"):
 
     @cached_property
     def _answers(self) -> Mask:
-        return ((np.arange(256) & self.wild) == self.value) != self.invert
+        return _turned((np.arange(256) & self.wild) == self.value, self.invert)
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
         return self._answers[trip.pkts.tos[rows]]
@@ -1857,7 +1903,7 @@ DSCP_CLASSES |= {f"AF{n}{drop}": 8 * n + 2 * drop for n in range(1, 5) for drop 
 class Dscp(Match, name="dscp"):
     """--dscp VALUE or --dscp-class NAME: the upper six bits of the TOS byte."""
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--dscp": Option(invert=True, alone=("--dscp-class",)),
         "--dscp-class": Option(invert=True, alone=("--dscp",)),
     }
@@ -1880,7 +1926,7 @@ class Dscp(Match, name="dscp"):
 
     @cached_property
     def _answers(self) -> Mask:
-        return ((np.arange(256) >> 2) == self.dscp) != self.invert
+        return _turned((np.arange(256) >> 2) == self.dscp, self.invert)
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
         return self._answers[trip.pkts.tos[rows]]
@@ -1893,7 +1939,7 @@ class Dscp(Match, name="dscp"):
 class Ecn(Match, name="ecn"):
     """--ecn-tcp-cwr, --ecn-tcp-ece (TCP flags), --ecn-ip-ect N (the lower two bits of the TOS byte)."""
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--ecn-tcp-cwr": Option(0, invert=True),
         "--ecn-tcp-ece": Option(0, invert=True),
         "--ecn-ip-ect": Option(invert=True),
@@ -1946,7 +1992,7 @@ class Ecn(Match, name="ecn"):
 class Realm(Match, name="realm"):
     """--realm VALUE[/MASK]: the realm of the route. No route of a model has one, so the realm is 0."""
 
-    SPEC = {"--realm": Option(invert=True)}
+    SPEC: ClassVar = {"--realm": Option(invert=True)}
     NEEDED = ("--realm",)
     value: int
     wild: int = M32
@@ -1988,7 +2034,7 @@ class Statistic(Memory, name="statistic"):
     that depends on the node's seed and on where the rule stands.
     """
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--mode": Option(),
         "--probability": Option(invert=True, alone=("--every", "--packet")),
         "--every": Option(invert=True, alone=("--probability",)),
@@ -2048,17 +2094,19 @@ class Statistic(Memory, name="statistic"):
         self.salt = zlib.crc32(f"{self._place} {self.words()}".encode())
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
+        if not self._running:
+            self._begin(trip.node)
         n = len(rows)
         if self.mode == "random":
-            return ((trip.random(rows, self.salt) >> np.uint64(33)) < self.threshold) != self.invert
+            return _turned((trip.random(rows, self.salt) >> np.uint64(33)) < self.threshold, self.invert)
         # the counter counts up to every - 1 and a packet matches when it comes back to 0
         hit = (self.count + 1 + np.arange(n)) % self.every == 0
         self.count = (self.count + n) % self.every
-        return hit != self.invert
+        return _turned(hit, self.invert)
 
-    def says(self, trip: Trip, row: int) -> bool:
+    def ask(self, trip: Trip, row: int) -> bool:
         if self.mode == "random":
-            return bool(((trip.random(np.array([row]), self.salt) >> np.uint64(33)) < self.threshold)[0]) != self.invert
+            return bool((trip.random(np.array([row]), self.salt)[0] >> np.uint64(33)) < self.threshold) != self.invert
         self.count = 0 if self.count == self.every - 1 else self.count + 1
         return (self.count == 0) != self.invert
 
@@ -2124,7 +2172,7 @@ class Limit(Memory, name="limit"):
     Linux counts credit in 32 bits, with the largest power of two a jiffy that keeps a day below 2**32.
     """
 
-    SPEC = {"--limit": Option(), "--limit-burst": Option()}
+    SPEC: ClassVar = {"--limit": Option(), "--limit-burst": Option()}
     SCALE: ClassVar[int] = 10000
     interval: int  # 1/10000 s
     burst: int
@@ -2142,7 +2190,7 @@ class Limit(Memory, name="limit"):
             text = o["--limit"].value
             read = _interval(text, cls.SCALE)
             if read is None:
-                raise Bad(f"bad rate \"{text}\"'", text, "for example 5/second, 10/min, 3/hour, 1/day")
+                raise Bad(f'bad rate "{text}"\'', text, "for example 5/second, 10/min, 3/hour, 1/day")
             if read[0] == 0:
                 raise Bad(f'Rate too fast "{text}"', text)
             interval = read[0]
@@ -2179,7 +2227,7 @@ class Limit(Memory, name="limit"):
         self._cost = self._credits(self.interval, node.hz)
         self.credit, self.at = self._cap, None
 
-    def says(self, trip: Trip, row: int) -> bool:
+    def ask(self, trip: Trip, row: int) -> bool:
         now = jiffies(trip.pkts.time.item(row), self._hz)
         if self.at is not None:
             self.credit = min(self.credit + (now - self.at) * self._rate, self._cap)
@@ -2194,7 +2242,7 @@ class Limit(Memory, name="limit"):
 class Quota(Memory, name="quota"):
     """--quota BYTES: matches until so many bytes have come; the packet that would pass the end ends it for good."""
 
-    SPEC = {"--quota": Option(invert=True)}
+    SPEC: ClassVar = {"--quota": Option(invert=True)}
     NEEDED = ("--quota",)
     quota: int
     invert: bool = False
@@ -2215,7 +2263,7 @@ class Quota(Memory, name="quota"):
     def reset(self, node: Node) -> None:
         self.left = self.quota
 
-    def says(self, trip: Trip, row: int) -> bool:
+    def ask(self, trip: Trip, row: int) -> bool:
         length = trip.pkts.length.item(row)
         if self.left >= length:
             self.left -= length
@@ -2322,7 +2370,7 @@ class Recent(Memory, name="recent"):
     --update: was it seen (N times, within S seconds)? --update adds this time when the final answer is yes.
     """
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--set": Option(0, invert=True, alone=("--rcheck", "--update", "--remove", "--rttl")),
         "--rcheck": Option(0, invert=True, alone=("--set", "--update", "--remove")),
         "--update": Option(0, invert=True, alone=("--set", "--rcheck", "--remove")),
@@ -2401,7 +2449,7 @@ class Recent(Memory, name="recent"):
         super().stop(node)
         recent_tables(node).leave(self.table, self)
 
-    def says(self, trip: Trip, row: int) -> bool:
+    def ask(self, trip: Trip, row: int) -> bool:
         p, table, hz = trip.pkts, self._table, trip.node.hz
         address = (p.dst if self.side == "rdest" else p.src).item(row) & table.mask
         # the TTL as it was before this node forwarded it
@@ -2585,7 +2633,7 @@ class Hashlimit(Memory, name="hashlimit"):
     by name; the rule that makes it settles how it counts, each rule only whether it wants those below or above.
     """
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--hashlimit-upto": Option(invert=True, old=("--hashlimit",), alone=("--hashlimit-above",)),
         "--hashlimit-above": Option(invert=True, alone=("--hashlimit-upto",)),
         "--hashlimit-burst": Option(),
@@ -2739,7 +2787,7 @@ class Hashlimit(Memory, name="hashlimit"):
         super().stop(node)
         hash_tables(node).leave(self.table, self)
 
-    def says(self, trip: Trip, row: int) -> bool:
+    def ask(self, trip: Trip, row: int) -> bool:
         p, table = trip.pkts, self._table
         s = table.settings
         src = sport = dst = dport = 0
@@ -2763,7 +2811,7 @@ class Hashlimit(Memory, name="hashlimit"):
 # ---- looking into the bytes ----------------------------------------------------------------------------------------
 
 # letters of the kernel's character table: ASCII and Latin-1
-_FOLD = bytes(c - 32 if 97 <= c <= 122 or 223 <= c <= 246 or 248 <= c else c for c in range(256))
+_FOLD = bytes(c - 32 if 97 <= c <= 122 or 223 <= c <= 246 or c >= 248 else c for c in range(256))
 
 
 @dataclass(frozen=True)
@@ -2773,7 +2821,7 @@ class String(Match, name="string"):
     Offsets count from the IP header. The first place at or after A decides: the pattern must end by B.
     """
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--from": Option(),
         "--to": Option(),
         "--algo": Option(),
@@ -2866,7 +2914,7 @@ _U32_TOKEN = re.compile(r"\s*(?:(0[xX][0-9a-fA-F]+|[0-9]+)|(>>|<<|&&|[&@=,:])|(.
 class U32(Match, name="u32"):
     """--u32 "START&MASK>>N@START=VALUE:VALUE,... && ...": 32-bit words of the packet, computed with and compared."""
 
-    SPEC = {"--u32": Option(invert=True)}
+    SPEC: ClassVar = {"--u32": Option(invert=True)}
     NEEDED = ("--u32",)
     #: each test: first offset, (operator, number)..., (low, high)...
     tests: tuple[tuple[int, tuple[tuple[str, int], ...], tuple[tuple[int, int], ...]], ...]
@@ -2913,7 +2961,7 @@ class U32(Match, name="u32"):
 
 
 def _u32_tests(text: str) -> Iterable[tuple[int, tuple[tuple[str, int], ...], tuple[tuple[int, int], ...]]]:
-    """The grammar: tests joined by &&; a test is numbers joined by & << >> @, then =, then values or ranges by commas."""
+    """Tests joined by &&; a test is numbers joined by & << >> @, then =, then values or ranges between commas."""
     at = 0
 
     def fail(what: str) -> NoReturn:
@@ -2934,7 +2982,7 @@ def _u32_tests(text: str) -> Iterable[tuple[int, tuple[tuple[str, int], ...], tu
         return ("operator" if found[2] else "junk"), found[2] or found[3], place
 
     def number() -> int:
-        kind, value, place = token()
+        _, value, place = token()
         if not isinstance(value, int):
             fail(f"at char {place}: not a number or out of range")
         return value
@@ -2945,7 +2993,9 @@ def _u32_tests(text: str) -> Iterable[tuple[int, tuple[tuple[str, int], ...], tu
             fail("abrupt end of input after location specifier")
         if not isinstance(value, int):
             fail(f"at char {place}: not a number or out of range")
-        first, operations, values = value, [], []
+        first = value
+        operations: list[tuple[str, int]] = []
+        values: list[tuple[int, int]] = []
         while True:
             kind, what, place = token()
             if kind == "end":
@@ -2988,7 +3038,7 @@ def _u32_tests(text: str) -> Iterable[tuple[int, tuple[tuple[str, int], ...], tu
 class Tcpmss(Match, name="tcpmss"):
     """--mss N[:M]: the MSS option of the segment lies in the range. None there: no, `!` turns that round."""
 
-    SPEC = {"--mss": Option(invert=True)}
+    SPEC: ClassVar = {"--mss": Option(invert=True)}
     NEEDED = ("--mss",)
     protocols = (TCP,)
     low: int
@@ -3033,7 +3083,7 @@ CHUNK_FLAGS = {"DATA": "----IUBE", "I_DATA": "----IUBE", "ABORT": "-------T", "S
 class Sctp(Match, name="sctp"):
     """--sport, --dport, --chunk-types all|any|only LIST: chunks of the packet, with flags (`DATA:Be`)."""
 
-    SPEC = {**_PORT_OPTIONS, "--chunk-types": Option(2, invert=True)}
+    SPEC: ClassVar = {**_PORT_OPTIONS, "--chunk-types": Option(2, invert=True)}
     protocols = (SCTP,)
     sport: Ports = ANY_PORT
     dport: Ports = ANY_PORT
@@ -3134,7 +3184,7 @@ DCCP_TYPES = (
 class Dccp(Match, name="dccp"):
     """--sport, --dport, --dccp-types LIST, --dccp-option KIND."""
 
-    SPEC = {
+    SPEC: ClassVar = {
         **_PORT_OPTIONS,
         "--dccp-types": Option(invert=True),
         "--dccp-option": Option(invert=True),
@@ -3206,10 +3256,10 @@ _ALL_WEEK, _ALL_MONTH, _END_OF_TIME = 0xFE, 0xFFFFFFFE, 0x7FFFFFFF
 class Time(Match, name="time"):
     """--timestart, --timestop, --weekdays, --monthdays, --datestart, --datestop, [--contiguous] [--kerneltz].
 
-    The packet's own time is the clock: seconds since 1970 in UTC, as captures have it.
+    The packet's own time is the clock, in UTC; a node that saw no capture with dates began on 1970-01-01.
     """
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--datestart": Option(),
         "--datestop": Option(),
         "--timestart": Option(),
@@ -3270,7 +3320,7 @@ class Time(Match, name="time"):
         return " ".join(out)
 
     def says(self, trip: Trip, row: int) -> bool:
-        stamp = trip.pkts.time.item(row) // 1_000_000_000
+        stamp = ((trip.node.epoch or 0) + trip.pkts.time.item(row)) // SECOND
         if not self.first <= stamp <= self.last:
             return False
         second = stamp % 86400
@@ -3300,9 +3350,13 @@ def _time_of_day(text: str) -> int:
 
 
 def _moment(text: str) -> int:
-    found = re.fullmatch(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2})(?:T(?:(\d{1,2})(?::(\d{1,2})(?::(\d{1,2}))?)?)?)?)?)?", text)
+    found = re.fullmatch(
+        r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2})(?:T(?:(\d{1,2})(?::(\d{1,2})(?::(\d{1,2}))?)?)?)?)?)?", text
+    )
     if found:
-        year, month, day, hour, minute, second = (int(x) if x else n for x, n in zip(found.groups(), (0, 1, 1, 0, 0, 0)))
+        year, month, day, hour, minute, second = (
+            int(x) if x else n for x, n in zip(found.groups(), (0, 1, 1, 0, 0, 0), strict=True)
+        )
         if 1970 <= year <= 2038 and 1 <= month <= 12 and 1 <= day <= 31 and hour < 24 and minute < 60 and second < 60:
             # the 31st of February is the 3rd (or 2nd) of March, as mktime has it
             date = datetime.date(year, month, 1) + datetime.timedelta(day - 1)
@@ -3345,7 +3399,7 @@ def _monthdays(text: str) -> int:
 class Rpfilter(Match, name="rpfilter"):
     """[--loose] [--validmark] [--accept-local] [--invert]: would an answer to the source leave by the input device?"""
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--loose": Option(0),
         "--validmark": Option(0),
         "--accept-local": Option(0),
@@ -3373,18 +3427,18 @@ class Rpfilter(Match, name="rpfilter"):
         # the answer would come from the destination, if that can be a source
         source = np.where(multicast | (dst == M32) | (dst >> 24 == 0), np.uint32(0), dst)
         back = routing.output(src, source, mark, p.tos[rows])
-        yes = back.kind == routing.UNICAST
+        yes = back.kind == UNICAST
         if "--loose" not in self.flags:
             yes &= back.link == link
         if "--accept-local" in self.flags:
-            yes |= back.kind == routing.LOCAL
+            yes |= back.kind == LOCAL
         yes |= link == 0
         special = multicast & (src >> 24 == 0)
         yes = np.where(special & (link != 0), dst >> 8 == 0xE00000, yes)
-        return yes != ("--invert" in self.flags)
+        return _turned(yes, "--invert" in self.flags)
 
 
-FORWARDING_METHODS = {"GATE": 3, "IPIP": 2, "MASQ": 0}
+FORWARDING_METHODS = {"GATE": ROUTE, "IPIP": TUNNEL, "MASQ": MASQ}
 
 
 @dataclass(frozen=True)
@@ -3393,7 +3447,7 @@ class IpvsMatch(Match, name="ipvs"):
     service. The latter know requests only, after they were translated.
     """
 
-    SPEC = {
+    SPEC: ClassVar = {
         "--ipvs": Option(0, invert=True),
         "--vproto": Option(invert=True),
         "--vaddr": Option(invert=True),
@@ -3464,7 +3518,7 @@ class IpvsMatch(Match, name="ipvs"):
         p, ipvs = trip.pkts, trip.node.ipvs
         yes = p.ipvs[rows]
         if self.handled is not None:
-            return yes == self.handled
+            return _turned(yes, not self.handled)
         yes = yes.copy()
         if self.proto:
             yes &= (p.proto[rows] == self.proto[0]) != self.proto[1]
@@ -3491,7 +3545,7 @@ class IpvsMatch(Match, name="ipvs"):
         if self.method:
             yes &= (conns.method[found] == FORWARDING_METHODS[self.method[0]]) != self.method[1]
         if self.control_port:
-            control = conns.control[found]
+            control = conns.parent[found]
             hit = (control >= 0) & (conns.vport[control] == self.control_port[0])
             yes &= hit != self.control_port[1]
         return yes
@@ -3501,7 +3555,7 @@ class IpvsMatch(Match, name="ipvs"):
 class Nfacct(Match, name="nfacct"):
     """--nfacct-name NAME: counts the packet in an accounting object, which netemu does not keep; always matches."""
 
-    SPEC = {"--nfacct-name": Option()}
+    SPEC: ClassVar = {"--nfacct-name": Option()}
     NEEDED = ("--nfacct-name",)
     always = True
     object: str

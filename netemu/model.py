@@ -1,8 +1,9 @@
 """A model directory: what is in it, what is wrong with it, and the links, routes, rules and sysctls that come of it.
 
     node.toml                                   links, routes, policy rules, sysctls, the kernel
-    ip-addr.json ip-route.json ip-rule.json     `ip -j addr`, `ip -j route show table all`, `ip -j rule`: where node.toml
-    sysctl.conf                                 is silent; `sysctl -a`: name by name where node.toml is silent
+    ip-addr.json ip-route.json ip-rule.json     `ip -j addr`, `ip -j route show table all`, `ip -j rule`:
+                                                where node.toml is silent
+    sysctl.conf                                 `sysctl -a`: name by name where node.toml is silent
     iptables.save ip6tables.save ipset.save     the tools' own dumps, handed on as text
     ipvsadm.save conntrack.list
 
@@ -228,10 +229,10 @@ def read_model(path: str | Path, problems: list[Problem]) -> Model:
         if name in names:
             try:
                 texts[name] = Text((folder / name).read_text(encoding="utf-8"), str(folder / name))
-            except UnicodeDecodeError as error:
-                problems.append(Problem(REFUSED, f"not UTF-8 text (byte {error.start})", str(folder / name)))
-            except OSError as error:
-                problems.append(Problem(REFUSED, f"cannot be read: {error.strerror}", str(folder / name)))
+            except UnicodeDecodeError as garbled:
+                problems.append(Problem(REFUSED, f"not UTF-8 text (byte {garbled.start})", str(folder / name)))
+            except OSError as lost:
+                problems.append(Problem(REFUSED, f"cannot be read: {lost.strerror}", str(folder / name)))
     if "node.toml" in texts:
         _read_toml(texts["node.toml"], model, problems)
     for name, silent, reader in (
@@ -745,8 +746,8 @@ def _read_ip6tables(text: Text, problems: list[Problem]) -> None:
         elif re.match(r"(\[\d+:\d+\]\s*)?-[AI]\s", line):
             more.append((number, "rule", line))
         elif line.startswith(":") or line.startswith("-P "):
-            policy = (line[1:].split() + ["", ""])[1] if line.startswith(":") else (line.split() + ["", "", ""])[2]
-            if policy not in ("ACCEPT", "-", ""):
+            policy = line.split()[1:2] if line.startswith(":") else line.split()[2:3]
+            if policy not in ([], ["ACCEPT"], ["-"]):
                 more.append((number, f"policy of {table}", line))
     if more:
         number, what, line = more[0]

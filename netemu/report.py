@@ -13,6 +13,7 @@ Journeys come in chunks and leave as lines; nothing here keeps them, so a report
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol, TextIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol, TextIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ from netemu.packets import (
     OFFSET_MASK,
     PORTED,
     REJECTED,
+    RELATED,
     TCP,
     Packets,
     Rows,
@@ -94,6 +96,9 @@ def flags_text(flags: int) -> str:
         "".join(letter for bit, letter in zip((2, 1, 4, 8, 32, 64, 128, 16), "SFRPUEWA", strict=True) if flags & bit)
         or "-"
     )
+
+
+K = TypeVar("K", str, tuple[int, int])
 
 
 class Report(Protocol):
@@ -709,8 +714,8 @@ class Summary:
         changed = turned | (pkts.src != before["src"]) | (pkts.sport != before["sport"])
         self.rewritten += int(changed.sum())
         served = journeys.service != 0
-        # an answer goes back to whom it was translated for: that is no service
-        self._targets(journeys, np.flatnonzero((turned | served) & ~pkts.reply))
+        # an answer, or an error about one, goes back to whom it was translated for: that is no service
+        self._targets(journeys, np.flatnonzero((turned | served) & ~pkts.reply & (journeys.state != RELATED)))
 
     def _targets(self, journeys: Journeys, rows: Rows) -> None:
         if not len(rows):
@@ -755,14 +760,21 @@ class Summary:
 
     # ---- what was touched, worked out once at the end ----
 
-    def steps(self) -> Counter[Step]:
-        """How many packets took each step. Cost: the steps of each distinct path."""
-        out: Counter[Step] = Counter()
+    def touched(self) -> tuple[Counter[str], Counter[str]]:
+        """How many packets took a decision in each chain, and through a rule that names each set.
+
+        Cost: the steps of each distinct path.
+        """
+        chains: Counter[str] = Counter()
+        sets: Counter[str] = Counter()
         if self.paths is not None:
             for path, count in self.path_counts.most():
-                for step in self.paths.unfold(path):
-                    out[step] += count
-        return out
+                steps = [step for step in self.paths.unfold(path) if step.table]
+                for chain in {":".join(step.text.split(":")[:2]) for step in steps}:
+                    chains[chain] += count
+                for name in {name for step in steps if step.rule for name in SET_NAMES.findall(step.rule)}:
+                    sets[name] += count
+        return chains, sets
 
     def show(self, screen: Screen, most: int = 10) -> None:
         """Print it, `most` rows of each list."""
@@ -770,6 +782,8 @@ class Summary:
         from rich.text import Text
 
         console = screen.console()
+        printed = io.StringIO()
+        console.file = printed
         paths = self.paths or Paths()
 
         def grid(*columns: str, title: str) -> Grid:
@@ -822,13 +836,13 @@ class Summary:
         put(g)
 
         g = grid("packets", "reason", title="Why packets went no further")
-        reasons = self.reasons.most()
-        for text, count in reasons[:most]:
-            g.add_row(f"{count:,}", Text(paths.texts[text] or "no reason given"))
+        reasons = _ranked((paths.texts[text] or "no reason given", count) for text, count in self.reasons.most())
+        for reason, count in reasons[:most]:
+            g.add_row(f"{count:,}", Text(reason))
         put(g, len(reasons) - most)
 
         g = grid("from", "to", "packets", title="Ways through the node")
-        ways = self.ways.most_common()
+        ways = _ranked(self.ways.items())
         for (came, went), count in ways[:most]:
             g.add_row(self._link(came, "the node itself"), self._link(went, "-"), f"{count:,}")
         put(g, len(ways) - most)
@@ -843,7 +857,7 @@ class Summary:
         g = grid("service", "packets", "new", "bytes", "sent on to", title="Services and translated destinations")
         targets = sorted(self.targets.items(), key=lambda kv: (-kv[1].packets, kv[0]))
         for key, t in targets[:most]:
-            servers = self.servers[key].most_common()
+            servers = _ranked(self.servers[key].items())
             to = ", ".join(f"{_end(key[0], *server)} {count:,}" for server, count in servers[:4])
             more = f", … {len(servers) - 4} more" if len(servers) > 4 else ""
             mark = "" if key in self.services else " (NAT)"
@@ -860,23 +874,21 @@ class Summary:
                 f"{self.others:,} more packets went to destinations beyond the first {self.MOST_KEYS:,}", style="dim"
             )
 
-        steps = self.steps()
-        chains: Counter[str] = Counter()
-        sets: Counter[str] = Counter()
-        for step, count in steps.items():
-            if step.table:
-                chains[":".join(step.text.split(":")[:2])] += count
-                for name in SET_NAMES.findall(step.rule):
-                    sets[name] += count
+        chains, sets = self.touched()
         g = grid("packets", "path", title="Paths")
         counted = self.path_counts.most()
-        for path, count in counted[:most]:
-            g.add_row(f"{count:,}", Text(short_path(paths.unfold(path)) or "(nothing was asked)"))
-        put(g, len(counted) - most)
+        told: Counter[str] = Counter()
+        for path, count in counted[:MOST_PATHS]:  # paths that differ only in what they fell through are told as one
+            told[short_path(paths.unfold(path)) or "(nothing was asked)"] += count
+        for text, count in _ranked(told.items())[:most]:
+            g.add_row(f"{count:,}", Text(text))
+        put(g, len(told) - most + max(len(counted) - MOST_PATHS, 0))
         if chains:
-            self._names(console, "Chains entered (steps)", chains)
+            self._names(console, "Chains that decided, and packets", chains)
         if sets:
-            self._names(console, "Sets that rules matched", sets)
+            self._names(console, "Sets that rules matched, and packets", sets)
+
+        screen.file.write("".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines()))
 
     def tally(self, screen: Screen) -> None:
         """All of it in one line, for the end of a table."""
@@ -900,7 +912,13 @@ _RICH = {
     "dropped": "red",
     "held": "magenta",
 }
+MOST_PATHS = 20_000  # distinct paths that a summary puts into words
 SET_NAMES = re.compile(r"--(?:match-set|add-set|del-set|map-set) (\S+)")
+
+
+def _ranked(counts: Iterable[tuple[K, int]]) -> list[tuple[K, int]]:
+    """The most frequent first; ties in the order of what is counted, so that no accident of the replay shows."""
+    return sorted(counts, key=lambda item: (-item[1], item[0]))
 
 
 def _end(proto: int, ip: int, port: int) -> str:
@@ -909,8 +927,9 @@ def _end(proto: int, ip: int, port: int) -> str:
 
 def short_path(steps: Iterable[Step]) -> str:
     """A path without the policies it fell through: what decided."""
-    kept = [s.text for s in steps if not (s.table and s.text.split(":")[2:3] in (["policy"], ["return"]))]
-    return " · ".join(kept)
+    steps = tuple(steps)
+    through = [bool(s.table) and s.text.split(":")[2:3] in (["policy"], ["return"]) for s in steps]
+    return " · ".join(s.text for k, s in enumerate(steps) if not through[k] or k == len(steps) - 1)
 
 
 # ---- one packet, step by step --------------------------------------------------------------------------------------
@@ -924,42 +943,76 @@ def explain(journey: Journey, screen: Screen, title: str = "") -> None:
 
 def _explain(journey: Journey, screen: Screen, title: str, depth: int) -> None:
     pad = "    " * depth
-    say = screen.file.write
     room = None if screen.width is None else screen.width - len(pad)
+
+    def say(text: str, style: str = "") -> None:
+        shown = screen.crop(text, room)
+        screen.file.write(f"{pad}{screen.paint(style, shown) if style else shown}\n")
+
     if title:
-        say(f"{pad}{screen.paint('bold', title)}\n")
-    pending = list(journey.rewrites)
+        say(title, "bold")
     steps = list(journey.steps)
-    wide = min(max((len(s.text) + 2 * _depth(s) for s in steps if s.rule), default=0), 44)
-    for step in steps:
+    changes = _placed(steps, journey.rewrites)
+    wide = min(max((len(s.text) + 2 * _depth(s) for s in steps if s.rule), default=0), 44) + 4
+    for k, step in enumerate(steps):
         indent = "  " * (_depth(step) + 1)
         text = f"{indent}{step.text}"
-        if step.rule:
-            rule = step.rule
-            if room is not None and wide + 4 + len(rule) > room:  # the rule goes below, whole
-                say(f"{pad}{text}\n")
-                for line in _folded(rule, room - len(indent) - 6):
-                    say(f"{pad}{indent}      {screen.paint('dim', line)}\n")
-            else:
-                say(f"{pad}{text:<{wide + 4}}{screen.paint('dim', rule)}\n")
+        if step.rule and (room is None or wide + len(step.rule) <= room):
+            text = f"{text:<{wide}}"
+            screen.file.write(f"{pad}{text}{screen.paint('dim', step.rule)}\n")
         else:
-            name, colon, rest = text.partition(": ")
-            say(f"{pad}{screen.paint('bold', name) + colon + rest if colon and not step.table else text}\n")
-        while pending and pending[0].step == step:
-            r = pending.pop(0)
-            say(f"{pad}{indent}      {_change(r)}\n")
-    for r in pending:
-        say(f"{pad}        {_change(r)}  ({r.step})\n")
-    fate = getattr(journey.fate, "value", journey.fate)
-    links = [link for link, _ in journey.out]
+            say(text)
+            for line in _folded(step.rule, (room or 0) - len(indent) - 6) if step.rule else ():
+                say(f"{indent}      {line}", "dim")
+        for r in changes.get(k, ()):
+            beside = r.step != step and step.table != "nat"  # the connection's or the route's doing, not this rule's
+            say(f"  {r.step.text}, {_change(r)}" if beside else f"{indent}      {_change(r)}", "rejected")
+    links = dict.fromkeys(link for link, _ in journey.own)
     tail = f" on {', '.join(links)}" if links else ""
     because = f": {journey.reason}" if journey.reason else ""
-    say(f"{pad}  {screen.paint(str(fate), str(fate))}{tail}{because}\n")
-    for link, packet in journey.out:
-        say(f"{pad}    {link}: {bytes_text(packet)}\n")
+    fate = screen.paint(journey.fate, journey.fate)
+    screen.file.write(f"{pad}  {fate}{screen.crop(tail + because, room and room - 2 - len(journey.fate))}\n")
+    for link, packet in journey.own:
+        say(f"    {link}: {bytes_text(packet)}")
     for caused in journey.caused:
-        say("\n")
-        _explain(caused, screen, "  the node answered:", depth + 1)
+        screen.file.write("\n")
+        _explain(caused, screen, "because of it the node sent:", depth + 1)
+
+
+def _placed(steps: list[Step], rewrites: Iterable[Rewrite]) -> dict[int, list[Rewrite]]:
+    """Each rewrite behind the step that it belongs to: step index -> rewrites.
+
+    A translation is the work of the connection and no step of its own: the destination changes where PREROUTING and
+    OUTPUT end, the source where POSTROUTING and INPUT do.
+    """
+    out: dict[int, list[Rewrite]] = {}
+    at = 0
+
+    def first(wanted: Callable[[Step], bool], otherwise: int) -> int:
+        return next((k for k in range(at, len(steps)) if wanted(steps[k])), otherwise)
+
+    def behind_nat(hooks: tuple[str, ...], before: tuple[str, ...]) -> int:
+        begin = first(lambda s: s.table == "nat" and s.text.split(":")[1] in hooks, -1)
+        if begin < 0:
+            return max(first(lambda s: s.text.startswith(before), len(steps)) - 1, at)
+        end = begin
+        while end + 1 < len(steps) and steps[end + 1].table == "nat":
+            end += 1
+        return end
+
+    for r in rewrites:
+        own = first(lambda s, r=r: s == r.step, -1)  # type: ignore[misc]
+        field = r.field.rpartition(".")[2]
+        if own >= 0:
+            at = own
+        elif r.field == "ttl":
+            at = first(lambda s: s.text.startswith("routing:"), at)
+        elif field == r.field and field in ("dst", "dport"):
+            at = behind_nat(("PREROUTING", "OUTPUT"), ("routing:", "local:", "out:"))
+        elif field == r.field:
+            at = behind_nat(("POSTROUTING", "INPUT"), ("local:", "out:"))
+        out.setdefault(at, []).append(r)
+    return out
 
 
 def _depth(step: Step) -> int:
@@ -1007,7 +1060,7 @@ def explain_row(journeys: Journeys, row: int, screen: Screen, title: str = "") -
         facts.append(f"connection state {STATES[f.state[0]]}")
     if f.paths.texts[f.service[0]]:
         facts.append(f"service {f.paths.texts[f.service[0]]}")
-    facts.append(f"{f.evaluated[0]} rules looked at")
+    facts.append(f"{_many(f.evaluated[0], 'rule')} looked at")
     head = f.packet(0)
     screen.file.write(screen.paint("bold", head if not title or title.startswith(head) else f"{title}: {head}") + "\n")
     screen.file.write("".join(f"{line}\n" for line in _folded(", ".join(facts), (screen.width or 200) - 1)))

@@ -271,8 +271,8 @@ def _or_all(net: int, plen: int) -> str:
 class Route:
     """Answers of a look-up as columns, one element a packet. Do not write into them: they may be shared.
 
-    kind      int8     UNICAST goes out (or on), LOCAL, BROADCAST and MULTICAST are the node's own (input) or of that sort
-                       (output); all others end the packet: see REASONS and ICMP_ERROR
+    kind      int8     UNICAST goes out (or on); LOCAL, BROADCAST and MULTICAST are the node's own (input) or of that
+                       sort (output); all others end the packet: see REASONS and ICMP_ERROR
     link      int16    the device it leaves by (lo for LOCAL); -1 where there is none
     nexthop   uint32   gateway, else the destination
     mtu       int32    of the route, else of the link
@@ -436,7 +436,7 @@ class _Compiled:
                 ("kind", e.kind),
                 ("link", e.link),
                 ("gateway", e.gateway or 0),
-                ("via", e.gateway is not None),
+                ("via", e.gateway is not None and e.onward == 253),  # not where the gateway is the node itself
                 ("mtu", e.mtu or (links[e.link].mtu if e.link >= 0 else 0)),
                 ("source", routing._source_of(e)),
                 ("plen", e.plen),
@@ -662,12 +662,22 @@ class Routing:
         return out
 
     def _append(self, entry: Entry) -> None:
+        """Add a route of the kernel's own, unless it is there or its source is not (or no longer) a local address.
+
+        The latter happens where an address is the broadcast address of an older one.
+        """
         table = self.tables[entry.table]
-        if not any(e.same(entry) for e in table.routes(entry.net, entry.plen)):
+        if any(e.same(entry) for e in table.routes(entry.net, entry.plen)):
+            return
+        itself = entry.kind == LOCAL and entry.net == entry.source
+        if itself or entry.source is None or self._type_of(entry.source) == LOCAL:
             table.place(entry)
 
     def remove_address(self, link: int | str, address: str) -> None:
-        """Take an address from a link; secondaries of its subnet go too, or the first moves up (promote_secondaries)."""
+        """Take an address from a link.
+
+        Secondaries of its subnet go too, unless promote_secondaries says that the first of them moves up.
+        """
         at = self._link(link) if isinstance(link, str) else link
         dev = self.links[at]
         if ":" in address:
@@ -1093,10 +1103,7 @@ class Routing:
     @staticmethod
     def _find(tables: Sequence[_Table], addr: int, tos: int = 0, oif: int = -1, scope: int = 0) -> Entry | None:
         """Longest prefix over tables searched as one. A throw route comes back as such."""
-        if len(tables) == 1:
-            lengths = tables[0].lengths
-        else:
-            lengths = sorted({n for t in tables for n in t.lengths})
+        lengths = tables[0].lengths if len(tables) == 1 else sorted({n for t in tables for n in t.lengths})
         for minus in lengths:
             net = addr & _MASKS[-minus]
             for table in tables:
@@ -1316,8 +1323,10 @@ class Routing:
         asked = np.flatnonzero(kind == 0)
         forwarding = c.forwarding[link_in]
         if len(asked):
-            whole = len(asked) == n
-            found = self._lookup(c, dst, src, mark, tos, link_in) if whole else self._lookup(c, dst[asked], src[asked], mark[asked], tos[asked], link_in[asked])  # fmt: skip
+            if len(asked) == n:
+                found = self._lookup(c, dst, src, mark, tos, link_in)
+            else:
+                found = self._lookup(c, dst[asked], src[asked], mark[asked], tos[asked], link_in[asked])
             entry[asked] = found
             said = c.kind[found]
             said[(said == MULTICAST) | (said == ANYCAST)] = MARTIAN_DESTINATION
@@ -1465,7 +1474,7 @@ class Routing:
                 link[k], nexthop[k], source[k] = dev, dst[k], src[k]
                 mtu[k] = c.link_mtu[dev] if dev >= 0 else 0
         if group.any():
-            sent = group & ((kind == UNICAST) | (kind == BROADCAST) | (kind == MULTICAST))
+            sent = group & (kind < BLACKHOLE)
             kind[sent] = np.where(dst[sent] == LBCAST, BROADCAST, MULTICAST)
         src_top = src >> 24
         bad = ((src_top & 0xF0) == 0xE0) | (src == LBCAST)

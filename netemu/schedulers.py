@@ -306,8 +306,8 @@ class AddressHash(Scheduler):
         if not slots:
             return None
         addr, port = self.key(asked)
-        first = self.slot(addr, port)
-        dest = slots[first]
+        first: int = self.slot(addr, port)
+        dest: Destination = slots[first]
         if eligible(dest):
             return dest
         if self.fallback_flag in self.service.flags:
@@ -327,7 +327,7 @@ class AddressHash(Scheduler):
         place = {id(d): k for k, d in enumerate(self.servers)}
         table = np.array([place[id(d)] for d in self.slots], np.int32)
         able = np.array([eligible(d) for d in self.servers], bool)
-        out = table[self.slot(addrs.astype(np.uint64), ports.astype(np.uint64)).astype(np.int64)]
+        out: I32 = table[self.slot(addrs.astype(np.uint64), ports.astype(np.uint64)).astype(np.int64)]
         for k in np.flatnonzero(~able[out]).tolist():
             dest = self.choose(Asked(int(addrs[k]), int(ports[k]), int(addrs[k]), 0))
             out[k] = -1 if dest is None else place[id(dest)]

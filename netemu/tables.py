@@ -15,7 +15,7 @@ import heapq
 import re
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported
 from netemu.grammar import Bad, Extension, Given, NotModelled, RuleContext
 from netemu.hashing import Table as HashTable
-from netemu.matches import MATCHES, Match
+from netemu.matches import ALL_HOOKS, MATCHES, OTHER_MATCHES, Match, Tcp, Udp
 from netemu.nat import Range
 from netemu.packets import OFFSET_MASK, TCP, UDP, Mask, Packets, Rows
 from netemu.paths import Step
@@ -55,17 +55,6 @@ HOOKS: dict[str, tuple[str, ...]] = {
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
     "security": ("INPUT", "FORWARD", "OUTPUT"),
 }
-
-#: matches for IPv4 that iptables 1.8.9 has; those without a class are not modelled
-KNOWN_MATCHES = frozenset(
-    (
-        *("addrtype", "ah", "bpf", "cgroup", "cluster", "comment", "connbytes", "connlabel", "connlimit", "connmark"),
-        *("conntrack", "cpu", "dccp", "devgroup", "dscp", "ecn", "esp", "hashlimit", "helper", "icmp", "ipcomp"),
-        *("iprange", "ipvs", "length", "limit", "mac", "mark", "multiport", "nfacct", "osf", "owner", "physdev"),
-        *("pkttype", "policy", "quota", "rateest", "realm", "recent", "rpfilter", "sctp", "set", "socket", "state"),
-        *("statistic", "string", "tcp", "tcpmss", "time", "tos", "ttl", "u32", "udp", "udplite"),
-    )
-)
 
 _PROTOCOLS = (
     "0:ip 1:icmp 2:igmp 3:ggp 4:ipencap 5:st 6:tcp 8:egp 9:igp 12:pup 17:udp 20:hmp 22:xns-idp 27:rdp 29:iso-tp4 "
@@ -126,7 +115,6 @@ class Rule:
         "origin",
         "packets",
         "proto",
-        "recipes",
         "src",
         "target",
     )
@@ -145,8 +133,6 @@ class Rule:
         self.packets = 0
         self.bytes = 0
         self.origin: Origin = NOWHERE
-        # how to make a match with memory anew: (its place, its class, its options, its surroundings)
-        self.recipes: tuple[tuple[int, type[Match], list[Given], RuleContext], ...] = ()
         self._text: str | None = None
 
     def copy(self) -> Rule:
@@ -355,7 +341,7 @@ class _Line:
         self.rule = rule
         self.number = number
         self.tests, self.links = _base_tests(rule, names)
-        self.asks = tuple(m for m in rule.matches if m.name != "comment")
+        self.asks = tuple(m for m in rule.matches if not m.always)
         self.says = tuple(m.says if type(m).says is not Match.says else None for m in self.asks)
         kind = "rule"
         verdict = rule.target is not None and rule.target.name in ("ACCEPT", "DROP", "RETURN")
@@ -382,10 +368,9 @@ class _Line:
             said = match.mask(trip, hit)
             if said.all():
                 continue
-            if mask is None:
-                mask = said
-            else:
-                mask[np.flatnonzero(mask)] = said
+            narrowed = np.zeros(len(rows), bool)  # what a match says is not ours to write to
+            narrowed[np.flatnonzero(mask) if mask is not None else slice(None)] = said
+            mask = narrowed
             hit = hit[said]
             if not len(hit):
                 break
@@ -453,14 +438,16 @@ class _Code:
 
     __slots__ = ("chain", "last", "lines", "reason", "stretches")
 
-    def __init__(self, table: str, chain: Chain, names: list[str], index_from: int) -> None:
+    def __init__(
+        self, table: str, chain: Chain, names: list[str], index_from: int, pure: Callable[[Match], bool]
+    ) -> None:
         self.chain = chain
         self.lines = [_Line(table, chain, n, rule, names) for n, rule in enumerate(chain.rules, 1)]
         kind = "return" if chain.policy is None else "policy"
         text = "" if chain.policy is None else f"-P {chain.name} {_POLICY_NAMES[chain.policy]}"
         self.last = Step(table, f"{table}:{chain.name}:{kind}:{len(chain.rules) + 1}", text)
         self.reason = f"{self.last.text} DROP"
-        self.stretches = _stretches(self.lines, index_from)
+        self.stretches = _stretches(self.lines, index_from, pure)
 
 
 # ---- the index ------------------------------------------------------------------------------------------------------
@@ -495,17 +482,15 @@ class _Keyed:
 
 def _exact_ports(match: Match, rule: Rule) -> tuple[int, int] | None:
     """(source port, destination port), -1 for any, of a match that asks for nothing else; None for others."""
-    exact = getattr(match, "exact_ports", None)
-    if exact is None or rule.proto not in ((TCP, False), (UDP, False)) or match.name != PROTOCOL_NAMES[rule.proto[0]]:
+    if not isinstance(match, Tcp | Udp) or rule.proto != (match.protocols[0], False):
         return None
-    ports: tuple[int, int] | None = exact()
-    return ports
+    return match.exact_ports()
 
 
-def _keyed(line: _Line) -> _Keyed | None:
+def _keyed(line: _Line, pure: Callable[[Match], bool]) -> _Keyed | None:
     """The line in key form; None when it must be asked in its turn: it has memory, or names no address or port."""
     rule = line.rule
-    if any(match.touches for match in rule.matches):
+    if any(not pure(match) for match in line.asks):
         return None
     source = dest = proto = 0
     smask = dmask = 0
@@ -544,7 +529,7 @@ def _keyed(line: _Line) -> _Keyed | None:
     return _Keyed(kind, key, tuple(tests), line.links, tuple(asks))
 
 
-def _stretches(lines: list[_Line], index_from: int) -> dict[int, _Stretch]:
+def _stretches(lines: list[_Line], index_from: int, pure: Callable[[Match], bool]) -> dict[int, _Stretch]:
     """First line -> stretch. Lines are numbered from 0 here."""
     out: dict[int, _Stretch] = {}
     if len(lines) < index_from:
@@ -559,7 +544,7 @@ def _stretches(lines: list[_Line], index_from: int) -> dict[int, _Stretch]:
         kinds.clear()
 
     for at, line in enumerate(lines):
-        keyed = _keyed(line)
+        keyed = _keyed(line, pure)
         if keyed is None:
             close(at)
             continue
@@ -838,6 +823,10 @@ class Tables:
             single |= not memory.one_way or shared[touch] > 1 or not memory.hooks <= _IN_ORDER
         return single, flow
 
+    def _pure(self, match: Match) -> bool:
+        """What it says depends on nothing that another packet does, so it may be asked ahead of its turn."""
+        return all(touch.startswith("set:") and not self._remembers(touch[4:]) for touch in match.touches)
+
     def _remembers(self, name: str) -> bool:
         found = self.node.sets.get(name)
         return found is not None and bool(found.remembers)
@@ -890,7 +879,7 @@ class Tables:
     def _code(self, table: str, name: str) -> _Code:
         chain = self.tables[table].chains[name]
         if chain.code is None:
-            chain.code = _Code(table, chain, self._links, self.index_from)
+            chain.code = _Code(table, chain, self._links, self.index_from, self._pure)
         return chain.code
 
     def _recompile(self) -> None:
@@ -991,7 +980,8 @@ class Tables:
                 some = hit[verdict == value]
                 if len(some):
                     self._decided(trip, line, some, value, ends, home)
-            return hit[verdict == CONTINUE]
+            going: Rows = hit[verdict == CONTINUE]
+            return going
         if line.kind == _NONE:
             return hit
         back = self._through(trip, table, self._code(table, line.sub), hit, look or _Look(trip.pkts, hit), ends)
@@ -1158,16 +1148,23 @@ class Tables:
     def commit(self, draft: Table) -> None:
         """Put a draft in force. Every memory of a rule starts anew, those kept by name live on."""
         old = self.tables[draft.name]
+        # what is new comes before what is old goes, so that nothing both use is ever without a user
+        used = set()
         for chain in draft.chains.values():
+            for number, rule in enumerate(chain.rules, 1):
+                for match in rule.matches:
+                    if not match.always:
+                        used.add(id(match))
+                        match.start(self.node, f"{draft.name}:{chain.name}:{number}")
+                for name in rule.sets:
+                    self.node.sets.refer(name)
+        for chain in old.chains.values():
             for rule in chain.rules:
-                if rule.recipes:
-                    fresh = list(rule.matches)
-                    for place, cls, given, context in rule.recipes:
-                        fresh[place] = cls.read(given, context)
-                    rule.matches = tuple(fresh)
-        # new references first, so that what both use is never without one
-        _refer(self.node.sets, draft, "refer")
-        _refer(self.node.sets, old, "release")
+                for match in rule.matches:
+                    if not match.always and id(match) not in used:
+                        match.stop(self.node)
+                for name in rule.sets:
+                    self.node.sets.release(name)
         self.tables[draft.name] = draft
         self._changed()
 
@@ -1265,13 +1262,6 @@ def _merged(entered: Rows, rows: Rows, home: list[Rows]) -> Rows:
     return entered[keep]
 
 
-def _refer(sets: Any, table: Table, verb: str) -> None:
-    for chain in table.chains.values():
-        for rule in chain.rules:
-            for name in rule.sets:
-                getattr(sets, verb)(name)
-
-
 # ---- what the kernel checks -----------------------------------------------------------------------------------------
 
 
@@ -1329,8 +1319,8 @@ def _misplaced(extension: Extension, table: str, from_hooks: frozenset[str]) -> 
     what = f"{'target' if isinstance(extension, Target) else 'match'} `{extension.name}'"
     if tables and table not in tables:
         return f"Invalid argument: {what} is only for the {' and '.join(sorted(tables))} table, not {table}"
-    hooks: Iterable[str] = getattr(extension, "hooks", ()) or ()
-    beyond = from_hooks - frozenset(hooks) if hooks else frozenset()
+    hooks: frozenset[str] = getattr(extension, "hooks", ALL_HOOKS)
+    beyond = from_hooks - hooks
     if beyond:
         return (
             f"Invalid argument: {what} cannot be reached from {', '.join(sorted(beyond))}, "
@@ -1787,7 +1777,7 @@ class _Command:
     def bring_match(self, p: _Parsed, name: str) -> None:
         cls = MATCHES.get(name)
         if cls is None:
-            if name in KNOWN_MATCHES:
+            if name in OTHER_MATCHES or name == "udplite":
                 raise NotModelled(f"match `{name}`", name, _knows(MATCHES))
             raise Bad(f"Couldn't load match `{name}':No such file or directory", name)
         p.matches.append(_Loaded(cls))
@@ -1829,6 +1819,7 @@ class _Command:
         rule.jump, rule.goto = p.jump, p.goto
         if p.counters:
             rule.packets, rule.bytes = p.counters
+        context: RuleContext | None = None
         if p.matches or p.target:
             context = RuleContext(
                 self.draft.name,
@@ -1839,34 +1830,33 @@ class _Command:
                 bool(rule.fragment),
                 self.sets,
             )
-            matches: list[Match] = []
-            recipes = []
-            for place, loaded in enumerate(p.matches):
-                match = loaded.cls.read(loaded.given, context)
-                assert isinstance(match, Match)
-                matches.append(match)
-                if "rule" in match.touches:
-                    recipes.append((place, type(match), loaded.given, context))
-            rule.matches, rule.recipes = tuple(matches), tuple(recipes)
+            rule.matches = self.matches(p, context)
             if p.target:
                 target = p.target.cls.read(p.target.given, context)
                 assert isinstance(target, Target)
                 rule.target = target
-            for extension in rule.extensions:
-                why = getattr(extension, "check", _no_check)(context)
+                why = target.check(context)
                 if why:
                     raise _Failed(f"Invalid argument: {why}")
         sources = self.networks(base.get("-s"))
         dests = self.networks(base.get("-d"))
-        if len(sources) == len(dests) == 1:
-            rule.src, rule.dst = sources[0], dests[0]
-            return [rule]
-        out = []
-        for src, dst in product(sources, dests):
+        rule.src, rule.dst = sources[0], dests[0]
+        out = [rule]
+        for src, dst in list(product(sources, dests))[1:]:
             one = rule.copy()
             one.src, one.dst = src, dst
+            one.matches = self.matches(p, context) if p.matches else ()  # each rule has a memory of its own
             out.append(one)
         return out
+
+    def matches(self, p: _Parsed, context: RuleContext | None) -> tuple[Match, ...]:
+        out = []
+        for loaded in p.matches:
+            assert context is not None
+            match = loaded.cls.read(loaded.given, context)
+            assert isinstance(match, Match)
+            out.append(match)
+        return tuple(out)
 
     def link(self, given: tuple[str, bool] | None) -> tuple[str, bool] | None:
         if given is None:
@@ -2124,10 +2114,6 @@ class _Command:
             self.do_Z(p, NOWHERE)
             changed = True
         return _Done(changed, "".join(line + "\n" for line in lines))
-
-
-def _no_check(context: RuleContext) -> str:
-    return ""
 
 
 def _zeroed(rule: Rule) -> Rule:

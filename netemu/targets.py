@@ -1085,9 +1085,8 @@ class SetTarget(Target, name="SET"):
                 which[g.option] = (name, directions(dirs))
         if not which:
             raise Bad("You must specify either `--add-set' or `--del-set' or `--map-set'")
-        if "--map-set" in which:
-            if not {"--map-mark", "--map-prio", "--map-queue"} & set(got):
-                raise Bad("You must specify flags `--map-mark' or '--map-prio` or `--map-queue'", "--map-set")
+        if "--map-set" in which and not {"--map-mark", "--map-prio", "--map-queue"} & set(got):
+            raise Bad("You must specify flags `--map-mark' or '--map-prio` or `--map-queue'", "--map-set")
         if "--exist" in got and "--add-set" not in which:
             raise Bad("Flag `--exist' can be used with `--add-set' only", "--exist")
         if "--timeout" in got and "--add-set" not in which:

@@ -33,6 +33,8 @@ from netemu.capture import (
 )
 from netemu.errors import REFUSED, UNSUPPORTED, Refused, Unsupported
 from netemu.packets import BROADCAST, HOST, MULTICAST, OTHERHOST
+from netemu.routing import Routing
+from netemu.sysctl import Sysctl
 
 SECOND = 10**9
 A, B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
@@ -413,6 +415,14 @@ def test_any_sizes_in_any_windows(sizes: list[int], seed: int) -> None:
             assert read(file).records == [(t, f[14:]) for t, f in records]
 
 
+def test_a_length_that_is_impossible_but_fits_the_window() -> None:
+    records = [(k, ether(ipv4(k, 60))) for k in range(100)]
+    bad = pcap([(5, ether(ipv4(5, 60)) + bytes(300_000))], cut=1 << 20)[24:]
+    got = read(pcap(records) + bad + pcap(records)[24:])
+    assert len(got.packets) == 100
+    assert got.capture.problem is not None and "packet 101" in got.capture.problem.what
+
+
 def test_packets_longer_than_65535_bytes(small: None) -> None:
     frames = [(k, ether(ipv4(k, 60)) + bytes(n)) for k, n in enumerate([0] * 100 + [70_000, 0, 200_000] + [0] * 200)]
     for file in (pcap(frames), pcapng(frames)):
@@ -584,6 +594,8 @@ def test_a_capture_can_be_read_again(tmp_path: Path) -> None:
         for _ in range(2):
             assert Read(capture, list(capture)).packets == PACKETS
             assert capture.counts == {"ARP": 1} and capture.frames == 6 and capture.interfaces == [None]
+            assert capture.position == path.stat().st_size
+        assert capture.size == (path.stat().st_size if source is path else None)
 
 
 def test_a_pipe_is_followed_live() -> None:
@@ -708,9 +720,18 @@ ETH0, ETH1, PEER, OWN, FAR = "02:00:00:00:01:00", "02:00:00:00:01:01", A, "10.0.
 NODE = Node(eth0=ETH0, eth1=ETH1)
 
 
-def arrived(file: bytes, link: str | None = None, node: Node = NODE) -> list[int]:
+def test_the_stand_in_is_like_the_real_routing() -> None:
+    real = Routing(Sysctl())
+    for name, address, its_mac in (("eth0", "10.0.0.254/8", ETH0), ("eth1", "192.168.0.254/16", ETH1)):
+        real.add_link(name, mac=int.from_bytes(mac(its_mac)), addresses=[address])
+    packets = [ether(ipv4(src=s), dst=B) for s in ("10.1.2.3", FAR, OWN, "8.8.8.8")] + [ether(ipv4(), dst=ETH1)]
+    file = pcap([(1, p) for p in packets])
+    assert arrived(file) == arrived(file, node=real) == [1, 2, 1, 1, 2]  # type: ignore[arg-type]
+
+
+def arrived(file: bytes, link: str | None = None, node: Node | None = None) -> list[int]:
     capture = read_capture(io.BytesIO(file))
-    return [int(x) for frames in capture for x in arrivals(frames, capture, node, link)]  # type: ignore[arg-type]
+    return [int(x) for frames in capture for x in arrivals(frames, capture, node or NODE, link)]  # type: ignore[arg-type]
 
 
 def test_the_interface_of_a_pcapng_tells_the_link() -> None:
