@@ -45,7 +45,7 @@ PIECE = 32 << 10  # bytes of one chain of a parallel walk
 REACH = 2048  # bytes searched for a record start behind the edge of a piece
 STEPS = 32  # hops between two looks at which chains have arrived
 
-IN, OUT, PASSED = 0, -1, -2  # what arrivals says besides a link: the node sent it; it is not an arrival at all
+OUT, PASSED = -1, -2  # what arrivals says besides a link: the node sent it; it is not an arrival at all
 
 SECTION, INTERFACE, OLD_PACKET, SIMPLE_PACKET, ENHANCED_PACKET = 0x0A0D0D0A, 1, 2, 3, 6
 BYTE_ORDER_MAGIC = 0x1A2B3C4D
@@ -628,12 +628,14 @@ def _chained(chain: _Chain, first: int, pieces: int) -> tuple[I64, int]:
         lands[alive] = block[taken, np.arange(len(alive))]
         go = np.flatnonzero(lands[alive] < limits[alive])
         alive, here = alive.take(go), block[STEPS].take(go)
+        if 0 < len(alive) < 8 and (limits[alive] - here).max() > PIECE:
+            break  # few guesses, far apart: the loop below is quicker
     # chain after chain: step s of chain j goes to base[j] + s
     table = np.empty((len(starts), STEPS * len(blocks)), np.int64)
     for k, (who, block) in enumerate(blocks):
         table[who, STEPS * k : STEPS * (k + 1)] = block[:STEPS].T
     used = np.arange(table.shape[1]) < counts[:, None]
-    if (lands[:-1] == starts[1:]).all():
+    if lands[-1] >= end and (lands[:-1] == starts[1:]).all():
         places = np.compress(used.ravel(), table.ravel())
         last = int(lands[-1])
     else:
@@ -648,6 +650,9 @@ def _chained(chain: _Chain, first: int, pieces: int) -> tuple[I64, int]:
             if last == starts[j]:
                 parts.append(table[j, : counts[j]])
                 last = int(lands[j])
+        if last < end:
+            bridge, last = chain.one_by_one(last, end)
+            return np.concatenate([*parts, np.array(bridge, np.int64)]), last
         places = np.concatenate(parts)
     if last > end and len(places):  # the last record goes on beyond the window
         last = int(places[-1])

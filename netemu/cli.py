@@ -252,6 +252,9 @@ def _explain_options(p: argparse.ArgumentParser) -> None:
         "--packet", type=_positive, metavar="N", help="frame N of the capture, those before it replayed first"
     )
     p.add_argument("-i", "--link", default="auto", metavar="auto|NAME", help="the link it comes in on (default auto)")
+    p.add_argument(
+        "-a", "--all", action="store_true", help="name every rule that did not match, however many there are"
+    )
     _state_options(p)
 
 
@@ -623,15 +626,15 @@ def _explain(args: argparse.Namespace) -> int:
         raise_all(_unknown_links(node, [args.link] if args.link != "auto" else []))
         capture = captures.read_capture(io.BytesIO(file.getvalue()))
         number = 1
-        title = report.bytes_text(packet)
+        title = ""
     else:
         node, capture = _loaded(args, args.packet_or_trace)
         number = args.packet
-        title = f"packet {number}"
+        title = f"packet {number}: "
     for journeys in _stream(node, Paced(capture, [], lambda at, command: None, None), args):
         found = [row for row, n in enumerate(journeys.numbers) if n == number]
         if found:
-            report.explain_row(journeys, found[0], screen, title)
+            report.explain(journeys, found[0], screen, title, None if args.all else 12)
             _dumps(node, args, screen)
             return DONE
     for p in capture.problems:

@@ -43,6 +43,7 @@ SECOND = 1_000_000_000
 _FEW = 8  # packets up to which asking one by one is quicker
 _BLOCK = 1 << 16  # lines of a restore that are read together
 _NO_MAC = 1 << 63
+_AS_IS = 1  # in the place of a prefix length: an address that the set's mask does not touch
 
 ADDED = "Element cannot be added to the set: it's already added"
 NOT_ADDED = "Element cannot be deleted from the set: it's not added"
@@ -51,6 +52,7 @@ IN_USE = "Set cannot be destroyed: it is in use by a kernel component"
 FULL = "Hash is full, cannot add more elements"
 NULL = "Null-valued element, cannot be stored in a hash type of set"
 RANGE = "Element is out of the range of the set"
+NOT_NEXT = "The set to which you referred with 'before' or 'after' is not added to the set."
 BAD_CIDR = "The value of the CIDR parameter of the IP address is invalid"
 SEE_HELP = "\nTry `ipset help' for more information."
 
@@ -200,7 +202,8 @@ def _ip_range(text: str, family: str) -> tuple[int, int, str]:
         word, _, tail = text.partition("/")
         length = _number(tail, 0, bits)
         first = _address(word, family) & _mask(length, bits)
-        return first, first | ((1 << (bits - length)) - 1), f"{_show_address(_address(word, family), family)}/{length}"
+        shown = _show_address(_address(word, family), family) + (f"/{length}" if length < bits else "")
+        return first, first | ((1 << (bits - length)) - 1), shown
     if "-" in text and family == "inet":
         lo, hi = (_address(word, family) for word in text.split("-", 1))
         shown = f"{_show_address(lo, family)}-{_show_address(hi, family)}"
@@ -264,7 +267,8 @@ def _ports(text: str, family: str) -> tuple[range, str]:
         with contextlib.suppress(Refused):
             lo = hi = _port(tail, shown)
     if lo < 0:
-        lo, hi = sorted(_port(word, shown) for word in tail.split("-", 1))
+        second, first = (_port(word, shown) for word in reversed(tail.split("-", 1)))
+        lo, hi = min(first, second), max(first, second)
     numbers = f"{lo}" if lo == hi else f"{lo}-{hi}"
     return range((proto << 16) + lo, (proto << 16) + hi + 1), f"{shown}:{numbers}"
 
@@ -285,7 +289,9 @@ def _icmp(tail: str, proto: int, shown: str, family: str) -> tuple[range, str]:
     v6 = proto == 58
     if v6 != (family == "inet6"):
         kind, only = ("ICMPv6", "inet6") if v6 else ("ICMP", "inet")
-        raise _no(f"Syntax error: Protocol {kind} can be used with family {only} only\nInvalid add command: missing setname")
+        raise _no(
+            f"Syntax error: Protocol {kind} can be used with family {only} only\nInvalid add command: missing setname"
+        )
     numbers, names = (_ICMPV6_NUMBERS, ICMPV6_NAMES) if v6 else (_ICMP_NUMBERS, ICMP_NAMES)
     got = numbers.get(tail)
     if got is None:
@@ -650,29 +656,37 @@ class Set:
             words += f" {name}" if getattr(self, name) else ""
         return words
 
-    def _tail(self, number: int, now: int) -> str:
-        """The extensions of a member, with a space before each."""
-        out = ""
+    def _tails(self, ids: list[int], now: int) -> list[str]:
+        """The extensions of some members, with a space before each."""
+        out = [""] * len(ids)
         if self.deadline is not None:
-            until = int(self.deadline[number])
-            left = 0 if until == NEVER else max(1, (until - now) // SECOND)
-            out += f" timeout {left}"
-        if self.nomatch is not None and self.nomatch[number]:
-            out += " nomatch"
+            until = self.deadline[ids]
+            left = np.where(until == NEVER, 0, np.maximum(1, (until - now) // SECOND)).tolist()
+            out = [f" timeout {seconds}" for seconds in left]
+        if self.nomatch is not None:
+            out = [text + " nomatch" if no else text for text, no in zip(out, self.nomatch[ids].tolist(), strict=True)]
         if self.packets is not None and self.bytes is not None:
-            out += f" packets {self.packets[number]} bytes {self.bytes[number]}"
-        if number in self.comments:
-            out += f' comment "{self.comments[number]}"'
-        skb = self.skb.get(number)
-        if skb:
-            mark, mask, prio, queue = skb
-            if mark or mask not in (0, 0xFFFFFFFF):
-                out += f" skbmark 0x{mark:x}" + ("" if mask == 0xFFFFFFFF else f"/0x{mask:x}")
-            if prio:
-                out += f" skbprio {prio >> 16:x}:{prio & 0xFFFF:x}"
-            if queue:
-                out += f" skbqueue {queue}"
+            counts = zip(out, self.packets[ids].tolist(), self.bytes[ids].tolist(), strict=True)
+            out = [f"{text} packets {packets} bytes {octets}" for text, packets, octets in counts]
+        if self.comments:
+            said = zip(out, map(self.comments.get, ids), strict=True)
+            out = [text if comment is None else f'{text} comment "{comment}"' for text, comment in said]
+        if self.skb:
+            out = [text + _show_skb(self.skb.get(number)) for text, number in zip(out, ids, strict=True)]
         return out
+
+
+def _show_skb(skb: tuple[int, int, int, int] | None) -> str:
+    out = ""
+    if skb:
+        mark, mask, prio, queue = skb
+        if mark or mask not in (0, 0xFFFFFFFF):
+            out += f" skbmark 0x{mark:x}" + ("" if mask == 0xFFFFFFFF else f"/0x{mask:x}")
+        if prio:
+            out += f" skbprio {prio >> 16:x}:{prio & 0xFFFF:x}"
+        if queue:
+            out += f" skbqueue {queue}"
+    return out
 
 
 def _longer(column: Column, n: int, fresh: int) -> Column:
@@ -732,6 +746,7 @@ class KeyedSet(Set):
         self.netmask = self.mark_mask = 0  # set by the types that have them
         self._ip_mask = _mask(self.bits, self.bits)
         self.lengths: dict[tuple[int, int], int] = {}  # (length of the first, of the second network) -> members
+        self.blocks: Table | None = None  # networks beyond which Linux does not look for wider ones (HashNetIface)
         self.table: Table | Dense = self._new_table()
         self._plan()
 
@@ -842,7 +857,10 @@ class KeyedSet(Set):
             if not silent:
                 found = self._judge(trip.pkts, rows.take(open_), found, options)
             out[open_] = found
-            open_ = open_[found == -1]
+            more = found == -1
+            if self.blocks is not None:
+                more &= self.blocks.find((key0,)) < 0
+            open_ = open_[more]
         return out
 
     def _hit(self, trip: Trip, row: int, dirs: tuple[str, ...], options: SetOptions) -> int:
@@ -860,6 +878,8 @@ class KeyedSet(Set):
                 says = self._judge_one(trip.pkts, row, number, options)
                 if says:
                     return number if says > 0 else -2 - number
+            if self.blocks is not None and self.blocks.find_one(key0) >= 0:
+                break
         return -1
 
     # ---- packets that write ------------------------------------------------------------------------------------
@@ -904,6 +924,8 @@ class KeyedSet(Set):
 
     def _fit(self, key: Key) -> Key:
         """The key as it is stored. Raises Refused when it cannot be."""
+        if not self.zero_net and any(not (key[1] if k == self._a else key[4]) for k in self._nets):
+            raise _no(BAD_CIDR)
         return key
 
     def insert(self, key: Key, extra: Extra, now: int, exist: bool) -> None:
@@ -1016,9 +1038,7 @@ class KeyedSet(Set):
         return False
 
     def _keys(self, choices: list[Iterable[tuple[int, int]]]) -> Iterator[Key]:
-        for values in (
-            itertools.product(*[_lazy(c) for c in choices]) if len(choices) > 1 else ((v,) for v in choices[0])
-        ):
+        for values in itertools.product(*choices) if len(choices) > 1 else ((v,) for v in choices[0]):
             a = la = low = b = lb = rest = 0
             for k, (value, length) in enumerate(values):
                 if k == self._a:
@@ -1040,14 +1060,21 @@ class KeyedSet(Set):
             return ((ip, 0),), _show_address(ip, self.family)
         if part == "ip":
             lo, hi, text = _ip_range(word, self.family)
-            if self.netmask and lo != hi:
-                step = 1 << (self.bits - self.netmask)
-                return ((ip, 0) for ip in range(lo & -step, hi + 1, step)), text
+            step = 1 << (self.bits - self.netmask) if self.netmask and self.TYPE != "hash:ip,port" else 1
+            if lo == hi or isinstance(self.table, Dense):
+                return ((ip, 0) for ip in range(lo, hi + 1, step)), text
+            if self._ip_mask != 0xFFFFFFFF:
+                # Linux masks where a range begins, and then no address on its way (seen on 6.1 and 6.18)
+                if "-" in word:
+                    first = _address(word.partition("-")[0], self.family)
+                    ends = first & self._ip_mask, lo + hi - first
+                else:
+                    start = lo & self._ip_mask & ~(hi - lo)
+                    ends = start, start | (hi - lo)
+                return ((ip, _AS_IS) for ip in range(min(ends), max(ends) + 1, step)), text
             return ((ip, 0) for ip in range(lo, hi + 1)), text
         if part == "net":
             nets, text = _nets(word, self.family)
-            if not self.zero_net and any(not length for _, length in nets):
-                raise _no(BAD_CIDR)
             return nets, text
         if part == "port":
             lows, text = _ports(word, self.family)
@@ -1078,14 +1105,37 @@ class KeyedSet(Set):
         return f"0x{rest:08x}" if "mark" in self.parts else _show_mac(rest)
 
     def members(self, now: int, order: bool = False) -> Iterator[str]:
-        key, show, unpack = self.table.key, self._show, self._unpack
-        ids = self._living(now).tolist()
+        ids = self._living(now)
         if order:
-            ids.sort(key=lambda number: unpack(key(number)))
-        plain = self._silent and not self.comments and not self.skb
-        for number in ids:
-            text = show(unpack(key(number)))
-            yield text if plain else text + self._tail(number, now)
+            ids = np.array(sorted(ids.tolist(), key=lambda number: self._unpack(self.table.key(number))), np.int32)
+        for start in range(0, len(ids), _BLOCK):
+            part = ids[start : start + _BLOCK]
+            texts = self._show_many(part)
+            if not self._silent or self.comments or self.skb:
+                texts = [text + tail for text, tail in zip(texts, self._tails(part.tolist(), now), strict=True)]
+            yield from texts
+
+    def _show_many(self, ids: I32) -> list[str]:
+        """The elements of some members as ipset prints them."""
+        if not isinstance(self.table, Table) or self.family == "inet6" or len(ids) < _FEW or self._a < 0:
+            return [self._show(self._unpack(self.table.key(number))) for number in ids.tolist()]
+        columns = []
+        for k, part in enumerate(self.parts):
+            word = self.table.column(1 if k in (self._b, self._rest) else 0, ids)
+            if part in ("ip", "plain", "net"):
+                raw = (word >> _H32).astype(">u4").tobytes()
+                texts = [socket.inet_ntoa(raw[at : at + 4]) for at in range(0, len(raw), 4)]
+                if part == "net":
+                    tails = ["" if length == 32 else f"/{length}" for length in range(33)]
+                    lengths = ((word >> np.uint64(24)) & np.uint64(255)).tolist()
+                    texts = [text + tails[length] for text, length in zip(texts, lengths, strict=True)]
+            else:
+                show = _show_port if part == "port" else self._show_rest
+                lows = (word & np.uint64(0xFFFFFF) if part == "port" else word).tolist()
+                known = {low: show(low) for low in set(lows)}
+                texts = [known[low] for low in lows]
+            columns.append(texts)
+        return columns[0] if len(columns) == 1 else list(map(",".join, zip(*columns, strict=True)))
 
     # ---- the command's side ------------------------------------------------------------------------------------
 
@@ -1102,12 +1152,40 @@ class KeyedSet(Set):
                 raise _no(NOT_ADDED)
 
     def test(self, element: str, extra: Extra, now: int) -> tuple[bool, str]:
-        keys, shown = self._read(element)
+        key, shown = self._one_key(element)
+        return key is not None and self._holds(key, extra, now), shown
+
+    def _one_key(self, element: str) -> tuple[Key | None, str]:
+        """(the key to test, the element as ipset prints it); no key where none could be stored.
+
+        Raises Refused at a range, where ipset does; elsewhere the first of it is tested.
+        """
+        where = f"is not allowed in command test with set type {self.TYPE} and family {self.family}"
+        _, shown = self._read(element)
+        words = element.split(",")
+        for k, (part, word) in enumerate(zip(self.parts, words, strict=False)):
+            if part == "port":
+                if len(_ports(word, "inet" if self.family == "unspec" else self.family)[0]) > 1:
+                    raise _no(f"FROM-TO port range {where}")
+            elif part == "ip" and self.TYPE != "hash:ip":
+                if "/" in word:
+                    raise _no(f"IP/CIDR range {where}")
+                if "-" in word:
+                    raise _no(f"FROM-TO IP range {where}")
+            elif part == "net" and k == 0 and "-" in word:
+                raise _no(f"FROM-TO IP range {where}")
+            if part in ("ip", "net", "plain"):
+                words[k] = word.partition("-")[0]
+        keys, first = self._read(",".join(words))
         try:
-            key = self._fit(next(iter(keys)))
+            return self._fit(next(iter(keys))), shown if self.TYPE == "hash:ip" else first.replace(",physdev:", ",")
         except Refused:
-            return False, shown
-        return self._holds(key, extra, now), shown
+            return None, shown
+
+    def _block(self, key: Key) -> tuple[int, ...]:
+        """The network of a key, in the form that `blocks` knows (bridge ports have their own)."""
+        words = self._pack((key[0], key[1], key[5] & 1, 0, 0, 0))
+        return words[: len(words) // 2]
 
     def _holds(self, key: Key, extra: Extra, now: int) -> bool:
         """An address asks for the networks around it; a network asks for itself."""
@@ -1123,7 +1201,9 @@ class KeyedSet(Set):
                 masked = (at, pair[0], low, bt, pair[1], rest)
             number = self._same(masked)
             if number >= 0 and self._alive(number, now):
-                return extra.nomatch or self.nomatch is None or not self.nomatch[number]
+                return extra.nomatch == (self.nomatch is not None and bool(self.nomatch[number]))
+            if self.blocks is not None and self.blocks.find_one(*self._block(masked)) >= 0:
+                break
         return False
 
     # ---- many at once ------------------------------------------------------------------------------------------
@@ -1136,32 +1216,36 @@ class KeyedSet(Set):
         """
         if self.family == "inet6":
             return False
-        shapes: dict[tuple[int, bool], list[int]] = {}
+        # no little list a line: the collector would walk through all of them, again and again
         comments: list[str] | None = None
         heads: Sequence[str] = rests
         if self.comment and any("comment" in rest for rest in rests):
-            split = [rest.partition(" comment ") for rest in rests]
-            heads = [head for head, _, _ in split]
-            comments = [text for _, _, text in split]
-            for text in comments:
-                if text and (len(text) < 2 or text[0] != '"' or text.find('"', 1) != len(text) - 1):
-                    return False
-        if any(" " in head for head in heads):
-            rows = [head.split(" ") for head in heads]
-            for k, row in enumerate(rows):
-                shapes.setdefault((len(row), "nomatch" in row), []).append(k)
-            elements = [row[0] for row in rows]
-        else:
-            rows = []
+            ends = list(map(str.find, rests, itertools.repeat(" comment ")))
+            heads = [rest if end < 0 else rest[:end] for rest, end in zip(rests, ends, strict=True)]
+            comments = ["" if end < 0 else rest[end + 9 :] for rest, end in zip(rests, ends, strict=True)]
+            if any(
+                text and (len(text) < 2 or text[0] != '"' or text.find('"', 1) != len(text) - 1) for text in comments
+            ):
+                return False
+        spaces = list(map(str.count, heads, itertools.repeat(" ")))
+        shapes: list[tuple[list[list[str]], NDArray[np.int64] | None]] = []
+        if max(spaces) == 0:
             elements = list(heads)
+        else:
+            kinds = [2 * n + (" nomatch" in head) for n, head in zip(spaces, heads, strict=True)]
+            elements = [head[: head.find(" ")] if n else head for n, head in zip(spaces, heads, strict=True)]
+            for kind in sorted(set(kinds)):
+                some = None if kinds.count(kind) == len(kinds) else np.flatnonzero(np.array(kinds) == kind)
+                lines = heads if some is None else [heads[k] for k in some.tolist()]
+                words, width = " ".join(lines).split(" "), kind // 2 + 1
+                shapes.append(([words[k::width] for k in range(width)], some))
         columns = self._bulk_columns(elements)
         if columns is None:
             return False
         n = len(elements)
         extras = _BulkExtras(n, self, now)
-        for members in shapes.values():
-            if not extras.read([rows[k] for k in members], None if len(shapes) == 1 else np.array(members)):
-                return False
+        if not all(extras.read(words, members) for words, members in shapes):
+            return False
         if not self._bulk_room(n):
             return False
         if (self.table.find(columns) >= 0).any():
@@ -1197,12 +1281,13 @@ class KeyedSet(Set):
 
     def _bulk_columns(self, elements: list[str]) -> Columns | None:
         if len(self.parts) == 1:
-            words: list[Sequence[str]] = [elements]
+            words = [elements]
         else:
-            split = [element.split(",") for element in elements]
-            if any(len(row) != len(self.parts) for row in split):
+            width = len(self.parts)
+            if set(map(str.count, elements, itertools.repeat(","))) != {width - 1}:
                 return None
-            words = list(zip(*split, strict=True))
+            split = ",".join(elements).split(",")
+            words = [split[k::width] for k in range(width)]
         key0 = np.zeros(len(elements), np.uint64)
         key1 = np.zeros(len(elements), np.uint64)
         try:
@@ -1213,8 +1298,11 @@ class KeyedSet(Set):
                         return None
                     (key0 if k == self._a else key1)[:] |= column << _H32
                 elif part == "net":
-                    addresses, _, lengths = zip(*[word.partition("/") for word in words[k]], strict=True)
-                    length = _bulk_each(lengths, lambda text: _number(text, 0, 32) if text else 32)
+                    halves = "/".join([word if "/" in word else word + "/32" for word in words[k]]).split("/")
+                    if len(halves) != 2 * len(elements):
+                        return None
+                    addresses = halves[0::2]
+                    length = _bulk_each(halves[1::2], lambda text: _number(text, 0, 32))
                     if not self.zero_net and not length.all():
                         return None
                     mask = np.array(_PREFIX, np.uint64)[length.astype(np.int64)]
@@ -1243,10 +1331,6 @@ class KeyedSet(Set):
     def _null_ip(self) -> bool:
         """An address of zero cannot be stored."""
         return self.TYPE == "hash:ip" or (self.TYPE == "hash:ip,port" and self.kernel != "6.1")
-
-
-def _lazy(values: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
-    return values
 
 
 def _only(lows: range) -> int:
@@ -1282,15 +1366,14 @@ class _BulkExtras:
         self.n = n
         self.can_nomatch = owner.nomatch_capable
 
-    def read(self, rows: list[list[str]], members: NDArray[np.int64] | None) -> bool:
-        """Take the words behind the element of some lines, all of one shape. False: too odd."""
+    def read(self, columns: list[list[str]], members: NDArray[np.int64] | None) -> bool:
+        """Take the words behind the element of some lines, all of one shape, word by word. False: too odd."""
         where = slice(None) if members is None else members
-        columns = list(zip(*rows, strict=True))
         seen = set()
         k = 1
         while k < len(columns):
             word = columns[k][0]
-            if word in seen or any(other != word for other in columns[k]):
+            if word in seen or columns[k].count(word) != len(columns[k]):
                 return False
             seen.add(word)
             if word == "nomatch":
@@ -1428,11 +1511,13 @@ class HashSet(KeyedSet):
         return len(self.table) + n <= self.maxelem
 
     def _fit(self, key: Key) -> Key:
-        a, la, low, b, lb, rest = key
+        a, la, low, b, lb, rest = super()._fit(key)
         if self.mark_mask:
             rest &= self.mark_mask
         if self._a >= 0 and self._a not in self._nets:
-            a &= self._ip_mask
+            if la != _AS_IS:
+                a &= self._ip_mask
+            la = 0
             if not a and self._null_ip:
                 raise _no(NULL if self.TYPE == "hash:ip" else "Kernel error received: Invalid argument")
         return a, la, low, b, lb, rest
@@ -1637,6 +1722,9 @@ class HashNetIface(HashSet, name="hash:net,iface"):
     Interfaces are numbered as they are first named; the key's rest is number*2, plus 1 for `physdev:` (which is asked
     for by bridges only, so no packet here hits it). A `wildcard` member holds every interface whose name begins so.
     Of several members that hold a packet at one prefix length, the one added first is asked first.
+
+    The most specific network that holds the address has the last word, whatever its members' interfaces are: with
+    10.1.0.0/16,eth0 and 10.0.0.0/8,eth1 in the set, 10.1.0.1 from eth1 is not in it (Linux stops its search there).
     """
 
     parts = ("net", "iface")
@@ -1650,6 +1738,8 @@ class HashNetIface(HashSet, name="hash:net,iface"):
         self.born: dict[int, int] = {}  # member -> when it was added; kept while there are wildcards
         self._births = 0
         super().__init__(name, options, kernel, seed)
+        self.blocks = Table(3 if self.family == "inet6" else 1, seed)
+        self._in_block: dict[int, int] = {}  # number of a block -> its members
 
     def _number_of(self, name: str) -> int:
         if name not in self.numbers:
@@ -1695,7 +1785,15 @@ class HashNetIface(HashSet, name="hash:net,iface"):
         number = super()._place(key, now)
         self._births += 1
         self.born[number] = self._births
+        self._count_block(key, 1)
         return number
+
+    def _count_block(self, key: Key, by: int) -> None:
+        assert self.blocks is not None
+        block = self.blocks.add_one(*self._block(key))
+        self._in_block[block] = self._in_block.get(block, 0) + by
+        if not self._in_block[block]:
+            self.blocks.remove_one(block)
 
     def insert(self, key: Key, extra: Extra, now: int, exist: bool) -> None:
         before = len(self.table)
@@ -1704,11 +1802,14 @@ class HashNetIface(HashSet, name="hash:net,iface"):
             self.wild.add(self.table.find_one(*self._pack(key)))
 
     def _forget(self, number: int) -> None:
+        self._count_block(self._unpack(self.table.key(number)), -1)
         super()._forget(number)
         self.wild.discard(number)
         self.born.pop(number, None)
 
     def _bulk_done(self, ids: I32) -> None:
+        for number in ids.tolist():
+            self._count_block(self._unpack(self.table.key(number)), 1)
         self.born.update(zip(ids.tolist(), itertools.count(self._births + 1), strict=False))
         self._births += len(ids)
 
@@ -1742,6 +1843,8 @@ class HashNetIface(HashSet, name="hash:net,iface"):
                 says = self._judge_one(trip.pkts, row, number, options)
                 if says:
                     return number if says > 0 else -2 - number
+            if self.blocks is not None and self.blocks.find_one((a & _PREFIX[length]) << 32 | length << 24) >= 0:
+                break
         return -1
 
     def _packet_key(self, trip: Trip, row: int, dirs: tuple[str, ...]) -> Key | None:
@@ -1755,17 +1858,21 @@ class HashNetIface(HashSet, name="hash:net,iface"):
         super().flush()
         self.wild.clear()
         self.born.clear()
+        self._in_block.clear()
+        if self.blocks is not None:
+            self.blocks.clear()
 
-    def members(self, now: int, order: bool = False) -> Iterator[str]:
-        key = self.table.key
-        ids = self._living(now).tolist()
-        if order:
-            ids.sort(key=lambda number: self._unpack(key(number)))
-        for number in ids:
-            yield self._show(self._unpack(key(number))) + self._tail(number, now)
+    @property
+    def _silent(self) -> bool:
+        return not self.wild and super()._silent
 
-    def _tail(self, number: int, now: int) -> str:
-        return (" wildcard" if number in self.wild else "") + super()._tail(number, now)
+    def _tails(self, ids: list[int], now: int) -> list[str]:
+        tails = super()._tails(ids, now)
+        for k, number in enumerate(ids):
+            if number in self.wild:
+                head, counts, rest = tails[k].partition(" packets ")
+                tails[k] = f"{head} wildcard{counts}{rest}"
+        return tails
 
 
 # ---- bitmap sets -----------------------------------------------------------------------------------------------------
@@ -1798,11 +1905,8 @@ class BitmapSet(KeyedSet):
         return None  # a bitmap is small
 
     def test(self, element: str, extra: Extra, now: int) -> tuple[bool, str]:
-        keys, shown = self._read(element)
-        try:
-            number = self._same(self._fit(next(keys)))
-        except Refused:
-            return False, shown
+        key, shown = self._one_key(element)
+        number = -1 if key is None else self._same(key)
         return number >= 0 and self._alive(number, now), shown
 
 
@@ -1836,7 +1940,7 @@ class BitmapPort(BitmapSet, name="bitmap:port"):
     def _read_part(self, part: str, word: str) -> tuple[Iterable[tuple[int, int]], str]:
         lows, shown = _ports(word, "inet")
         if lows[0] >> 16 not in (TCP, UDP):
-            raise _no(f"Syntax error: Only protocols TCP and UDP are valid for {self.TYPE}")
+            raise _no("Syntax error: Only protocols TCP and UDP are valid")
         return ((low & 0xFFFF, 0) for low in lows), shown.partition(":")[2]
 
     def _shown(self, trip: Trip, rows: Rows, dirs: tuple[str, ...]) -> tuple[U64, U64 | None, Mask | None]:
@@ -1967,13 +2071,9 @@ class BitmapIpMac(BitmapIp, name="bitmap:ip,mac"):
         self.waiting.clear()
 
     def test(self, element: str, extra: Extra, now: int) -> tuple[bool, str]:
-        keys, shown = self._read(element)
-        try:
-            key = self._fit(next(keys))
-        except Refused:
-            return False, shown
-        number = self._same(key)
-        if number < 0 or not self._alive(number, now):
+        key, shown = self._one_key(element)
+        number = -1 if key is None else self._same(key)
+        if key is None or number < 0 or not self._alive(number, now):
             return False, shown
         return key[5] == _NO_MAC or int(self.mac[number]) in (key[5], _NO_MAC), shown
 
@@ -2010,15 +2110,18 @@ class BitmapIpMac(BitmapIp, name="bitmap:ip,mac"):
         return found if self._silent else self._judge(trip.pkts, rows, found, options)
 
     def members(self, now: int, order: bool = False) -> Iterator[str]:
-        for number in self._living(now).tolist():
+        ids = self._living(now).tolist()
+        for number, tail in zip(ids, self._tails(ids, now), strict=True):
             text = _show_address(self.table.key(number)[0], "inet")
             mac = int(self.mac[number])
-            yield text + (f",{_show_mac(mac)}" if mac != _NO_MAC else "") + self._tail(number, now)
+            yield text + (f",{_show_mac(mac)}" if mac != _NO_MAC else "") + tail
 
-    def _tail(self, number: int, now: int) -> str:
-        tail = super()._tail(number, now)
-        seconds = self.waiting.get(number)
-        return tail if seconds is None else tail.replace(" timeout 0", f" timeout {seconds}", 1)
+    def _tails(self, ids: list[int], now: int) -> list[str]:
+        tails = super()._tails(ids, now)
+        for k, number in enumerate(ids):
+            if number in self.waiting:
+                tails[k] = tails[k].replace(" timeout 0", f" timeout {self.waiting[number]}", 1)
+        return tails
 
 
 # ---- the set of sets -------------------------------------------------------------------------------------------------
@@ -2117,23 +2220,25 @@ class ListSet(Set, name="list:set"):
             raise _no("The set to which you referred with 'before' or 'after' does not exist.")
         number = self._number(name, now)
         if number < 0:
-            raise _no("The set to which you referred with 'before' or 'after' is not added to the set.")
+            raise _no(NOT_NEXT)
         return number
 
     def add(self, element: str, extra: Extra, now: int, exist: bool) -> None:
         other = self.owner.by_name.get(element)
+        self._allowed(extra)
         if other is None:
             raise _no("Set to be added/deleted/tested as element does not exist.")
         if isinstance(other, ListSet):
             raise _no("Sets with list:set type cannot be added to the set.")
-        self._allowed(extra)
         number = self._number(element, now)
+        neighbour = self._neighbour(extra, now)
         if number >= 0:
+            if number == neighbour:
+                raise _no(NOT_NEXT)
             if not exist:
                 raise _no(ADDED)
             self._extend(number, extra, now, fresh=False)
             return
-        neighbour = self._neighbour(extra, now)
         for old in [n for n in self.order if not self._alive(n, now)]:
             self._forget(old)
         number = next(n for n in itertools.count() if n not in self.named)
@@ -2161,7 +2266,7 @@ class ListSet(Set, name="list:set"):
             return
         self._neighbour(extra, now)
         if not self._adjacent(number, extra, now):
-            raise _no("The set to which you referred with 'before' or 'after' is not added to the set.")
+            raise _no(NOT_NEXT)
         self._forget(number)
 
     def _forget(self, number: int) -> None:
@@ -2182,8 +2287,10 @@ class ListSet(Set, name="list:set"):
 
     def members(self, now: int, order: bool = False) -> Iterator[str]:
         ids = self._living(now)
-        for number in sorted(ids, key=self.named.__getitem__) if order else ids:
-            yield self.named[number] + self._tail(number, now)
+        if order:
+            ids.sort(key=self.named.__getitem__)
+        for number, tail in zip(ids, self._tails(ids, now), strict=True):
+            yield self.named[number] + tail
 
     def count(self, now: int) -> int:
         return len(self._living(now))
@@ -2474,7 +2581,14 @@ class Sets:
 
     def _element(self, command: str, name: str, element: str, words: list[str], options: _Global, now: int) -> str:
         one = self._get(name)
-        extra = _element_words(one, words)
+        try:
+            extra = _element_words(one, words)
+        except Refused:
+            if isinstance(one, KeyedSet):
+                one._read(element)  # what is wrong with the element is said first
+            raise
+        if isinstance(one, ListSet) and "," in element:
+            raise _no("you must specify elements as setname,[before|after],setname")
         if command == "add":
             one.add(element, extra, now, options.exist)
         elif command == "del":
@@ -2578,7 +2692,9 @@ def _create_words(cls: type[Set], words: list[str], kernel: str) -> dict[str, st
                 raise _no(f"Syntax error: unknown inet family {value}")
             value = _FAMILIES[value]
         need = {"hash:ip": 6, "hash:ip,port": 7, "hash:net,net": 4}.get(cls.TYPE, 0)
-        if kernel == "6.1" and (word == "bitmask" or (word == "netmask" and cls.TYPE in ("hash:ip,port", "hash:net,net"))):
+        if kernel == "6.1" and (
+            word == "bitmask" or (word == "netmask" and cls.TYPE in ("hash:ip,port", "hash:net,net"))
+        ):
             raise _no(
                 f"Argument `{word}' is supported in the kernel module of the set type {cls.TYPE} starting from the "
                 f"revision {need} and you have installed revision {need - 1} only. Your kernel is behind your ipset "

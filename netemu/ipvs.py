@@ -208,6 +208,7 @@ class Service:
 
     destinations  newest first                  timeout  seconds of persistence, 0: not persistent
     flags         names of scheduler flags      netmask  which clients share a template
+    tracks        it needs connection tracking
     """
 
     def __init__(self, proto: int, addr: int, port: int, mark: int) -> None:
@@ -217,6 +218,7 @@ class Service:
         self.timeout = 0
         self.netmask = 0xFFFFFFFF
         self.one_packet = False
+        self.tracks = False
         self.stat = 0
         self.scheduler: Scheduler = SCHEDULERS["none"](self)
         self.text = f"fwmark {mark}" if mark else f"{dotted(addr)}:{port}/{NAMES[proto]}"
@@ -444,12 +446,16 @@ class Ipvs:
         self._timers: list[tuple[int, int, int]] = []  # (time, serial, connection); < 0: see _special
         self._spent: list[int] = []  # one-packet connections that are over when the run is
         self._drop_counter = 0
-        self._clock = 0
 
     @property
     def active(self) -> bool:
         """The hooks are registered: at least one service."""
         return bool(self.services)
+
+    @property
+    def conntrack_needed(self) -> bool:
+        """An FTP service with a masqueraded server switches connection tracking on, until the service goes."""
+        return any(service.tracks for service in self.services)
 
     def _on(self, name: str) -> int:
         return self.node.sysctl.int("net.ipv4.vs." + name)
@@ -1407,16 +1413,6 @@ class Ipvs:
             t.queued[c] = deadline
             heapq.heappush(self._timers, (deadline, int(t.serial[c]), c))
 
-    def _tick(self, now: int) -> int:
-        """The next tick of the kernel's timer."""
-        tick = SECOND // self.node_hz
-        return (now // tick + 1) * tick
-
-    @property
-    def node_hz(self) -> int:
-        """Ticks a second."""
-        return self.node.hz
-
     def advance(self, now: int) -> None:
         """Let every timer ring that falls due until `now`, in order of time."""
         t, timers = self.conns, self._timers
@@ -1437,8 +1433,8 @@ class Ipvs:
             self._over()
 
     def _expire_now(self, c: int, now: int) -> None:
-        """It goes with the next tick."""
-        self._set_timer(c, self._tick(now))
+        """It goes before the next packet comes (Linux: with the next tick of its timer)."""
+        self._set_timer(c, now)
 
     def _expire(self, c: int, now: int, *, deleted: bool = False) -> None:
         """Its time is over. What controls others stays, a minute at a time."""
@@ -1457,7 +1453,7 @@ class Ipvs:
             if deleted and not t.children[parent] and not t.flags[parent] & ASSURED:
                 self._expire(parent, now, deleted=True)
         flags = int(t.flags[c])
-        if flags & TRACKED and not flags & (ONE_PACKET | TEMPLATE):
+        if flags & TRACKED and not flags & (ONE_PACKET | TEMPLATE) and t.cport[c]:
             self._forget_flow(c, now)
         number = int(t.dest[c])
         if number >= 0:
@@ -1594,6 +1590,7 @@ class Ipvs:
         self._up[dest.number] = True
         self._service_stat[dest.number] = service.stat
         dest.method, dest.weight = how["method"], how["weight"]
+        service.tracks |= dest.method == MASQ and service.port == FTP
         if how["weight"]:
             dest.last_weight = how["weight"]
         if how["upper"] == 0 or how["upper"] > dest.upper:
@@ -1628,7 +1625,7 @@ class Ipvs:
         if not self._server_uses[dest.addr]:
             self._servers.remove_one(self._servers.find_one(dest.addr))
         if self._on("expire_nodest_conn"):
-            heapq.heappush(self._timers, (self._tick(now), 0, -1))
+            heapq.heappush(self._timers, (now, 0, -1))
 
     def delete_destination(self, service: Service, dest: Destination, now: int) -> None:
         """Connections that it has stay, and wait for it (or go, with expire_nodest_conn)."""
@@ -1673,7 +1670,6 @@ class Ipvs:
 
     def run(self, argv: list[str], now: int, stdin: str = "") -> str:
         """An `ipvsadm` command (with or without that first word); what it prints. Raises Refused, Unsupported."""
-        self._clock = now
         words = argv[1:] if argv and argv[0].rsplit("/", 1)[-1] == "ipvsadm" else argv
         return Command(words).run(self, now, stdin)
 
@@ -1709,6 +1705,7 @@ class Ipvs:
         self, *, services: list[Service] | None = None, what: str = "", exact: bool = False, sort: bool = True
     ) -> str:
         """`ipvsadm -Ln`; `what`: "", "stats", "thresholds", "persistent-conn" or "tun-info"."""
+        self.advance(self.node.now)
         out = [] if services is not None else [f"IP Virtual Server version 1.2.1 (size={CONN_TAB_SIZE})"]
         out += LIST_HEADS[what]
         chosen = list(reversed(self.services)) if services is None else services
@@ -1755,6 +1752,7 @@ class Ipvs:
 
     def connections(self, now: int) -> str:
         """`ipvsadm -Lnc`, oldest first (Linux: in hash order)."""
+        self.advance(now)
         t = self.conns
         out = ["IPVS connection entries", "pro expire state       source             virtual            destination"]
         live = np.flatnonzero(t.live & ((t.flags & FOUND) != 0))

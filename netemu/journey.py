@@ -134,11 +134,13 @@ class Road:
         """
         memories = self.node.tables.memories
         shared = Counter(m.touch for m in memories if m.touch not in ("rule", "flow"))
-        self.one_a_flow = any(m.touch == "flow" and m.target for m in memories)
+        # the connection's mark alone is harmless while nobody writes it
+        self.one_a_flow = any(m.touch == "flow" and (m.target or m.extension.name != "connmark") for m in memories)
         own = [m for m in memories if m.touch != "flow"]
         self.alone_out = bool(own)
         self.alone_in = any(
             not m.one_way
+            or m.touch == "flows"
             or len(m.hooks) != 1
             or not m.hooks <= _ORDERLY
             or (m.touch != "rule" and (shared[m.touch] > 1 or m.target))
@@ -316,13 +318,7 @@ class Road:
         rows = self._fits(trip, rows)
         if not len(rows):
             return
-        for link, hop in self._groups(trip, rows):
-            trip.step(
-                hop,
-                self._way_step(
-                    link, int(trip.nexthop[hop[0]]), int(p.dst[hop[0]]), len(hop) == 1 or self._same_hop(trip, hop)
-                ),
-            )
+        self._say_way(trip, rows)
         trip.rewrite(rows, "ttl", p.ttl[rows] - 1, Step(None, "routing: forwarded"))
         if len(shortcut):
             self._redirect(trip, trip.travelling(shortcut))
@@ -350,19 +346,20 @@ class Road:
             return [(first, rows)]
         return [(k, rows[links == k]) for k in np.unique(links).tolist()]
 
-    def _same_hop(self, trip: Trip, rows: Rows) -> bool:
+    def _say_way(self, trip: Trip, rows: Rows) -> None:
+        """The routing step: the device, and the gateway where there is one."""
         hops = trip.nexthop[rows]
-        return bool((hops == hops[0]).all() and (trip.pkts.dst[rows] != hops).all())
-
-    def _way_step(self, link: int, hop: int, dst: int, one_hop: bool) -> Step:
-        """The routing step: the gateway is named where all share it; on-link destinations are not (one path for all)."""
-        via = hop if one_hop and hop != dst else 0
-        step = self._out_steps.get(("way", link, via))
-        if step is None:
-            name = self.node.routing.names[link]
-            step = Step(None, f"routing: via {dotted(via)} dev {name}" if via else f"routing: dev {name}")
-            self._out_steps["way", link, via] = step
-        return step
+        via = np.where(hops != trip.pkts.dst[rows], hops, 0).astype(np.int64)
+        ways = via << 16 | trip.route_link[rows]
+        first = int(ways[0])
+        for way in (first,) if (ways == first).all() else np.unique(ways).tolist():
+            key = ("way", way, 0)
+            step = self._out_steps.get(key)
+            if step is None:
+                name, gateway = self.node.routing.names[way & 0xFFFF], way >> 16
+                text = f"routing: via {dotted(gateway)} dev {name}" if gateway else f"routing: dev {name}"
+                step = self._out_steps[key] = Step(None, text)
+            trip.step(rows[ways == way], step)
 
     def _leave(self, trip: Trip, rows: Rows) -> None:
         """POSTROUTING, and out; what goes to `lo` comes back in."""
@@ -430,13 +427,7 @@ class Road:
             rows = rows[ok]
             if not len(rows):
                 return
-        for link, some in self._groups(trip, rows):
-            trip.step(
-                some,
-                self._way_step(
-                    link, int(trip.nexthop[some[0]]), int(p.dst[some[0]]), len(some) == 1 or self._same_hop(trip, some)
-                ),
-            )
+        self._say_way(trip, rows)
         self._output(trip, rows)
 
     def _output(self, trip: Trip, rows: Rows) -> None:
@@ -689,6 +680,7 @@ class Road:
                     again = again[again > k] if not late[k] else again[again != again[0]]
                     if len(again):
                         end = min(end, int(where[again[0]]))
+            known[where[late]] = False  # what it belonged to is over: it begins anew
         strangers = np.flatnonzero(~known[:end])
         if len(strangers) > 1:
             end = min(end, self._strangers_end(p, rows, strangers, end))

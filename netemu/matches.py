@@ -446,7 +446,7 @@ def _netmask(name: str, option: str, text: str) -> int:
     n = integer(text)
     if n is not None:
         return M32 << (32 - min(n, 32)) & M32
-    mask = _quad(text, _zeros_follow) if "." in text else None
+    mask = _quad(text, _last_fills) if "." in text else None
     if mask is None:
         raise Bad(f'{name}: bad value for option "{option}", neither a valid network mask nor valid CIDR (0-32).', text)
     return mask
@@ -605,13 +605,12 @@ def _flag_words(bits: int) -> str:
 
 
 def _options_of(trip: Trip, row: int) -> bytes | None:
-    """The TCP options as bytes; None where the header says that it is longer than the packet."""
-    p = trip.pkts
-    doff = p.doff.item(row)
-    segment = p.payload(row)
-    if doff < 20 or p.length.item(row) - p.ihl.item(row) < doff:
+    """The TCP options as bytes; None where there is no whole header. What stands where a header would, is one."""
+    segment = trip.pkts.payload(row)
+    if len(segment) < 20:
         return None
-    return segment[20:doff]
+    end = (segment[12] >> 4) * 4
+    return segment[20:end] if 20 <= end <= len(segment) else None
 
 
 def _kinds(options: bytes) -> Iterable[tuple[int, int]]:
@@ -1248,6 +1247,7 @@ class Connbytes(Match, name="connbytes"):
         node.sysctl.set("net.netfilter.nf_conntrack_acct", 1)
 
     def says(self, trip: Trip, row: int) -> bool:
+        attend(trip.node)
         flow = trip.pkts.ct.item(row)
         flows = trip.node.conntrack
         if flow < 0 or not flows.counted.item(flow):
@@ -1683,6 +1683,7 @@ class Owner(Match, name="owner"):
         "--socket-exists": Option(0, invert=True),
         "--suppl-groups": Option(0),
     }
+    _hooks: ClassVar[frozenset[str]] = frozenset(("OUTPUT", "POSTROUTING"))
     invert: bool = False
 
     @classmethod
@@ -1691,12 +1692,14 @@ class Owner(Match, name="owner"):
             raise Bad("owner: At least one of --uid-owner, --gid-owner or --socket-exists is required")
         if "--suppl-groups" in o and "--gid-owner" not in o:
             raise Bad('owner: Bad value for "--suppl-groups" option: "you need to use --gid-owner first"')
+        if rule.chain in ALL_HOOKS - cls._hooks:
+            raise Bad(f"match `owner' is not valid in the chain {rule.chain}")
         for option in ("--uid-owner", "--gid-owner"):
             if option in o:
                 text = o[option].value
                 low, dash, high = text.partition("-")
                 ends = integer(low), integer(high if dash else low)
-                if text[:1].isdigit() and (None in ends or max(e or 0 for e in ends) > M32 - 1):
+                if text[:1].isdigit() and not 0 <= (ends[0] or 0) <= (-1 if ends[1] is None else ends[1]) < M32:
                     raise Bad(f'owner: Bad value for "{option}" option: "{text}"', text)
                 raise NotModelled(
                     f"`owner {option}': packets of a capture do not say which user sent them",
@@ -1707,7 +1710,7 @@ class Owner(Match, name="owner"):
 
     @property
     def hooks(self) -> frozenset[str]:
-        return frozenset(("OUTPUT", "POSTROUTING"))
+        return self._hooks
 
     def words(self) -> str:
         return f"{_not(self.invert)}--socket-exists"
@@ -1980,6 +1983,9 @@ class Ecn(Match, name="ecn"):
             yes &= ((p.tos[rows] & 3) == self.ect[0]) != self.ect[1]
         if self.ece is not None or self.cwr is not None:
             flags = p.flags[rows]
+            later = np.flatnonzero((p.frag[rows] & OFFSET_MASK) != 0)
+            for k in later.tolist():  # the kernel takes what stands there for a header
+                flags[k] = (p.payload(int(rows[k]))[13:14] or b"\0")[0]
             yes &= p.length[rows] - p.ihl[rows] >= 20
             if self.ece is not None:
                 yes &= ((flags & 0x40) != 0) == self.ece
@@ -2617,6 +2623,16 @@ def _bytes_of(amount: int) -> int:
     return ((M32 // amount if amount else M32) - 1) << _CHUNK_SHIFT
 
 
+def _amount(size: int) -> int:
+    """How a rate of `size` bytes a second is stored."""
+    return M32 // ((size >> _CHUNK_SHIFT) + 1)
+
+
+def _fits(size: int, unit: int, amount: int) -> bool:
+    """Whole units say the same rate. (The tool looks at 32 bits of it.)"""
+    return _amount(size & -unit & M32) == amount
+
+
 _BYTE_UNITS = (("mb", 1 << 20), ("kb", 1 << 10), ("b", 1))
 
 
@@ -2707,7 +2723,7 @@ class Hashlimit(Memory, name="hashlimit"):
             size = _amount_of_bytes(rate)
             if not size:
                 raise bad
-            return M32 // ((size >> _CHUNK_SHIFT) + 1), 1, 0
+            return _amount(size), 1, 0
         read = _interval(rate, cls.SCALE)
         if read is None:
             raise bad
@@ -2748,7 +2764,7 @@ class Hashlimit(Memory, name="hashlimit"):
         option = f"--hashlimit-{'above' if self.above else 'upto'}"
         if s.bytes:
             size = _bytes_of(s.amount)
-            name, unit = next((n, u) for n, u in _BYTE_UNITS if (size >= u and size % u == 0) or u == 1)
+            name, unit = next((n, u) for n, u in _BYTE_UNITS if u == 1 or (size >= u and _fits(size, u, s.amount)))
             out.append(f"{option} {size // unit}{name}/s")
             usual = 15_000
             if s.burst:
@@ -2795,17 +2811,33 @@ class Hashlimit(Memory, name="hashlimit"):
             src = p.src.item(row) & (M32 << (32 - s.src_mask) & M32)
         if "dstip" in s.mode:
             dst = p.dst.item(row) & (M32 << (32 - s.dst_mask) & M32)
-        if ("srcport" in s.mode or "dstport" in s.mode) and p.proto.item(row) in PORTED:
-            if not p.frag.item(row) & OFFSET_MASK and p.length.item(row) - p.ihl.item(row) < 4:
+        if "srcport" in s.mode or "dstport" in s.mode:
+            ports = self._ports(trip, row)
+            if ports is None:
                 drop_at_once(trip, np.array([row]))
                 return False
-            sport = p.sport.item(row) if "srcport" in s.mode else 0
-            dport = p.dport.item(row) if "dstport" in s.mode else 0
+            sport = ports[0] if "srcport" in s.mode else 0
+            dport = ports[1] if "dstport" in s.mode else 0
         bucket = table.bucket((src, sport, dst, dport), jiffies(p.time.item(row), table.hz))
         if bucket is None:
             drop_at_once(trip, np.array([row]))
             return False
         return table.spend(bucket, p.length.item(row)) != self.above
+
+    @staticmethod
+    def _ports(trip: Trip, row: int) -> tuple[int, int] | None:
+        """Both ports, 0 for protocols without; None for a packet too short. ESP and AH have their SPI there."""
+        p = trip.pkts
+        proto = p.proto.item(row)
+        if proto not in PORTED and proto not in (50, 51):
+            return 0, 0
+        place = 4 if proto == 51 else 0
+        if p.length.item(row) - p.ihl.item(row) < place + 4:
+            return None
+        if proto in PORTED and not p.frag.item(row) & OFFSET_MASK:
+            return p.sport.item(row), p.dport.item(row)
+        word = p.payload(row)[place : place + 4].ljust(4, b"\0")
+        return int.from_bytes(word[:2], "big"), int.from_bytes(word[2:], "big")
 
 
 # ---- looking into the bytes ----------------------------------------------------------------------------------------
@@ -2888,6 +2920,8 @@ def _hex_pattern(raw: bytes) -> bytes:
             out += raw[i + 1 : i + 2]
             i += 2
         elif c == b"|":
+            if inside and raw[i - 1 : i] == b"|":
+                raise Bad("Invalid hex block", raw.decode("utf-8", "surrogateescape"))
             inside = not inside
             i += 1
         elif inside:
@@ -3057,8 +3091,7 @@ class Tcpmss(Match, name="tcpmss"):
         return f"{_not(self.invert)}--mss {_span(self.low, self.high)}"
 
     def says(self, trip: Trip, row: int) -> bool:
-        p = trip.pkts
-        options = _options_of(trip, row) if p.length.item(row) - p.ihl.item(row) >= 20 else None
+        options = _options_of(trip, row)
         if options is None:
             drop_at_once(trip, np.array([row]))
             return False
@@ -3151,16 +3184,23 @@ class Sctp(Match, name="sctp"):
             return False
         if not (self.sport.holds(p.sport.item(row)) and self.dport.holds(p.dport.item(row))):
             return False
-        return not self.how or self._chunks_fit(p.payload(row)) != self.invert
+        if not self.how:
+            return True
+        fit = self._chunks_fit(p.payload(row))
+        if fit is None:
+            drop_at_once(trip, np.array([row]))
+            return False
+        return fit != self.invert
 
-    def _chunks_fit(self, body: bytes) -> bool:
+    def _chunks_fit(self, body: bytes) -> bool | None:
+        """None for a packet that is not made of whole chunks, as far as one looks."""
         missing = set(self.chunks)
         at = 12
         while True:
             header = body[at : at + 4]
             length = int.from_bytes(header[2:4], "big")
             if len(header) < 4 or length == 0:
-                return False
+                return None
             at += (length + 3) & ~3
             kind = header[0]
             fits = kind in self.chunks and all(header[1] & s == w for k, s, w in self.flags if k == kind)
@@ -3237,7 +3277,8 @@ class Dccp(Match, name="dccp"):
         if self.types and bool(self.types[0] >> min(kind, 10) & 1) == self.types[1]:
             return False
         if self.option:
-            header = {0: 20, 1: 20, 2: 16, 3: 24, 4: 24, 5: 24, 6: 24, 7: 28, 8: 24, 9: 24}.get(kind, 16)
+            # the generic header, longer with long sequence numbers, and what belongs to the type
+            header = (16 if body[8] & 1 else 12) + {0: 4, 2: 0, 3: 8, 4: 8, 5: 8, 6: 8, 8: 8, 9: 8}.get(kind, 12)
             end = body[4] * 4
             if end < header or end > len(body):
                 drop_at_once(trip, np.array([row]))

@@ -205,8 +205,8 @@ class Model:
                 except NetemuError as error:
                     left.append((route, error))
             if len(left) == len(waiting):
-                for route, error in left:
-                    problems += route.place.problems(error)
+                for route, why in left:
+                    problems += route.place.problems(why)
                 return
             waiting = [route for route, _ in left]
 
@@ -517,8 +517,12 @@ def _toml_link(
     mtu = table.get("mtu")
     if isinstance(mtu, int) and not isinstance(mtu, bool) and mtu < 68:
         wrong("mtu", f"mtu {mtu} is less than Linux's minimum, 68")
-    if len(problems) == bad and isinstance(name, str):
+    if not isinstance(name, str) or name in (link.name for link in model.links) or bad_link_name(name):
+        return
+    if len(problems) == bad:
         model.links.append(LinkSpec(name, addresses, mac, mtu, table.get("up", True), table.get("kind", ""), place))
+    else:  # what can be understood of it, so that what leans on it is judged too
+        model.links.append(LinkSpec(name, addresses, place=place))
 
 
 def _is_address(text: str) -> bool:
@@ -570,7 +574,8 @@ def _put_sysctl(model: Model, name: str, value: int | str, place: Place, problem
     elif lacking:
         problems.append(place.problem(UNSUPPORTED, lacking))
     else:
-        model.sysctl[canonical(name)] = value
+        number = isinstance(value, str) and re.fullmatch(r"-?\d+", value)
+        model.sysctl[canonical(name)] = int(value) if number else value
 
 
 # ---- the tools' own dumps --------------------------------------------------------------------------------------
@@ -821,11 +826,12 @@ def _rule_toml(words: Sequence[str]) -> list[str]:
         if word == "not":
             out.append("not = true")
         elif word in ("unreachable", "prohibit", "blackhole", "nop"):
-            out.append(f"type = {_quoted(word)}")
+            out.insert(0, f"type = {_quoted(word)}")
         else:
             key = {"lookup": "table", "pref": "priority"}.get(word, word)
             value = rest.pop(0)
-            out.append(f"{key} = {value if key == 'priority' else _quoted(value)}")
+            line = f"{key} = {value if key == 'priority' else _quoted(value)}"
+            out.insert(0 if key == "type" else len(out), line)
     return out
 
 

@@ -498,7 +498,7 @@ class Node:
             cuts.append(len(keep))
             for k, (lo, hi) in enumerate(pairwise(cuts)):
                 if hi > lo:
-                    yield self._frames(frames, keep[lo:hi], where, time, limit, remember)
+                    yield self._frames(frames, keep[lo:hi], where, time, limit, remember, link not in (None, "auto"))
                 if k < len(todo) and hi < len(keep):
                     self.run(todo[k][1], at=todo[k][0] / SECOND)
             done = sum(1 for c in cuts[1:-1] if c < len(keep))
@@ -506,13 +506,16 @@ class Node:
         for at, text in todo:
             self.run(text, at=at / SECOND)
 
-    def _frames(self, frames: Frames, keep: Rows, where: I16, time: I64, limit: int, remember: bool) -> Journeys:
+    def _frames(
+        self, frames: Frames, keep: Rows, where: I16, time: I64, limit: int, remember: bool, forced: bool
+    ) -> Journeys:
         p = Packets.parse(frames.data, frames.at[keep], frames.cap[keep], frames.wire[keep])
         p.arrived[:] = where[keep]
         p.ether[:], p.smac[:], p.pkttype[:] = frames.ether[keep], frames.smac[keep], frames.pkttype[keep]
         p.socket[:] = p.arrived < 0
         p.pkttype[p.arrived < 0] = HOST
-        self._strangers_on_link(p, frames.dmac[keep], frames.ether[keep])
+        if not forced:
+            self._strangers_on_link(p, frames.dmac[keep], frames.ether[keep])
         t = time[keep]
         forward = np.maximum.accumulate(np.maximum(t, self.now))
         p.time[:] = forward
@@ -524,7 +527,7 @@ class Node:
             if link.mac is None:
                 continue
             mine = (p.arrived == k) & ether
-            other = mine & (dmac != link.mac) & ((dmac >> np.uint64(40)) & np.uint64(1) == 0)
+            other = mine & (dmac != 0) & (dmac != link.mac) & ((dmac >> np.uint64(40)) & np.uint64(1) == 0)
             p.pkttype[other] = OTHERHOST
 
     # ---- changes and questions ---------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ HOST, BROADCAST, MULTICAST, OTHERHOST = 0, 1, 2, 3
 TRAVELLING, FORWARDED, DELIVERED, REJECTED, DROPPED, HELD = 0, 1, 2, 3, 4, 5
 FATES = ("travelling", "forwarded", "delivered", "rejected", "dropped", "held")
 
+_READ = 40  # bytes of a header row that are ever looked at
 OFFSET_MASK, MORE_FRAGMENTS, DONT_FRAGMENT = 0x1FFF, 0x2000, 0x4000
 ICMP_QUERIES = (0, 8, 13, 14, 15, 16, 17, 18)  # the types that carry an id
 ICMP_ERRORS = (3, 4, 5, 11, 12)
@@ -277,7 +278,29 @@ class Packets:
         """Give a row other bytes; its header columns are read again from them (mark, links and the rest stay)."""
         self.rebuilt[row] = packet
         one = Packets.from_bytes([packet])
-        for name in ["src", "dst", "proto", "tos", "ttl", "ident", "frag", "ihl", "length", "sport", "dport", "seq", "ack", "flags", "win", "doff", "icmp_type", "icmp_code", "icmp_id", "cap", "wire"]:
+        for name in [
+            "src",
+            "dst",
+            "proto",
+            "tos",
+            "ttl",
+            "ident",
+            "frag",
+            "ihl",
+            "length",
+            "sport",
+            "dport",
+            "seq",
+            "ack",
+            "flags",
+            "win",
+            "doff",
+            "icmp_type",
+            "icmp_code",
+            "icmp_id",
+            "cap",
+            "wire",
+        ]:
             getattr(self, name)[row] = getattr(one, name)[0]
 
     def payload(self, row: int) -> builtins.bytes:
@@ -362,7 +385,7 @@ def _gather(data: U8, at: I64, cap: I32) -> U8:
         np.ndarray((max(len(data) - 63, 0),), "V64", data.data, strides=(1,)) if len(data) >= 64 else np.zeros(1, "V64")
     )
     head = windows[np.minimum(at, len(windows) - 1)].view(np.uint8).reshape(-1, 64)
-    short = cap < 64
+    short = cap < _READ
     if short.any():
         k = np.flatnonzero(short)
         head[k] *= np.arange(64) < cap[k, None]
@@ -370,11 +393,11 @@ def _gather(data: U8, at: I64, cap: I32) -> U8:
 
 
 def _u16(head: U8, k: int) -> U16:
-    return (head[:, k].astype(np.uint16) << np.uint16(8)) | head[:, k + 1]
+    return head.view(">u2")[:, k >> 1].astype(np.uint16)
 
 
 def _u32(head: U8, k: int) -> U32:
-    return (_u16(head, k).astype(np.uint32) << np.uint32(16)) | _u16(head, k + 2)
+    return head.view(">u4")[:, k >> 2].astype(np.uint32)
 
 
 def _folded(total: NDArray[Any]) -> NDArray[Any]:

@@ -22,6 +22,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol, TextIO, TypeVar
 
@@ -47,7 +48,8 @@ from netemu.paths import Paths, Rewrite, Step
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from netemu.node import Journey, Journeys, Node
+    from netemu.node import Journeys, Node
+    from netemu.tables import Rule
 
 PROTOCOLS = {
     1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 50: "esp", 51: "ah", 89: "ospf", 132: "sctp",
@@ -476,6 +478,7 @@ STYLES = {
     "dim": "2",
     "bold": "1",
 }
+COMMENT = re.compile(r'--comment (?:"((?:[^"\\]|\\.)*)"|(\S+))')
 TRANSLATORS = re.compile(r"-j (DNAT|SNAT|MASQUERADE|REDIRECT|NETMAP)\b")
 
 
@@ -549,7 +552,7 @@ class Table:
         usual = (0, 0, 0, 40, 11, 9, 0, 0, 0)
         self.widths = [max(pair) for pair in zip(self.widths, usual, strict=True)]
         room = self.screen.width
-        self.wide = room is None or sum(self.widths[:8]) + 8 * 2 + 20 <= room
+        self.wide = room is None or sum(self.widths[:8]) + 8 * 2 + 10 <= room
         w = self.widths
         if self.wide:
             head = "  ".join(
@@ -603,9 +606,10 @@ class Table:
         first = s.crop(f"{number:>{w[0]}}  {time:>{w[1]}}  {came_in:<{w[2]}}  {what}", s.width)
         indent = " " * (w[0] + 2)
         to = f" {out}" if out != "-" else ""
-        rest = "  ".join(filter(None, (f"{to}", state if state != "-" else "", became, because)))
-        rest = s.crop(rest, None if s.width is None else s.width - len(indent) - len(fate))
-        return f"{first}\n{indent}{s.paint(fate, fate)}{rest}\n"
+        facts = filter(None, (state if state != "-" else "", became, because.removeprefix("service ")))
+        rest = to + "".join(f"  {fact}" for fact in facts)
+        rest = s.crop(rest, None if s.width is None else s.width - len(indent) - 2 - len(fate))
+        return f"{first}\n{indent}→ {s.paint(fate, fate)}{rest}\n"
 
     def close(self) -> None:
         self.screen.file.flush()
@@ -617,11 +621,12 @@ def why(paths: Paths, path: int, reason: int, service: int) -> str:
         return str(paths.texts[reason])
     if paths.texts[service]:
         return f"service {paths.texts[service]}"
-    nat = [
-        f"{step} {found[1]}"
-        for step in paths.unfold(path)
-        if step.table == "nat" and (found := TRANSLATORS.search(step.rule))
-    ]
+    nat = []
+    for step in paths.unfold(path):
+        found = TRANSLATORS.search(step.rule) if step.table == "nat" else None
+        if found:
+            comment = COMMENT.search(step.rule)
+            nat.append(f"{step} {found[1]}" + (f" ({comment[1] or comment[2]})" if comment else ""))
     return ", ".join(nat)
 
 
@@ -913,6 +918,7 @@ _RICH = {
     "held": "magenta",
 }
 MOST_PATHS = 20_000  # distinct paths that a summary puts into words
+JUMP = re.compile(r" -[jg] (\S+)$")
 SET_NAMES = re.compile(r"--(?:match-set|add-set|del-set|map-set) (\S+)")
 
 
@@ -926,57 +932,169 @@ def _end(proto: int, ip: int, port: int) -> str:
 
 
 def short_path(steps: Iterable[Step]) -> str:
-    """A path without the policies it fell through: what decided."""
+    """A path without what led to nothing: policies it fell through, jumps to chains that are named anyway, returns."""
     steps = tuple(steps)
-    through = [bool(s.table) and s.text.split(":")[2:3] in (["policy"], ["return"]) for s in steps]
-    return " · ".join(s.text for k, s in enumerate(steps) if not through[k] or k == len(steps) - 1)
+    chains = {s.text.split(":")[1] for s in steps if s.table}
+    kept = []
+    for k, step in enumerate(steps):
+        last = k == len(steps) - 1
+        if step.table and not last:
+            jump = JUMP.search(step.rule)
+            if step.text.split(":")[2:3] != ["rule"] or (jump and (jump[1] in chains or jump[1] == "RETURN")):
+                continue
+        kept.append(step.text)
+    return " · ".join(kept)
 
 
 # ---- one packet, step by step --------------------------------------------------------------------------------------
 
 
-def explain(journey: Journey, screen: Screen, title: str = "") -> None:
-    """Every step of one packet: the rule it met, what it rewrote, and the result; then the packets that it caused."""
-    _explain(journey, screen, title, 0)
+def explain(journeys: Journeys, row: int, screen: Screen, title: str = "", most: int | None = 12) -> None:
+    """Every step of one packet: the rules that it met and why others let it pass, what was rewritten, and the result;
+    then the same of the packets that it caused. `most`: rules told of each stretch that did not match (None: all).
+    """
+    f = Facts(journeys, np.array([row]))
+    came = f"came in on {journeys.links[f.arrived[0]]}" if f.arrived[0] >= 0 else "sent by the node itself"
+    facts = [came, f"at {seconds(f.time[0])} s"]
+    if f.state[0] < len(STATES):
+        facts.append(f"connection state {STATES[f.state[0]]}")
+    if f.paths.texts[f.service[0]]:
+        facts.append(f"service {f.paths.texts[f.service[0]]}")
+    facts.append(f"{_many(f.evaluated[0], 'rule')} looked at")
+    screen.file.write(f"{screen.paint('bold', f'{title}{f.packet(0)}')}\n")
+    screen.file.write("".join(f"{line}\n" for line in _folded(", ".join(facts), (screen.width or 200) - 1)))
+    _explain(journeys, row, screen, 0, most)
     screen.file.flush()
 
 
-def _explain(journey: Journey, screen: Screen, title: str, depth: int) -> None:
+def _explain(journeys: Journeys, row: int, screen: Screen, depth: int, most: int | None) -> None:
     pad = "    " * depth
     room = None if screen.width is None else screen.width - len(pad)
+    journey = journeys[row]
 
     def say(text: str, style: str = "") -> None:
         shown = screen.crop(text, room)
         screen.file.write(f"{pad}{screen.paint(style, shown) if style else shown}\n")
 
-    if title:
-        say(title, "bold")
     steps = list(journey.steps)
     changes = _placed(steps, journey.rewrites)
+    passed = Passed(journeys, row)
     wide = min(max((len(s.text) + 2 * _depth(s) for s in steps if s.rule), default=0), 44) + 4
     for k, step in enumerate(steps):
         indent = "  " * (_depth(step) + 1)
+        skipped = passed.before(step)
+        for number, condition in skipped[:most]:
+            say(f"{indent}{step.text.rsplit(':', 2)[0]}:rule:{number} no: {condition()}", "dim")
+        if most is not None and len(skipped) > most:
+            say(f"{indent}… and {len(skipped) - most:,} more that do not match", "dim")
         text = f"{indent}{step.text}"
         if step.rule and (room is None or wide + len(step.rule) <= room):
             text = f"{text:<{wide}}"
-            screen.file.write(f"{pad}{text}{screen.paint('dim', step.rule)}\n")
+            screen.file.write(f"{pad}{text}{screen.paint('bold', step.rule)}\n")
         else:
             say(text)
             for line in _folded(step.rule, (room or 0) - len(indent) - 6) if step.rule else ():
-                say(f"{indent}      {line}", "dim")
+                say(f"{indent}      {line}", "bold")
         for r in changes.get(k, ()):
             beside = r.step != step and step.table != "nat"  # the connection's or the route's doing, not this rule's
             say(f"  {r.step.text}, {_change(r)}" if beside else f"{indent}      {_change(r)}", "rejected")
-    links = dict.fromkeys(link for link, _ in journey.own)
+            passed.apply(r)
+    left = journeys.left_as(row)
+    links = dict.fromkeys(link for link, _ in left)
     tail = f" on {', '.join(links)}" if links else ""
     because = f": {journey.reason}" if journey.reason else ""
     fate = screen.paint(journey.fate, journey.fate)
     screen.file.write(f"{pad}  {fate}{screen.crop(tail + because, room and room - 2 - len(journey.fate))}\n")
-    for link, packet in journey.own:
+    for link, packet in left:
         say(f"    {link}: {bytes_text(packet)}")
-    for caused in journey.caused:
+    for part, child in journeys.caused_by(row):
         screen.file.write("\n")
-        _explain(caused, screen, "because of it the node sent:", depth + 1)
+        screen.file.write(f"{pad}    {screen.paint('bold', 'because of it the node sent:')}\n")
+        _explain(part, child, screen, depth + 1, most)
+
+
+class Passed:
+    """Which rules a packet passed by between two steps of its path, and the first condition that each found wanting.
+
+    The packet is put together again as it was at each step. Conditions that remember (limit, recent, ...) are not asked
+    a second time: where nothing else says no, it is they.
+    """
+
+    def __init__(self, journeys: Journeys, row: int) -> None:
+        from netemu.trip import Trip
+
+        node = journeys.trip.node
+        self.tables, self.names = node.tables.tables, ["", *journeys.links]
+        self.pkts = journeys.pkts.take(np.array([row]))
+        self.trip = Trip(node, self.pkts)
+        self.way = (int(self.pkts.arrived[0]), max(int(journeys.left[row]), int(self.pkts.link_out[0])))
+        for name, column in journeys.before.items():
+            getattr(self.pkts, name)[0] = column[row]
+        self.stack: list[tuple[str, str, int]] = []  # (table, chain, rules done)
+
+    def apply(self, r: Rewrite) -> None:
+        """The packet was rewritten."""
+        from netemu.flows import address as number
+
+        name = "icmp_id" if r.field == "id" else r.field
+        if name in REWRITABLE:
+            getattr(self.pkts, name)[0] = number(r.new) if isinstance(r.new, str) else r.new
+
+    def before(self, step: Step) -> list[tuple[int, Callable[[], str]]]:
+        """(rule number, what says why it did not match) for each rule passed by on the way to a step."""
+        if not step.table:
+            return []
+        _, name, kind, last = step.text.split(":")[:4]
+        chain = self.tables[step.table].chains.get(name)
+        if chain is None:
+            return []
+        if chain.policy is not None:
+            self.trip.hook = name
+            came, went = self.way
+            self.pkts.link_in[0] = came if name in ("PREROUTING", "INPUT", "FORWARD") else -1
+            self.pkts.link_out[0] = went if name in ("FORWARD", "OUTPUT", "POSTROUTING") else -1
+        number = int(last)
+        known = [
+            k
+            for k, (table, other, done) in enumerate(self.stack)
+            if (table, other) == (step.table, name) and done < number
+        ]
+        done = 0
+        if known:
+            done = self.stack[known[-1]][2]
+            del self.stack[known[-1] :]
+        elif chain.policy is not None:
+            self.stack.clear()
+        if kind == "rule":
+            self.stack.append((step.table, name, number))
+        return [(k + 1, partial(self._why, chain.rules[k])) for k in range(done, min(number - 1, len(chain.rules)))]
+
+    def _why(self, rule: Rule) -> str:
+        p, texts = self.pkts, rule.criteria()
+        asked = len(texts) - len(rule.matches)
+        link_in, link_out = (self.names[int(k) + 1] for k in (p.link_in[0], p.link_out[0]))
+        answers = [
+            (int(a[0]) & net[1] == net[0]) != net[2]
+            for a, net in ((p.src, rule.src), (p.dst, rule.dst))
+            if net and any(net)
+        ]
+        answers += [
+            (name.startswith(wish[0][:-1]) if wish[0].endswith("+") else name == wish[0]) != wish[1]
+            for name, wish in ((link_in, rule.link_in), (link_out, rule.link_out))
+            if wish and wish[0] != "+"
+        ]
+        answers += [(int(p.proto[0]) == rule.proto[0]) != rule.proto[1]] if rule.proto else []
+        answers += [bool(p.frag[0] & OFFSET_MASK) == rule.fragment] if rule.fragment is not None else []
+        for text, yes in zip(texts[:asked], answers, strict=False):
+            if not yes:
+                return text
+        remembers = ""
+        for match, text in zip(rule.matches, texts[asked:], strict=True):
+            if match.touches:
+                remembers = remembers or text
+            elif not match.mask(self.trip, np.arange(1))[0]:
+                return text
+        return remembers or rule.text
 
 
 def _placed(steps: list[Step], rewrites: Iterable[Rewrite]) -> dict[int, list[Rewrite]]:
@@ -1049,22 +1167,6 @@ def bytes_text(packet: bytes) -> str:
     )  # fmt: skip
     tos = f", tos {int(p.tos[0]):#x}" if p.tos[0] else ""
     return f"{line}, ttl {int(p.ttl[0])}{tos}, {len(packet)} bytes"
-
-
-def explain_row(journeys: Journeys, row: int, screen: Screen, title: str = "") -> None:
-    """The same for one packet of a chunk: how it arrived stands first."""
-    f = Facts(journeys, np.array([row]))
-    came = f"came in on {journeys.links[f.arrived[0]]}" if f.arrived[0] >= 0 else "sent by the node itself"
-    facts = [came, f"at {seconds(f.time[0])} s"]
-    if f.state[0] < len(STATES):
-        facts.append(f"connection state {STATES[f.state[0]]}")
-    if f.paths.texts[f.service[0]]:
-        facts.append(f"service {f.paths.texts[f.service[0]]}")
-    facts.append(f"{_many(f.evaluated[0], 'rule')} looked at")
-    head = f.packet(0)
-    screen.file.write(screen.paint("bold", head if not title or title.startswith(head) else f"{title}: {head}") + "\n")
-    screen.file.write("".join(f"{line}\n" for line in _folded(", ".join(facts), (screen.width or 200) - 1)))
-    explain(journeys[row], screen)
 
 
 GRAMMAR = "write `tcp 10.0.0.5:4000 > 10.96.0.1:443 S`, `udp A:P > B:P`, or `icmp A > B echo id 7`"

@@ -73,6 +73,9 @@ TableId = int | str
 LBCAST = 0xFFFFFFFF
 _MASKS = [(LBCAST << (32 - n)) & LBCAST for n in range(33)]
 _NOTHING, _HARD = 0, -1  # entry numbers in a flattened table: no match; more to ask than the address
+# first bytes of addresses that are more than an address
+_SUSPECT = np.zeros(256, bool)
+_SUSPECT[[0, 127, 255, *range(224, 240)]] = True
 TOS_MASK = 0x1C  # what routing looks at of the TOS byte
 LO = 0
 
@@ -472,10 +475,14 @@ class _Compiled:
         self.rp = knob("rp_filter")
         self.localnet = knob("route_localnet") != 0
         self.accept_local = knob("accept_local") != 0
-        self.forwarding = knob("forwarding") != 0
+        self.forwarding = (knob("forwarding") != 0).astype(np.intp)
         self.redirects = knob("send_redirects") != 0
         self.shared = knob("shared_media") != 0
         self.vmark = knob("src_valid_mark") != 0
+        # what a packet that came in makes of an entry: [forwarding off, on][entry]
+        on = np.where(np.isin(self.kind, (MULTICAST, ANYCAST)), np.int8(MARTIAN_DESTINATION), self.kind)
+        off = np.where(np.isin(self.kind, (LOCAL, BROADCAST)), self.kind, np.int8(NOT_FORWARDING))
+        self.input_kind = np.array([off, on], np.int8)
         self.bare = np.array([not link.addresses for link in links], bool)
         self.link_mtu = np.array([link.mtu for link in links], np.int32)
         self.own = np.unique(np.array([a.ip for link in links for a in link.addresses], np.uint32))
@@ -1145,7 +1152,7 @@ class Routing:
                 return None
             elif r.table in self.tables:
                 e = self._find([self.tables[r.table]], dst, tos, oif, scope)
-                if e is not None and e.kind != THROW and e.plen > r.suppress:
+                if e is not None and e.kind != THROW and (e.plen > r.suppress or e.kind in _ERRORS):
                     return e
         return None
 
@@ -1264,7 +1271,8 @@ class Routing:
                     continue
                 found = flat.find(dst[rows], tos[rows], c.link, None if oif is None else oif[rows])
                 if r.suppress >= 0:
-                    found = np.where(c.plen[found] <= r.suppress, np.int32(_NOTHING), found)
+                    short = (c.plen[found] <= r.suppress) & (c.kind[found] < BLACKHOLE)  # a refusal is not suppressed
+                    found = np.where(short, np.int32(_NOTHING), found)
                 hit = found != _NOTHING
                 got[rows[hit]] = found[hit]
                 position[rows[hit]] = len(c.rules)
@@ -1299,75 +1307,75 @@ class Routing:
 
     def _input(self, c: _Compiled, src: U32, dst: U32, link_in: I16, mark: U32, tos: U8) -> Route:
         n = len(src)
-        kind = np.zeros(n, np.int8)
-        entry = np.zeros(n, np.int32)
+        if (_SUSPECT[src >> 24] | _SUSPECT[dst >> 24]).any():
+            kind = self._oddities(c, src, dst, link_in)
+            asked = np.flatnonzero(kind == 0)
+            entry = np.zeros(n, np.int32)
+            if len(asked):
+                found = self._lookup(c, dst[asked], src[asked], mark[asked], tos[asked], link_in[asked])
+                entry[asked] = found
+                kind[asked] = c.input_kind[c.forwarding[link_in[asked]], found]
+        else:
+            entry = self._lookup(c, dst, src, mark, tos, link_in)
+            kind = c.input_kind[c.forwarding[link_in], entry]
+        out = c.link[entry]
+        redirect = np.zeros(n, bool)
+        # is the source one that may come from there; a broadcast from 0.0.0.0 (DHCP) is not asked
+        passing = kind < BLACKHOLE
+        checked = np.flatnonzero(passing & ((src != 0) | (kind < BROADCAST)))
+        forwarded = kind == UNICAST
+        if len(checked):
+            towards = np.where(kind <= LOCAL, dst, np.uint32(0))
+            oif = np.where(forwarded, out, -1)
+            if len(checked) == n:
+                verdict = self._validate(c, src, towards, oif, link_in, mark, tos)
+            else:
+                verdict = self._validate(
+                    c, src[checked], towards[checked], oif[checked], link_in[checked], mark[checked], tos[checked]
+                )
+            if verdict.any():
+                bad = verdict < 0
+                kind[checked[bad]] = np.where(verdict[bad] == -1, MARTIAN_SOURCE, REVERSE_PATH)
+                back = (verdict > 0) & (oif[checked] == link_in[checked]) & c.redirects[link_in[checked]]
+                told = checked[back]
+                redirect[told] = c.shared[link_in[told]]
+                for k in told[~c.shared[link_in[told]]]:
+                    redirect[k] = self._on_link(int(link_in[k]), int(src[k]), int(c.gateway[entry[k]]))
+                forwarded = kind == UNICAST
+        link = out.astype(np.int16)
+        mtu = c.mtu[entry]
+        if not forwarded.all():
+            passing = kind < BLACKHOLE
+            mine = passing & ~forwarded
+            link[mine] = LO
+            mtu[mine] = c.link_mtu[LO]
+            ends = ~passing
+            entry = np.where(ends, np.int32(0), entry)
+            link[ends] = -1
+            mtu[ends] = 0
+        nexthop = np.where(c.via[entry], c.gateway[entry], dst)
+        return Route(kind, link, nexthop, mtu, self._sources(c, entry, dst), redirect)
+
+    @staticmethod
+    def _oddities(c: _Compiled, src: U32, dst: U32, link_in: I16) -> I8:
+        """int8[n]: what is settled by the addresses alone, wherever routes lead; 0: ask the tables."""
+        kind = np.zeros(len(src), np.int8)
         localnet = c.localnet[link_in]
         src_top, dst_top = src >> 24, dst >> 24
-        # 1. what an address may not be, wherever routes lead
-        multicast = (dst_top & 0xF0) == 0xE0
-        bad_src = ((src_top & 0xF0) == 0xE0) | (src == LBCAST)
-        limited = (dst == LBCAST) | ((dst == 0) & (src == 0))
+        # the last word counts
         kind[(src_top == 127) & ~localnet & (dst_top != 127)] = MARTIAN_SOURCE
         kind[(dst_top == 127) & ~localnet] = MARTIAN_DESTINATION
         kind[dst == 0] = MARTIAN_DESTINATION
-        kind[(src == 0) & ~multicast] = MARTIAN_SOURCE
-        kind[limited] = BROADCAST
-        if multicast.any():
-            kind[multicast & (src_top == 127) & ~localnet] = MARTIAN_SOURCE
-            kind[multicast & (src == 0) & ((dst & 0xFFFFFF00) != 0xE0000000)] = MARTIAN_SOURCE
-            kind[multicast & (kind == 0)] = MULTICAST
-        kind[bad_src] = MARTIAN_SOURCE
-        if multicast.any():
-            kind[multicast & (dst != 0xE0000001)] = NOT_JOINED  # only all-hosts is joined everywhere
-        # 2. the tables
-        asked = np.flatnonzero(kind == 0)
-        forwarding = c.forwarding[link_in]
-        if len(asked):
-            if len(asked) == n:
-                found = self._lookup(c, dst, src, mark, tos, link_in)
-            else:
-                found = self._lookup(c, dst[asked], src[asked], mark[asked], tos[asked], link_in[asked])
-            entry[asked] = found
-            said = c.kind[found]
-            said[(said == MULTICAST) | (said == ANYCAST)] = MARTIAN_DESTINATION
-            said[(said != LOCAL) & (said != BROADCAST) & ~forwarding[asked]] = NOT_FORWARDING
-            kind[asked] = said
-        # 3. is the source one that may come from there
-        forwarded = kind == UNICAST
-        local = kind == LOCAL
-        # a broadcast or multicast sent from 0.0.0.0 (DHCP) is asked no more
-        checked = np.flatnonzero(forwarded | local | (((kind == BROADCAST) | (kind == MULTICAST)) & (src != 0)))
-        redirect = np.zeros(n, bool)
-        out = c.link[entry]
-        if len(checked):
-            seen = (
-                dst
-                if len(checked) == n and not (kind == BROADCAST).any()
-                else np.where(forwarded | local, dst, np.uint32(0))
-            )
-            oif = np.where(forwarded, out, -1)
-            verdict = self._validate(
-                c, src[checked], seen[checked], oif[checked], link_in[checked], mark[checked], tos[checked]
-            )
-            bad = verdict < 0
-            if bad.any():
-                kind[checked[bad]] = np.where(verdict[bad] == -1, MARTIAN_SOURCE, REVERSE_PATH)
-            back = (verdict > 0) & (oif[checked] == link_in[checked])
-            if back.any():
-                for k in checked[back & c.redirects[link_in[checked]]]:
-                    redirect[k] = c.shared[link_in[k]] or self._on_link(
-                        int(link_in[k]), int(src[k]), int(c.gateway[entry[k]])
-                    )
-        ends = ~((kind == UNICAST) | (kind == LOCAL) | (kind == BROADCAST) | (kind == MULTICAST))
-        entry[ends] = 0
-        mine = ~ends & (kind != UNICAST)
-        link = c.link[entry].astype(np.int16)
-        link[mine] = LO
-        mtu = c.mtu[entry]
-        mtu[mine] = c.link_mtu[LO]
-        return Route(
-            kind, link, np.where(c.via[entry], c.gateway[entry], dst), mtu, self._sources(c, entry, dst), redirect
-        )
+        kind[src == 0] = MARTIAN_SOURCE
+        kind[(dst == LBCAST) | ((dst == 0) & (src == 0))] = BROADCAST
+        group = (dst_top & 0xF0) == 0xE0
+        if group.any():
+            kind[group] = MULTICAST
+            kind[group & (src_top == 127) & ~localnet] = MARTIAN_SOURCE
+            kind[group & (src == 0) & ((dst & 0xFFFFFF00) != 0xE0000000)] = MARTIAN_SOURCE
+        kind[((src_top & 0xF0) == 0xE0) | (src == LBCAST)] = MARTIAN_SOURCE
+        kind[group & (dst != 0xE0000001)] = NOT_JOINED  # only all-hosts is joined everywhere
+        return kind
 
     @staticmethod
     def _sources(c: _Compiled, entry: I32, dst: U32) -> U32:
@@ -1651,9 +1659,10 @@ class Routing:
                     self._remove(chosen[0], going)
                 return ""
             return "".join(
-                f"{k + 1}: {self.names[k]}    inet {a} scope {a.scope}{' secondary' if a.secondary else ''} {a.label or self.names[k]}\n"
+                f"{k + 1}: {self.names[k]}    inet {a} scope {a.scope}{secondary} {a.label or self.names[k]}\n"
                 for k in chosen
                 for a in self.links[k].addresses
+                for secondary in (" secondary" if a.secondary else "",)
             )
         address, dev = "", ""
         more: dict[str, str] = {}

@@ -318,9 +318,13 @@ def document(results: list[Result], options: Mapping[str, object]) -> dict[str, 
     }
 
 
+def _mean(spread: tuple[float, float, int]) -> str:
+    return f"{spread[0]:,.1f}" if spread[0] < 1000 else f"{spread[0]:,.0f}"
+
+
 def table(results: list[Result]) -> Table:
     """For people: a line for each mode and number of services."""
-    t = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+    t = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for heading in ("\nservices", "\nmode", "\nrules", "load\ns"):
         t.add_column(heading, justify="left" if "mode" in heading else "right", no_wrap=True)
     for kind, what in (("new:", "rules"), ("", "most"), ("", "per s"), ("known:", "rules"), ("", "per s")):
@@ -332,10 +336,10 @@ def table(results: list[Result]) -> Table:
             r.mode,
             f"{r.rules:,}",
             f"{r.load_seconds:.2f}",
-            f"{r.rules_new[0]:,.1f}",
+            _mean(r.rules_new),
             f"{r.rules_new[2]:,}",
             f"{r.new_rate:,.0f}",
-            f"{r.rules_established[0]:,.1f}",
+            _mean(r.rules_established),
             f"{r.established_rate:,.0f}",
         )
         last = r.services

@@ -27,7 +27,6 @@ from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported
 from netemu.grammar import Bad, Extension, Given, NotModelled, RuleContext
 from netemu.hashing import Table as HashTable
 from netemu.matches import ALL_HOOKS, MATCHES, OTHER_MATCHES, Match, Tcp, Udp
-from netemu.nat import Range
 from netemu.packets import OFFSET_MASK, TCP, UDP, Mask, Packets, Rows
 from netemu.paths import Step
 from netemu.targets import (
@@ -72,10 +71,9 @@ PROTOCOLS: dict[str, int] = {name: n for n, name in PROTOCOL_NAMES.items()} | {
     "ospfigp": 89,
 }
 
-#: a run of packets passes these hooks in arrival order, whatever the node itself makes and sends meanwhile
-_IN_ORDER = frozenset(("PREROUTING", "INPUT", "FORWARD"))
-
 NO_ROWS: Rows = np.zeros(0, np.intp)
+_ONE_ACCEPTED = np.ones(1, np.int8)
+_ONE_ACCEPTED.flags.writeable = False
 _VERDICTS = {"ACCEPT": ACCEPT, "DROP": DROP}
 _POLICY_NAMES = {ACCEPT: "ACCEPT", DROP: "DROP"}
 
@@ -304,14 +302,14 @@ class _Look:
         self.columns: dict[int, NDArray[Any]] = {}
         self.one: list[int] | None = None
         if len(rows) == 1:
-            row = rows[0]
+            row = rows.item()
             self.one = [
-                int(pkts.src[row]),
-                int(pkts.dst[row]),
-                int(pkts.proto[row]),
-                int(pkts.frag[row]) & OFFSET_MASK,
-                int(pkts.link_in[row]),
-                int(pkts.link_out[row]),
+                pkts.src.item(row),
+                pkts.dst.item(row),
+                pkts.proto.item(row),
+                pkts.frag.item(row) & OFFSET_MASK,
+                pkts.link_in.item(row),
+                pkts.link_out.item(row),
             ]
 
     def column(self, which: int) -> NDArray[Any]:
@@ -335,7 +333,7 @@ class _Line:
     asks    extensions that can say no, in order
     """
 
-    __slots__ = ("act", "asks", "kind", "links", "number", "reason", "rule", "says", "step", "sub", "tests")
+    __slots__ = ("_step", "act", "asks", "chain", "kind", "links", "number", "rule", "says", "sub", "table", "tests")
 
     def __init__(self, table: str, chain: Chain, number: int, rule: Rule, names: list[str]) -> None:
         self.rule = rule
@@ -343,15 +341,28 @@ class _Line:
         self.tests, self.links = _base_tests(rule, names)
         self.asks = tuple(m for m in rule.matches if not m.always)
         self.says = tuple(m.says if type(m).says is not Match.says else None for m in self.asks)
-        kind = "rule"
-        verdict = rule.target is not None and rule.target.name in ("ACCEPT", "DROP", "RETURN")
-        if verdict and rule.bare:
-            kind = "return" if chain.policy is None else "policy"  # the kernel takes it for the end of the chain
-        self.step = Step(table, f"{table}:{chain.name}:{kind}:{number}", f"-A {chain.name} {rule.text}".rstrip())
-        self.reason = f"{self.step.text} {rule.target.name if rule.target else ''}"
+        self.table, self.chain = table, chain
+        self._step: Step | None = None
         self.sub = rule.jump
         self.act = rule.target.act if rule.target is not None else None
         self.kind = (_GOTO if rule.goto else _JUMP) if rule.jump else _NONE if rule.target is None else _ACT
+
+    @property
+    def step(self) -> Step:
+        """What is written on the path of a packet that matches. Made when first needed: most rules never are."""
+        if self._step is None:
+            rule, table, chain = self.rule, self.table, self.chain
+            kind = "rule"
+            if rule.bare and rule.target is not None and rule.target.name in ("ACCEPT", "DROP", "RETURN"):
+                kind = "return" if chain.policy is None else "policy"  # the kernel takes it for the end of the chain
+            text = f"{table}:{chain.name}:{kind}:{self.number}"
+            self._step = Step(table, text, f"-A {chain.name} {rule.text}".rstrip())
+        return self._step
+
+    @property
+    def reason(self) -> str:
+        """Why a packet died here."""
+        return f"{self.step.text} {self.rule.target.name if self.rule.target else ''}"
 
     def hits(self, trip: Trip, rows: Rows, look: _Look) -> tuple[Rows, Mask | None]:
         """(rows that match, mask of them among `rows`, None: all). Rows that a match wants dead: trip.hot."""
@@ -385,7 +396,7 @@ class _Line:
                 return NO_ROWS, None
         for match, says in zip(self.asks, self.says, strict=True):
             if says is not None:
-                if not says(trip, int(rows[0])):
+                if not says(trip, rows.item()):
                     return NO_ROWS, None
             elif not match.mask(trip, rows)[0]:
                 return NO_ROWS, None
@@ -716,6 +727,13 @@ def _odd(pkts: Packets, rows: Rows) -> Mask:
     return odd
 
 
+def _odd_one(pkts: Packets, row: int) -> bool:
+    """The same of one packet."""
+    proto = pkts.proto.item(row)
+    have = min(pkts.length.item(row), pkts.cap.item(row)) - pkts.ihl.item(row)
+    return bool(pkts.frag.item(row) & OFFSET_MASK) or (proto == TCP and have < 20) or (proto == UDP and have < 8)
+
+
 # ---- all tables -----------------------------------------------------------------------------------------------------
 
 
@@ -731,12 +749,12 @@ class Tables:
         self.tables: dict[str, Table] = {}
         self.order: list[str] = []  # touched last comes first
         self.version = 0
-        self.on_change: list[Any] = []
+        self.on_change: list[Callable[[], None]] = []
         self.index_from = INDEX_FROM
         self._links: list[str] = []
         self._needed: tuple[int, bool] = (-1, False)
         self._memories: tuple[int, tuple[Memory, ...]] = (-1, ())
-        self._ordered: tuple[int, tuple[bool, bool]] = (-1, (False, False))
+        self._written: tuple[int, frozenset[str]] = (-1, frozenset())
 
     # ---- what there is -----------------------------------------------------------------------------------------
 
@@ -761,10 +779,10 @@ class Tables:
 
     @property
     def memories(self) -> tuple[Memory, ...]:
-        """Every rule with memory that a packet can reach (see Memory)."""
+        """Every rule with memory that a packet can reach (see Memory). A set that nothing changes is no memory."""
         if self._memories[0] != self.version:
             self._memories = (self.version, tuple(self._find_memories()))
-        return self._memories[1]
+        return tuple(m for m in self._memories[1] if m.touch[:4] != "set:" or self._changes(m.touch[4:]))
 
     def _find_memories(self) -> Iterator[Memory]:
         for name in self.order:
@@ -788,61 +806,19 @@ class Tables:
                                 extension,
                             )
 
-    @property
-    def single(self) -> bool:
-        """Some memory could be asked out of arrival order by a run of packets: let runs be of one.
-
-        That is memory that can be reached in more than one way, that several rules share by name, or that stands
-        where packets which the node makes on the way (ICMP errors, resets) overtake those of the run.
-        """
-        return self._order[0]
-
-    @property
-    def one_a_flow(self) -> bool:
-        """Some rule reads or writes what another packet of the same connection changes: one of each to a run."""
-        return self._order[1]
-
-    @property
-    def _order(self) -> tuple[bool, bool]:
-        if self._ordered[0] != self.version:
-            self._ordered = (self.version, self._find_order())
-        return self._ordered[1]
-
-    def _find_order(self) -> tuple[bool, bool]:
-        written = {m.touch for m in self.memories if m.target}
-        shared: dict[str, int] = {}
-        single = flow = False
-        for memory in self.memories:
-            touch = memory.touch
-            if touch == "flow":
-                flow |= memory.target or memory.extension.name != "connmark"
-                continue
-            if touch.startswith("set:") and touch not in written and not self._remembers(touch[4:]):
-                continue
-            shared[touch] = shared.get(touch, 0) + (touch != "rule")
-            single |= not memory.one_way or shared[touch] > 1 or not memory.hooks <= _IN_ORDER
-        return single, flow
-
     def _pure(self, match: Match) -> bool:
         """What it says depends on nothing that another packet does, so it may be asked ahead of its turn."""
-        return all(touch.startswith("set:") and not self._remembers(touch[4:]) for touch in match.touches)
+        return all(touch[:4] == "set:" and not self._changes(touch[4:]) for touch in match.touches)
 
-    def _remembers(self, name: str) -> bool:
+    def _changes(self, name: str) -> bool:
+        """Packets change this set: a rule writes to it (or to a member of it), or it keeps counters."""
+        if self._written[0] != self.version:
+            targets = (rule.target for *_, rule in self.rules() if rule.target is not None)
+            self._written = (self.version, frozenset(touch for target in targets for touch in target.touches))
         found = self.node.sets.get(name)
-        return found is not None and bool(found.remembers)
-
-    def nat_ranges(self) -> Iterator[tuple[Range, str]]:
-        """(wish, "dst" or "src") of every NAT target that a packet can reach."""
-        if "nat" not in self.tables:
-            return
-        hooks, _ = _reach(self.tables["nat"])
-        for chain in self.tables["nat"].chains.values():
-            for rule in chain.rules:
-                wish = getattr(rule.target, "choice", None)
-                if isinstance(wish, Range):
-                    manips = {"dst" if h in ("PREROUTING", "OUTPUT") else "src" for h in hooks.get(chain.name, ())}
-                    for manip in sorted(manips):
-                        yield wish, manip
+        inside = getattr(found, "named", {}).values()  # sets in a list:set
+        written = self._written[1]
+        return any(f"set:{one}" in written for one in (name, *inside)) or (found is not None and found.remembers)
 
     # ---- the walk ----------------------------------------------------------------------------------------------
 
@@ -868,6 +844,8 @@ class Tables:
             if chain.policy == DROP:
                 trip.end(left, code.reason)
                 ends.append((left, DROP))
+        if not ends and len(rows) == 1:
+            return _ONE_ACCEPTED
         out = np.ones(len(rows), np.int8)
         for which, verdict in ends:
             if len(which) == len(rows):
@@ -896,7 +874,7 @@ class Tables:
         lines, stretches = code.lines, code.stretches
         entered = rows
         home: list[Rows] = []  # rows that said RETURN, or went to another chain for good and came back from there
-        odd = bool(stretches) and look.one is not None and bool(_odd(trip.pkts, rows)[0])
+        odd = bool(stretches) and look.one is not None and _odd_one(trip.pkts, rows.item())
         stretch: _Stretch | None = None
         at = since = 0  # rows that are here have looked at the lines since..at
         end = len(lines)
@@ -931,7 +909,7 @@ class Tables:
             at += 1
             if trip.hot is not None:
                 hot, mask = self._hotdrop(trip, line, rows, mask, ends)
-                evaluated[hot] += at - since
+                _add(evaluated, hot, at - since)
                 rows = _without(rows, hot)
                 if not len(rows):
                     break
@@ -942,14 +920,14 @@ class Tables:
             if len(back) == len(hit):
                 continue
             gone = hit if not len(back) else _without(hit, back)
-            evaluated[gone] += at - since
+            _add(evaluated, gone, at - since)
             if len(gone) == len(rows):
                 rows = NO_ROWS
                 break
             rows = rows[~mask] if mask is not None and gone is hit else _without(rows, gone)
             look = _Look(trip.pkts, rows)
         if len(rows):
-            evaluated[rows] += end - since
+            _add(evaluated, rows, end - since)
             if code.chain.policy is None:
                 trip.step(rows, code.last)
         return _merged(entered, rows, home)
@@ -1118,11 +1096,6 @@ class Tables:
 
     # ---- change ------------------------------------------------------------------------------------------------
 
-    def draft(self, name: str) -> Table:
-        """A copy of a table to change (see commit); touches it."""
-        self.touch(name)
-        return self.tables[name].copy()
-
     def touch(self, name: str) -> None:
         """A table exists from its first use on."""
         if name not in self.tables:
@@ -1236,7 +1209,14 @@ _PROGRAMS = ("iptables", "iptables-legacy", "iptables-save", "iptables-legacy-sa
 
 
 def _bytes(pkts: Packets, rows: Rows) -> int:
-    return int(pkts.length[rows[0]]) if len(rows) == 1 else int(pkts.length[rows].sum())
+    return pkts.length.item(rows.item()) if len(rows) == 1 else int(pkts.length[rows].sum())
+
+
+def _add(column: NDArray[np.int32], rows: Rows, n: int) -> None:
+    if len(rows) == 1:
+        column[rows.item()] += n
+    else:
+        column[rows] += n
 
 
 def _without(rows: Rows, gone: Rows) -> Rows:
@@ -1349,6 +1329,14 @@ def split_words(line: str) -> list[str]:
     if '"' not in line and "'" not in line:
         return line.split()
     out = []
+    parts = line.split('"')
+    if len(parts) % 2 and "'" not in line and "\\" not in line:
+        outer, inner = parts[::2], parts[1::2]
+        if all(p[-1:] == " " for p in outer[:-1]) and all(p[:1] in ("", " ") for p in outer[1:]):
+            for plain, quoted in zip(outer, inner, strict=False):
+                out += plain.split()
+                out.append(quoted)
+            return out + outer[-1].split()
     for m in _WORD.finditer(line):
         if m["bare"] is not None:
             out.append(m["bare"])
@@ -1562,6 +1550,7 @@ _OPTIONS = {
     "-M": ("-M", 1),
     "--modprobe": ("-M", 1),
 }
+_CLUSTER = re.compile(r"-[nvxf46]+[nvxf46LSFZX]")
 _INVERTIBLE = frozenset(("-s", "-d", "-p", "-i", "-o", "-f"))
 _WITH_RULE = frozenset("ACDIR")
 
@@ -1626,6 +1615,10 @@ class _Command:
                 continue
             if not word.startswith("-") or word == "-":
                 raise Bad(f"Bad argument `{word}'", word)
+            if _CLUSTER.fullmatch(word):  # -nvL
+                words = [*words[: at - 1], *(f"-{letter}" for letter in word[1:]), *words[at:]]
+                at, end = at - 1, len(words)
+                continue
             name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
             name, loaded, count = self.resolve(name, p)
             values = [value] if equals else []
@@ -1767,10 +1760,10 @@ class _Command:
         return at
 
     def protocol(self, text: str) -> int:
-        number = integer(text)
+        number = PROTOCOLS.get(text.lower())
         if number is None:
-            number = PROTOCOLS.get(text.lower(), -1)
-        if not 0 <= number <= 255:
+            number = integer(text)
+        if number is None or number > 255:
             raise Bad(f'unknown protocol "{text.lower()}" specified', text)
         return number
 

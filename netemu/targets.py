@@ -111,11 +111,11 @@ def integer(text: str) -> int | None:
     >>> integer("0x4000"), integer("077"), integer("12"), integer("-1"), integer("08")
     (16384, 63, 12, None, None)
     """
+    if text.isdecimal() and text.isascii() and (text[0] != "0" or text == "0"):
+        return int(text)
     if re.fullmatch(r"0[xX][0-9a-fA-F]+", text):
         return int(text, 16)
-    if re.fullmatch(r"0[0-7]+", text):
-        return int(text, 8)
-    return int(text) if re.fullmatch(r"0|[1-9][0-9]*", text) else None
+    return int(text, 8) if re.fullmatch(r"0[0-7]+", text) else None
 
 
 def _number(name: str, option: str, text: str, high: int, low: int = 0) -> int:
@@ -244,9 +244,9 @@ class Reject(Target, name="REJECT", tables=("filter",), hooks=("INPUT", "FORWARD
     def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
         code = REJECTS[self.kind][1]
         if code < 0:
-            trip.cause_reset(rows)  # type: ignore[attr-defined,unused-ignore]
+            trip.cause_reset(rows)
         else:
-            trip.cause_icmp(rows, 3, code)  # type: ignore[attr-defined,unused-ignore]
+            trip.cause_icmp(rows, 3, code)
         trip.end(rows, f"{step.text} REJECT", REJECTED)
         return DROP
 
@@ -546,7 +546,7 @@ class TcpMss(Target, name="TCPMSS", hooks=("FORWARD", "OUTPUT", "POSTROUTING")):
     def _limits(self, trip: Trip, rows: Rows) -> NDArray[np.int64]:
         if self.value:
             return np.full(len(rows), self.value, np.int64)
-        there: NDArray[np.int32] = trip.mtu[rows]  # type: ignore[attr-defined,unused-ignore]
+        there: NDArray[np.int32] = trip.mtu[rows]
         zero = np.zeros(len(rows), np.uint32)
         back = trip.node.routing.output(trip.pkts.src[rows], zero, zero, zero.astype(np.uint8))
         home = np.where(back.mtu > 0, back.mtu, there)

@@ -195,7 +195,7 @@ def test_nothing_is_wider_than_the_screen(journeys: Journeys, width: int) -> Non
     summary.add(journeys)
     summary.show(screen)
     for row in range(len(journeys)):
-        report.explain_row(journeys, row, screen)
+        report.explain(journeys, row, screen)
     assert max(map(len, file.getvalue().splitlines())) <= width
 
 
@@ -232,12 +232,15 @@ def test_the_summary_counts(journeys: Journeys) -> None:
 
 def test_explaining_names_each_rule_and_rewrite(journeys: Journeys) -> None:
     file = io.StringIO()
-    report.explain_row(journeys, 0, report.Screen(file))
+    report.explain(journeys, 0, report.Screen(file))
     text = file.getvalue()
     assert "-A WEB -p tcp -j DNAT --to-destination 192.168.0.2:8080" in text
     assert "dst 10.0.0.1 → 192.168.0.2" in text and "dport 80 → 8080" in text
     assert text.index("nat:PREROUTING:rule:1") < text.index("nat:WEB:rule:1") < text.index("dst 10.0.0.1 →")
-    report.explain_row(journeys, 2, report.Screen(file))
+    report.explain(journeys, 2, report.Screen(file))
+    assert "filter:FORWARD:rule:1 no: -m tcp --dport 23" in file.getvalue()
+    report.explain(journeys, 3, report.Screen(file))
+    assert "nat:PREROUTING:rule:1 no: -d 10.0.0.1/32" in file.getvalue()
     assert "because of it the node sent" in file.getvalue()
 
 

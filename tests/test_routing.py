@@ -150,6 +150,12 @@ def test_an_icmp_redirect_is_due_when_the_way_leads_back_to_a_neighbours_link() 
     one = [np.array([parse_ip(x)], np.uint32) for x in ("10.0.0.5", "8.8.8.8")]
     rest = np.array([1], np.int16), np.zeros(1, np.uint32), np.zeros(1, np.uint8)
     assert r.input(*one, *rest).redirect.tolist() == [True]
+    for link in ("all", "e0"):  # without shared media only where the gateway is a neighbour of the sender
+        r.sysctl.set(f"net.ipv4.conf.{link}.shared_media", 0)
+    assert r.input(*one, *rest).redirect.tolist() == [True]
+    run(r, "ip route replace default via 99.9.9.9 dev e0 onlink")
+    assert r.input(*one, *rest).redirect.tolist() == [False]
+    r = router()
     r.sysctl.set("net.ipv4.conf.all.send_redirects", 0)
     r.sysctl.set("net.ipv4.conf.e0.send_redirects", 0)
     assert r.input(*one, *rest).redirect.tolist() == [False]
@@ -375,7 +381,7 @@ def test_addresses_make_routes() -> None:
         "172.18.0.0/30 dev e2 proto kernel scope link src 172.18.0.1 ",
         "172.17.0.0/31 dev e2 proto kernel scope link src 172.17.0.0 ",
     ]
-    brd = "10.6.0.255 10.7.0.255 10.8.0.200 10.8.0.255 127.255.255.255 172.18.0.3 172.19.5.255".split()
+    brd = ["10.6.0.255", "10.7.0.255", "10.8.0.200", "10.8.0.255", "127.255.255.255", "172.18.0.3", "172.19.5.255"]
     assert [line.split()[1] for line in r.show_routes(["table", "local", "type", "broadcast"]).splitlines()] == brd
     types = r.addr_type(
         np.array([parse_ip(x) for x in ("172.19.0.1", "172.19.5.1", "10.8.0.200", "127.9.9.9")], np.uint32)
@@ -517,10 +523,11 @@ def test_columns_of_any_length(n: int) -> None:
     assert len(r.addr_type(addrs)) == n
 
 
-ADDRESSES = st.sampled_from(
+SPOTS = (
     "0.0.0.0 0.0.0.1 255.255.255.255 127.0.0.1 127.1.0.1 10.0.0.1 10.0.0.5 10.0.0.255 10.0.0.0 192.168.7.1 192.168.7.9 "
-    "192.168.7.255 8.8.8.8 9.9.9.9 9.9.1.1 224.0.0.1 224.0.0.5 239.1.2.3 7.7.7.7 240.0.0.1".split()
-).map(parse_ip)
+    "192.168.7.255 8.8.8.8 9.9.9.9 9.9.1.1 224.0.0.1 224.0.0.5 239.1.2.3 7.7.7.7 240.0.0.1"
+)
+ADDRESSES = st.sampled_from(SPOTS.split()).map(parse_ip)
 PACKET = st.tuples(ADDRESSES, ADDRESSES, st.integers(0, 3), st.integers(0, 3), st.sampled_from([0, 0x10, 0xFF]))
 WORDS = st.sampled_from(
     [
