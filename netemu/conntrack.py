@@ -479,7 +479,10 @@ class Conntrack:
         counts = np.ones(len(rows), bool)
         rest: NDArray[np.intp] = np.arange(len(rows))
         if len(rows) > 8:
-            rest = np.flatnonzero(~self.tcp.settled(self, flows, p, rows, reply))
+            done = self.tcp.settled(self, flows, p, rows, reply)
+            never = self.tcp.impossible(flows, p, rows, reply)
+            p.ct[rows[never]], p.state[rows[never]], p.reply[rows[never]] = -1, INVALID, False
+            rest = np.flatnonzero(~(done | never))
         for k in rest.tolist():
             flow, row = int(flows[k]), int(rows[k])
             verdict = self.tcp.one(self, flow, p, row, bool(reply[k]))

@@ -1061,7 +1061,7 @@ class KeyedSet(Set):
         if part == "ip":
             lo, hi, text = _ip_range(word, self.family)
             step = 1 << (self.bits - self.netmask) if self.netmask and self.TYPE != "hash:ip,port" else 1
-            if lo == hi or isinstance(self.table, Dense):
+            if (lo == hi and "-" not in word) or isinstance(self.table, Dense):
                 return ((ip, 0) for ip in range(lo, hi + 1, step)), text
             if self._ip_mask != 0xFFFFFFFF:
                 # Linux masks where a range begins, and then no address on its way (seen on 6.1 and 6.18)
@@ -1176,6 +1176,8 @@ class KeyedSet(Set):
                 raise _no(f"FROM-TO IP range {where}")
             if part in ("ip", "net", "plain"):
                 words[k] = word.partition("-")[0]
+            if part == "ip":
+                words[k] = words[k].partition("/")[0]
         keys, first = self._read(",".join(words))
         try:
             return self._fit(next(iter(keys))), shown if self.TYPE == "hash:ip" else first.replace(",physdev:", ",")

@@ -96,16 +96,18 @@ TO_SERVER, TO_CLIENT, ONE_WAY = 0, 3, 6  # first row of each block below; ONE_WA
 ROWS_A_BLOCK = 4
 
 
-def grid(text: str) -> NDArray[np.uint8]:
-    """uint8[event, state]: a drawing of states, one line an event, as numbers. Refuses one that is not whole."""
+def grid(text: str, states: tuple[str, ...]) -> NDArray[np.uint8]:
+    """uint8[event, state]: a drawing of states, one line an event, as numbers (. keeps). Refuses one that is not whole."""
     head, *lines = [line.split("#")[0].split() for line in text.strip().splitlines()]
-    assert head == ["seen", *SHORT], "columns are the states in order"
-    return np.array([[SHORT.index(w) for w in line[2:]] for line in lines], np.uint8)
+    assert head == ["seen", *states], "columns are the states in order"
+    number = {name: k for k, name in enumerate(states)}
+    return np.array([[number.get(w, k) for k, w in enumerate(line[2:])] for line in lines], np.uint8)
 
 
 # What a segment does to the state of its connection. RST counts before SYN, FIN and ACK; a segment with none of them
 # closes. "in" travels to the server; "one" does too, when answers pass the node by (direct routing, tunnels).
-NORMAL = grid("""
+NORMAL = grid(
+    """
     seen    NO ES SS SR FW TW CL CW LA LI SA
     in  syn SR ES ES SR SR SR SR SR SR SR SR
     in  fin CL CW SS TW TW TW CL CW LA LI TW
@@ -119,9 +121,12 @@ NORMAL = grid("""
     one fin CL FW SS TW FW TW CL CW LA LI TW
     one ack ES ES SS ES FW TW CL CW CL LI ES
     one rst CL CL CL SR CL CL CL CL LA LI CL
-""")
+""",
+    SHORT,
+)
 # net.ipv4.vs.secure_tcp = 3: a client must answer before it counts
-SECURE = grid("""
+SECURE = grid(
+    """
     seen    NO ES SS SR FW TW CL CW LA LI SA
     in  syn SR ES ES SR SR SR SR SR SR SR SA
     in  fin CL CW SS TW TW TW CL CW LA LI SA
@@ -135,7 +140,9 @@ SECURE = grid("""
     one fin CL FW SS TW FW TW CL CW LA LI TW
     one ack ES ES SS ES FW TW CL CW CL LI ES
     one rst CL CL CL SR CL CL CL CL LA LI CL
-""")
+""",
+    SHORT,
+)
 
 
 def _event_rows() -> NDArray[np.uint8]:
@@ -157,6 +164,54 @@ def transitions(drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 TRANSITIONS, SECURE_TRANSITIONS = transitions(NORMAL), transitions(SECURE)
+
+
+# SCTP, by the first chunk of a packet (DATA and whatever is not named changes nothing). Found by sending every chunk to a
+# Linux 6.1 in every state that can be reached; . keeps the state.
+SCTP_STATES = (
+    "NONE", "INIT1", "INIT", "C-SENT", "C-REPLIED", "C-WAIT", "COOKIE", "C-ECHOED", "ESTABLISHED", "S-SENT",
+    "S-RECEIVED", "S-ACK-SENT", "REJECTED", "CLOSED",
+)  # fmt: skip
+SCTP_SHORT = ("NO", "I1", "IN", "CS", "CR", "CW", "CO", "CE", "ES", "SS", "SR", "SA", "RJ", "CL")
+SCTP_ES, SCTP_CLOSED = SCTP_SHORT.index("ES"), SCTP_SHORT.index("CL")
+SCTP_TIMEOUTS = {"NONE": 2, "INIT1": 4, "REJECTED": 4, "ESTABLISHED": 900}
+SCTP_TIMEOUT = 61  # of every other state
+SCTP_INIT, SCTP_ABORT = 1, 6
+#: chunk type -> row in a block of the drawing
+SCTP_CHUNKS = {1: 0, 2: 1, 6: 2, 7: 3, 8: 4, 9: 5, 10: 6, 11: 7, 14: 8}
+SCTP_TRANSITIONS = grid(
+    """
+    seen         NO I1 IN CS CR CW CO CE ES SS SR SA RJ CL
+    in  init     I1 IN IN .  .  .  .  .  .  .  .  .  IN IN
+    in  initack  CW CW CW .  .  CO .  .  .  .  .  .  .  .
+    in  abort    CL CL CL CL CL RJ CL CL CL CL CL CL CL CL
+    in  shutdown .  .  .  .  .  .  .  .  SR .  .  .  .  .
+    in  shutack  IN IN .  .  .  .  .  .  .  CL .  CL .  .
+    in  error    .  .  .  .  .  .  .  CL .  .  .  .  .  .
+    in  cookie   IN IN .  CR .  .  .  .  .  .  .  .  .  .
+    in  cookack  .  .  .  .  .  .  .  ES .  .  .  .  .  .
+    in  done     CL CL CL .  .  .  .  .  .  .  .  CL .  .
+    out init     CW CW CW CW CW CW CW CW .  CW CW CW CW CW
+    out initack  CS CS CS .  .  .  .  .  .  .  .  .  .  .
+    out abort    RJ RJ CL CL CL CL CL CL CL CL CL CL CL CL
+    out shutdown SS SS SS SS SS SS SS SS SS SS .  .  .  .
+    out shutack  SA SA SA SA SA .  .  .  .  SA SA SA .  .
+    out error    CL CL CL CL CL .  .  .  .  .  .  .  .  .
+    out cookie   CE CE CE CE CE CE CE CE .  .  .  .  .  .
+    out cookack  ES ES ES ES ES ES ES ES ES .  .  .  .  .
+    out done     .  .  .  .  .  .  .  .  .  .  .  .  .  .
+    one init     I1 IN IN .  .  .  .  .  .  .  .  .  IN IN
+    one initack  CE CE CE .  .  .  .  .  .  .  .  .  .  .
+    one abort    CL CL CL CL CL CL CL CL CL CL CL CL CL CL
+    one shutdown .  .  .  .  .  .  .  .  SR .  .  .  .  .
+    one shutack  IN IN IN .  .  .  .  .  CL .  .  .  .  .
+    one error    .  .  .  .  .  .  .  .  .  .  .  .  .  .
+    one cookie   ES ES ES .  .  .  .  .  .  .  .  .  .  .
+    one cookack  .  .  .  .  .  .  .  ES .  .  .  .  .  .
+    one done     CL CL CL .  .  .  .  .  .  .  CL .  .  .
+""",
+    SCTP_SHORT,
+).reshape(3, len(SCTP_CHUNKS), len(SCTP_STATES))
 
 
 # ---- services and servers ---------------------------------------------------------------------------------------
@@ -656,7 +711,7 @@ class Ipvs:
             if c < 0:
                 return ENDED, -1, 0
         self._count_one(c, int(p.length[row]), IN_PACKETS, IN_BYTES)
-        self._next_state(c, proto, int(p.flags[row]), False)
+        self._next_state(c, proto, p, row, False)
         fate = self._send_one(trip, row, c)
         if fate == ENDED:
             trip.step(np.array([row]), trip.paths.steps[step])
@@ -675,8 +730,15 @@ class Ipvs:
 
     @staticmethod
     def _sctp_chunk(p: Packets, row: int) -> int:
+        """Type of the first chunk; an ABORT behind a cookie counts first."""
         body = p.payload(row)
-        return body[12] if len(body) > 12 else -1
+        if len(body) < 16:
+            return -1
+        kind, size = body[12], struct.unpack_from("!H", body, 14)[0]
+        behind = 12 + (size + 3 & ~3)
+        if kind in (10, 11) and size >= 4 and len(body) > behind + 3 and body[behind] == SCTP_ABORT:
+            return SCTP_ABORT
+        return kind
 
     def _holds_old_flow(self, trip: Trip, row: int, c: int) -> bool:
         """The packet belongs to a tracked flow that was confirmed under this very connection."""
@@ -742,7 +804,7 @@ class Ipvs:
                 return None
         elif ask.proto == SCTP:
             chunk = self._sctp_chunk(p, row)
-            if chunk != SCTP_INIT and not (self._on("sloppy_sctp") and chunk not in (SCTP_ABORT,)):
+            if chunk != SCTP_INIT and not (self._on("sloppy_sctp") and chunk != SCTP_ABORT):
                 return None
         service = self.find_service(ask.proto, ask.vaddr, ask.vport, ask.mark)
         if service is None:
@@ -915,15 +977,13 @@ class Ipvs:
 
     # ---- state -------------------------------------------------------------------------------------------------
 
-    def _next_state(self, c: int, proto: int, flags: int, reply: bool) -> None:
+    def _next_state(self, c: int, proto: int, p: Packets, row: int, reply: bool) -> None:
         """What a packet does to its connection: state, timeout, and which of its server's counts it stands in."""
         t = self.conns
         if proto == UDP:
             t.timeout[c] = self.udp_timeout * SECOND
             if reply:
                 self._assure(c)
-            return
-        if proto != TCP:
             return
         direction = 0
         if reply:
@@ -932,16 +992,24 @@ class Ipvs:
         elif t.flags[c] & NO_OUTPUT:
             direction = 2
         old = int(t.state[c])
-        table = SECURE_TRANSITIONS if self._on("secure_tcp") == 3 else TRANSITIONS
-        new = int(table[direction, EVENT[flags], old])
+        if proto == TCP:
+            table = SECURE_TRANSITIONS if self._on("secure_tcp") == 3 else TRANSITIONS
+            new = int(table[direction, EVENT[p.flags[row]], old])
+            active, real = new in ACTIVE, new == ES
+            timeout = self.timeouts[new]
+        else:
+            event = SCTP_CHUNKS.get(self._sctp_chunk(p, row))
+            new = old if event is None else int(SCTP_TRANSITIONS[direction, event, old])
+            active = real = new == SCTP_ES
+            timeout = SCTP_TIMEOUTS.get(SCTP_STATES[new], SCTP_TIMEOUT)
         if new != old:
             number = int(t.dest[c])
             if number >= 0:
-                self._reckon(c, self._dests[number], new in ACTIVE)
-            if new == ES:
+                self._reckon(c, self._dests[number], active)
+            if real:
                 self._assure(c)
             t.state[c] = new
-        t.timeout[c] = self.timeouts[new] * SECOND
+        t.timeout[c] = timeout * SECOND
 
     def _reckon(self, c: int, dest: Destination, active: bool) -> None:
         """Count a connection as active or inactive at its server."""
@@ -1148,7 +1216,7 @@ class Ipvs:
             left = list(range(len(r)))
         for k in left:
             row, conn = int(r[k]), int(c[k])
-            self._next_state(conn, int(p.proto[row]), int(p.flags[row]), True)
+            self._next_state(conn, int(p.proto[row]), p, row, True)
             self._set_timer(conn, int(p.time[row]) + int(t.timeout[conn]))
         answers = t.answer[c]
         trip.service[r] = t.service[c]
@@ -1761,7 +1829,7 @@ class Ipvs:
             if flags & TEMPLATE:
                 state = "ASSURED" if flags & ASSURED else "NONE"
             else:
-                state = {UDP: "UDP", TCP: STATES[int(t.state[c])]}.get(proto, "NONE")
+                state = "UDP" if proto == UDP else (STATES if proto == TCP else SCTP_STATES)[int(t.state[c])]
             client, virtual, server = (
                 f"{dotted(int(addr[c]))}:{port[c]}"
                 for addr, port in ((t.caddr, t.cport), (t.vaddr, t.vport), (t.daddr, t.dport))
@@ -1791,7 +1859,6 @@ class Ipvs:
         t.server.table.check()
 
 
-SCTP_INIT, SCTP_ABORT, SCTP_CLOSED = 1, 6, -1
 TRASH_LIFE = 120 * SECOND
 CONN_TAB_SIZE = 4096
 SPECIAL: dict[int, Callable[[Ipvs, int], None]] = {-1: Ipvs._flush_orphans, -2: Ipvs._empty_trash}

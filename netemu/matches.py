@@ -224,20 +224,15 @@ class Memory(Match):
         raise NotImplementedError
 
     def says(self, trip: Trip, row: int) -> bool:
-        if not self._running:
-            self._begin(trip.node)
+        if not self._running:  # it stands in no table
+            self.start(trip.node, self._place)
         return self.ask(trip, row)
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
-        if not self._running:
-            self._begin(trip.node)
+        if not self._running:  # it stands in no table
+            self.start(trip.node, self._place)
         ask = self.ask
         return np.fromiter((ask(trip, row) for row in rows.tolist()), bool, len(rows))
-
-    def _begin(self, node: Node) -> None:
-        attend(node)
-        if not self._running:  # it stands in no table of the node
-            self.start(node, self._place)
 
     def start(self, node: Node, place: str) -> None:
         self._running, self._place = True, place
@@ -249,39 +244,6 @@ class Memory(Match):
     def reset(self, node: Node) -> None:
         """Back to what the rule says."""
         raise NotImplementedError
-
-
-class _Attendance:
-    """Which matches of a node's rules have been started; they are, and are stopped, as rules come and go."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.present: dict[int, Match] = {}
-        node.tables.on_change.append(self.call)
-        self.call()
-
-    def call(self) -> None:
-        """Start those that are new, then stop those that are gone: what is kept by name passes from rule to rule."""
-        now: dict[int, tuple[Match, str]] = {}
-        for table, chain, number, rule in self.node.tables.rules():
-            for match in rule.matches:
-                now[id(match)] = (match, f"{table}:{chain}:{number}")
-        for key, (match, place) in now.items():
-            if key not in self.present:
-                match.start(self.node, place)
-        for key, match in self.present.items():
-            if key not in now:
-                match.stop(self.node)
-        self.present = {key: match for key, (match, _) in now.items()}
-
-
-def attend(node: Node) -> None:
-    """From now on start and stop the matches of the node's rules with the rules. Done once; again changes nothing.
-
-    Call it when the tables have been loaded: what a rule keeps begins when the rule comes, not with its first packet.
-    """
-    if "_attendance" not in node.__dict__ and "tables" in node.__dict__:
-        node.__dict__["_attendance"] = _Attendance(node)
 
 
 # ---- reading and printing words ------------------------------------------------------------------------------------
@@ -1247,7 +1209,6 @@ class Connbytes(Match, name="connbytes"):
         node.sysctl.set("net.netfilter.nf_conntrack_acct", 1)
 
     def says(self, trip: Trip, row: int) -> bool:
-        attend(trip.node)
         flow = trip.pkts.ct.item(row)
         flows = trip.node.conntrack
         if flow < 0 or not flows.counted.item(flow):
@@ -2100,8 +2061,8 @@ class Statistic(Memory, name="statistic"):
         self.salt = zlib.crc32(f"{self._place} {self.words()}".encode())
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
-        if not self._running:
-            self._begin(trip.node)
+        if not self._running:  # it stands in no table
+            self.start(trip.node, self._place)
         n = len(rows)
         if self.mode == "random":
             return _turned((trip.random(rows, self.salt) >> np.uint64(33)) < self.threshold, self.invert)

@@ -395,10 +395,18 @@ class Tracker:
         if me == 1 and not (misc[2] & misc[3] & WSCALE):
             misc[0] = misc[1] = 0
 
+    def impossible(self, flows: NDArray[np.intp], pkts: Packets, rows: Rows, reply: Mask) -> Mask:
+        """bool[k]: segments that the table calls invalid in the state their connection is in (nothing changes)."""
+        said = TRANSITIONS[reply.astype(np.intp), KIND[pkts.flags[rows]], self.misc[flows, 9]]
+        return np.asarray(said == IV)
+
     # ---- many segments -----------------------------------------------------------------------------------------
 
     def settled(self, ct: Conntrack, flows: NDArray[np.intp], pkts: Packets, rows: Rows, reply: Mask) -> Mask:
-        """Take the plain in-window acknowledgements of established connections, in columns; True where taken.
+        """Take the plain acknowledgements of established connections, in columns; True where taken.
+
+        Those are the ones inside the window, and those outside it where the sender is trusted all the same (a connection
+        that was picked up in the middle): they keep it alive and teach nothing.
 
         flows  intp[k], each at most once    reply  bool[k]
         What is taken is changed exactly as `one` would; the rest is untouched. Cost: about sixty column operations.
@@ -407,11 +415,9 @@ class Tracker:
         flags = pkts.flags[rows]
         me = reply.astype(np.intp)
         lane = np.arange(len(flows))
-        both = misc[:, 2] | misc[:, 3]
         mine, theirs = misc[lane, 2 + me], misc[lane, 3 - me]
         good = (KIND[flags] == I_ACK) & (misc[:, 9] == ES)
-        status = ct.status[flows]
-        good &= (status & 2) != 0
+        seen_reply = (ct.status[flows] & 2) != 0
         doff = pkts.doff[rows].astype(np.int64)
         with_options = (theirs & SACK_PERM).astype(bool) & (doff > 20)
         if with_options.any():
@@ -427,9 +433,11 @@ class Tracker:
         r_end, r_maxend, r_maxwin = r[:, 0], r[:, 1], r[:, 2]
         good &= s_maxwin != 0
         good &= (seq - (s_maxend + one)) >= zero
-        good &= (ack - (r_end + one)) >= zero
-        good &= (r_maxwin == 0) | ((s_end - r_maxwin - one - end) >= zero)
-        good &= (r_end - np.maximum(s_maxwin, np.uint32(66000)) - one - ack) >= zero
+        fits = (ack - (r_end + one)) >= zero
+        fits &= (r_maxwin == 0) | ((s_end - r_maxwin - one - end) >= zero)
+        fits &= (r_end - np.maximum(s_maxwin, np.uint32(66000)) - one - ack) >= zero
+        if not self.liberal:
+            good &= fits | ((mine & LIBERAL) != 0)
         if not good.any():
             return good
         win = pkts.win[rows].astype(np.uint32) << misc[lane, me]
@@ -452,6 +460,10 @@ class Tracker:
         said = np.stack([seq, ack, end, pkts.win[rows].astype(np.uint32)], 1)
         again = (misc[:, 4] == me) & (last == said).all(1)
         retrans = np.where(again, np.minimum(misc[:, 8].astype(np.int64) + 1, 255), 0).astype(np.uint8)
+        if not fits.all():
+            astray = ~fits
+            s_new[astray], r_new[astray], said[astray] = s[astray], r[astray], last[astray]
+            mine_new[astray], theirs_new[astray], retrans[astray] = mine[astray], theirs[astray], misc[astray, 8]
         both = mine_new | theirs_new
         full = self.timeouts[ES]
         timeout = np.full(len(flows), full, np.int64)
@@ -461,13 +473,16 @@ class Tracker:
             timeout[(both & UNACKED) != 0] = self.unacked_timeout
         if full > self.max_retrans_timeout:
             timeout[retrans >= self.max_retrans] = self.max_retrans_timeout
+        if full > self.unacked_timeout:
+            unheard = ~seen_reply & (timeout > self.unacked_timeout)
+            timeout[unheard] = self.unacked_timeout
 
         misc[lane, 2 + me], misc[lane, 3 - me] = mine_new, theirs_new
         misc[:, 4], misc[:, 5], misc[:, 8] = me, I_ACK, retrans
         td[lane, me], td[lane, 1 - me] = s_new, r_new
         took = flows[good]
         self.misc[took], self.td[took], self.last[took] = misc[good], td[good], said[good]
-        ct.status[took] |= 4
+        ct.status[flows[good & seen_reply]] |= 4
         ct.deadline[took] = pkts.time[rows[good]] + timeout[good]
         return good
 
