@@ -1,7 +1,7 @@
 """netemu: what Linux does to packets, offline and exactly.
 
-Give it a node's own dumps (`iptables-save`, `ipset save`, `ipvsadm -Sn`, addresses, routes, sysctls) and a capture, and it
-says for every packet what Linux would have done with it.
+Give it a node's own dumps (`iptables-save`, `ipset save`, `ipvsadm -Sn`, addresses, routes, sysctls) and a capture, and
+it says for every packet what Linux would have done with it.
 
     from netemu import Node, read_capture
     node = Node.load("models/kube-ipvs", seed=1)

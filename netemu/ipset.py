@@ -665,6 +665,7 @@ class Set:
             out = [f" timeout {seconds}" for seconds in left]
         if self.nomatch is not None:
             out = [text + " nomatch" if no else text for text, no in zip(out, self.nomatch[ids].tolist(), strict=True)]
+        out = self._flagged(ids, out)
         if self.packets is not None and self.bytes is not None:
             counts = zip(out, self.packets[ids].tolist(), self.bytes[ids].tolist(), strict=True)
             out = [f"{text} packets {packets} bytes {octets}" for text, packets, octets in counts]
@@ -674,6 +675,10 @@ class Set:
         if self.skb:
             out = [text + _show_skb(self.skb.get(number)) for text, number in zip(out, ids, strict=True)]
         return out
+
+    def _flagged(self, ids: list[int], texts: list[str]) -> list[str]:
+        """The texts with the flags that only one type has."""
+        return texts
 
 
 def _show_skb(skb: tuple[int, int, int, int] | None) -> str:
@@ -1868,13 +1873,8 @@ class HashNetIface(HashSet, name="hash:net,iface"):
     def _silent(self) -> bool:
         return not self.wild and super()._silent
 
-    def _tails(self, ids: list[int], now: int) -> list[str]:
-        tails = super()._tails(ids, now)
-        for k, number in enumerate(ids):
-            if number in self.wild:
-                head, counts, rest = tails[k].partition(" packets ")
-                tails[k] = f"{head} wildcard{counts}{rest}"
-        return tails
+    def _flagged(self, ids: list[int], texts: list[str]) -> list[str]:
+        return [text + " wildcard" if number in self.wild else text for number, text in zip(ids, texts, strict=True)]
 
 
 # ---- bitmap sets -----------------------------------------------------------------------------------------------------

@@ -97,11 +97,12 @@ ROWS_A_BLOCK = 4
 
 
 def grid(text: str, states: tuple[str, ...]) -> NDArray[np.uint8]:
-    """uint8[event, state]: a drawing of states, one line an event, as numbers (. keeps). Refuses one that is not whole."""
+    """uint8[event, state]: a drawing of states as numbers, one line an event; . keeps it. Refuses one with gaps."""
     head, *lines = [line.split("#")[0].split() for line in text.strip().splitlines()]
     assert head == ["seen", *states], "columns are the states in order"
     number = {name: k for k, name in enumerate(states)}
-    return np.array([[number.get(w, k) for k, w in enumerate(line[2:])] for line in lines], np.uint8)
+    assert all(len(line) == len(head) + 1 for line in lines), "every event in every state"
+    return np.array([[k if w == "." else number[w] for k, w in enumerate(line[2:])] for line in lines], np.uint8)
 
 
 # What a segment does to the state of its connection. RST counts before SYN, FIN and ACK; a segment with none of them
@@ -166,8 +167,8 @@ def transitions(drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
 TRANSITIONS, SECURE_TRANSITIONS = transitions(NORMAL), transitions(SECURE)
 
 
-# SCTP, by the first chunk of a packet (DATA and whatever is not named changes nothing). Found by sending every chunk to a
-# Linux 6.1 in every state that can be reached; . keeps the state.
+# SCTP, by the first chunk of a packet; DATA and whatever is not named changes nothing. Found by sending every chunk to
+# Linux 6.1 in every state that can be reached.
 SCTP_STATES = (
     "NONE", "INIT1", "INIT", "C-SENT", "C-REPLIED", "C-WAIT", "COOKIE", "C-ECHOED", "ESTABLISHED", "S-SENT",
     "S-RECEIVED", "S-ACK-SENT", "REJECTED", "CLOSED",

@@ -2547,19 +2547,17 @@ class HashTable:
 
     @cached_property
     def rate(self) -> int:
-        """Rate-match mode: packets or bytes in an interval."""
+        """Rate-match mode: packets or bytes in an interval, rounded down."""
         s = self.settings
-        if s.bytes:
-            return _bytes_of(s.amount) * s.rate_interval
-        return 1_000_000 * s.rate_interval // s.amount if s.amount else M64
+        return _bytes_of(s.amount) if s.bytes else 1_000_000 // s.amount
 
     def spend(self, b: HashBucket, length: int) -> bool:
         """Is there credit for a packet of `length` bytes? Then it is spent."""
         s = self.settings
         if s.by_rate:
             b.seen += length if s.bytes else 1
-            limit = s.burst * _bytes_of(s.amount) if s.bytes else s.burst
-            return not b.over and b.seen <= limit
+            most = (s.burst or 1) * self.rate if s.bytes else s.burst + self.rate
+            return not b.over and b.seen <= most
         cost = b.cost
         if s.bytes:
             whole = self.byte_rate * self.hz
