@@ -453,7 +453,7 @@ class Index:
 
 
 class Ask(NamedTuple):
-    """Who wants a connection, as ints in host order."""
+    """Who wants a connection, as ints in host order; quoted: an ICMP error about its answer does."""
 
     proto: int
     caddr: int
@@ -461,6 +461,7 @@ class Ask(NamedTuple):
     vaddr: int
     vport: int
     mark: int
+    quoted: bool = False
 
 
 # what becomes of a packet at the in-hook
@@ -499,8 +500,9 @@ class Ipvs:
         self._dest_stat: I32 = np.zeros(0, np.int32)
         self._service_stat: I32 = np.zeros(0, np.int32)
         self._way: NDArray[np.int64] = np.zeros((0, 5), np.int64)  # routing version, kind, link, next hop, mtu
-        self._timers: list[tuple[int, int, int]] = []  # (time, serial, connection); < 0: see _special
-        self._spent: list[int] = []  # one-packet connections that are over when the run is
+        self._timers: list[tuple[int, int, int]] = []  # (time, serial, connection); below 0: SPECIAL
+        self._spent: list[int] = []  # numbers of connections that went
+        self._depth = 0  # calls of the in-hook under way: what it sends passes the hooks too
         self._drop_counter = 0
 
     @property
@@ -540,12 +542,14 @@ class Ipvs:
             left = self._settled_requests(trip, rows, candidates, fates, picked, steps)
         else:
             left = np.flatnonzero(mine)
+        self._depth += 1
         for k in left.tolist():
             fates[k], picked[k], steps[k] = self._request_one(trip, int(rows[k]))
         if icmp.any():
             for k in np.flatnonzero(icmp).tolist():
                 fates[k] = self._icmp_request(trip, int(rows[k]))
         self._transmit(trip, rows, picked, steps, fates == SENT)
+        self._depth -= 1
         self._over()
         return rows[fates == GO_ON], rows[fates == SENT]
 
@@ -637,16 +641,20 @@ class Ipvs:
         return out
 
     def _touch(self, conns: I32, times: I64) -> None:
-        """Connections whose state stays: their timers start anew at their latest packet."""
+        """Connections whose state stays: their timers start anew at their latest packet.
+
+        Answers come after requests here, whatever their times, so of deadlines by one timeout the latest counts.
+        """
         t = self.conns
         udp = t.proto[conns] == UDP
         timeout = self._timeout_column[t.state[conns]]
         timeout[udp] = self.udp_timeout * SECOND
-        t.timeout[conns] = timeout
         until = times + timeout
+        t.deadline[conns[t.timeout[conns] != timeout]] = 0  # set by another timeout, maybe a longer one
+        t.timeout[conns] = timeout
         np.maximum.at(t.deadline, conns, until)
         late = t.queued[conns] > t.deadline[conns]
-        if late.any():  # its timer would ring too late: the state's timeout was made shorter meanwhile
+        if late.any():  # `ipvsadm --set` made the timeout shorter meanwhile
             for c in set(conns[late].tolist()):
                 self._set_timer(c, int(t.deadline[c]))
 
@@ -772,12 +780,9 @@ class Ipvs:
             return state in (TW, CL) or bool(mode & 2 and state == FW and t.flags[c] & NO_OUTPUT)
         return bool(proto == SCTP and state == SCTP_CLOSED)
 
-    def _die(self, trip: Trip, row: int, reason: str, fate: int | None = None) -> None:
-        one = np.array([row])
-        if fate is None:
-            trip.end(one, reason)
-        else:
-            trip.end(one, reason, fate)
+    @staticmethod
+    def _die(trip: Trip, row: int, reason: str) -> None:
+        trip.end(np.array([row]), reason)
 
     # ---- scheduling --------------------------------------------------------------------------------------------
 
@@ -813,7 +818,7 @@ class Ipvs:
         if self._drops_by_rate():
             self._die(trip, row, "ipvs: drop_packet")
             return -1, 0
-        return self._schedule(trip, row, service, ask, False)
+        return self._schedule(trip, row, service, ask)
 
     def _drops_by_rate(self) -> bool:
         if self._on("drop_packet") != 3:  # 1 and 2 act when memory runs out, which it does not here
@@ -824,7 +829,7 @@ class Ipvs:
         self._drop_counter = self._on("am_droprate")
         return True
 
-    def _schedule(self, trip: Trip, row: int, service: Service, ask: Ask, icmp: bool) -> tuple[int, int] | None:
+    def _schedule(self, trip: Trip, row: int, service: Service, ask: Ask) -> tuple[int, int] | None:
         p, t = trip.pkts, self.conns
         if ask.cport == FTP_DATA:
             return None
@@ -853,18 +858,17 @@ class Ipvs:
             for where in (dest.stat, service.stat, 0):
                 self.counters[where, CONNS] += 1
             return c, trip.paths.step_id(step)
-        return self._no_server(trip, row, service, ask, icmp)
+        return self._no_server(trip, row, service, ask)
 
     def _choose(self, trip: Trip, row: int, service: Service, ask: Ask) -> Destination | None:
         draw = int(trip.random(np.array([row]), 0x1B5)[0]) if service.scheduler.name == "twos" else 0
-        return service.scheduler.choose(
-            Asked(ask.caddr, ask.cport, ask.vaddr, ask.vport, int(trip.pkts.time[row]), draw)
-        )
+        target = ask.caddr if ask.quoted else ask.vaddr  # the quoted packet goes to the client
+        return service.scheduler.choose(Asked(ask.caddr, ask.cport, target, ask.vport, int(trip.pkts.time[row]), draw))
 
-    def _no_server(self, trip: Trip, row: int, service: Service, ask: Ask, icmp: bool) -> tuple[int, int] | None:
+    def _no_server(self, trip: Trip, row: int, service: Service, ask: Ask) -> tuple[int, int] | None:
         """Nobody can take it."""
         p = trip.pkts
-        if service.mark and not icmp and self._on("cache_bypass") and self._elsewhere(ask.vaddr):
+        if service.mark and not ask.quoted and self._on("cache_bypass") and self._elsewhere(ask.vaddr):
             c = self._bypass(ask, service, int(p.time[row]))
             return c, trip.paths.step_id(Step(None, f"ipvs: {service.text} bypassed"))
         if service.port == FTP and ask.vport != FTP:
@@ -872,7 +876,7 @@ class Ipvs:
         one = np.array([row])
         trip.step(one, Step(None, f"ipvs: {service.text} has no real server"))
         trip.service[row] = trip.paths.text_id(service.text)
-        if icmp:
+        if ask.quoted:
             trip.end(one, f"ipvs: {service.text} has no real server")
         else:
             trip.cause_icmp(one, 3, 3)
@@ -1271,8 +1275,10 @@ class Ipvs:
         """The in-hook for ICMP errors that are being forwarded (FORWARD 99). Returns as `request` does."""
         p = trip.pkts
         fates = np.zeros(len(rows), np.uint8)
+        self._depth += 1
         for k in np.flatnonzero((p.proto[rows] == ICMP) & ~p.ipvs[rows] & (p.pkttype[rows] == HOST)).tolist():
             fates[k] = self._icmp_request(trip, int(rows[k]))
+        self._depth -= 1
         self._over()
         return rows[fates == GO_ON], rows[fates == SENT]
 
@@ -1306,8 +1312,8 @@ class Ipvs:
             service = self.find_service(inner.proto, inner.caddr, inner.cport, inner.mark)
             if service is None:
                 return GO_ON
-            ask = Ask(inner.proto, inner.vaddr, inner.vport, inner.caddr, inner.cport, inner.mark)
-            made = self._schedule(trip, row, service, ask, True)
+            ask = Ask(inner.proto, inner.vaddr, inner.vport, inner.caddr, inner.cport, inner.mark, True)
+            made = self._schedule(trip, row, service, ask)
             if made is None:
                 return GO_ON
             c = made[0]
@@ -1332,7 +1338,9 @@ class Ipvs:
             self._attach(trip, one, np.array([c], np.int32))
             if t.method[c] == TUNNEL:
                 self._wrap(trip, row, c)
-        if fresh:
+        if fresh and t.flags[c] & ONE_PACKET:
+            self._expire(c, int(p.time[row]))
+        elif fresh:
             self._set_timer(c, int(p.time[row]) + int(t.timeout[c]))
         return fate
 
@@ -1537,7 +1545,9 @@ class Ipvs:
         self._spent.append(c)
 
     def _over(self) -> None:
-        """Numbers of connections that went during the run may be given out again."""
+        """Numbers of connections that went may be given out again, once nobody under way holds them."""
+        if self._depth:
+            return
         for c in self._spent:
             self.conns.release(c)
         self._spent.clear()

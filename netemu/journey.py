@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from netemu import clock
 from netemu import routing as R
-from netemu.conntrack import dotted
+from netemu.conntrack import DST_NAT_DONE, SRC_NAT_DONE, dotted
 from netemu.fragments import Assembly, cut, ip_packet
 from netemu.packets import (
     DELIVERED,
@@ -41,6 +41,7 @@ from netemu.packets import (
     HOST,
     ICMP,
     ICMP_ERRORS,
+    INVALID,
     MORE_FRAGMENTS,
     OFFSET_MASK,
     OTHERHOST,
@@ -74,6 +75,7 @@ STOPS: dict[str, list[tuple[int, str]]] = {  # hook -> what happens there, in ke
 CHUNK = 65536
 SECOND = clock.SECOND
 LO = 0
+_DECIDED = SRC_NAT_DONE | DST_NAT_DONE
 _ORDERLY = {"PREROUTING", "INPUT", "FORWARD"}  # a run from links comes here all together, in order
 Stop = Callable[[Trip, Rows], Rows]
 _ERROR_TYPE = np.isin(np.arange(256), ICMP_ERRORS)
@@ -92,7 +94,7 @@ class Road:
         self._redirected: dict[int, tuple[int, int]] = {}  # sender -> (redirects told, time of the last)
         self.fragments: dict[tuple[int, int, int, int], Assembly] = {}
         self.window = 64
-        self.alone_in = self.alone_out = self.one_a_flow = False  # see _memories
+        self.alone_in = self.alone_out = self.one_a_flow = self.one_asking = False  # see _memories
 
     # ---- stops -------------------------------------------------------------------------------------------------
 
@@ -131,6 +133,7 @@ class Road:
         A run comes to a rule in arrival order if there is one way to it, from one hook that packets of a run reach all
         together. Everything else that remembers must see packets one at a time: `alone_in` for packets from links,
         `alone_out` for the node's own. Memory kept per connection only parts packets of one connection: `one_a_flow`.
+        Only connections that are not decided yet come to the nat table: what it remembers parts those: `one_asking`.
         """
         memories = self.node.tables.memories
         shared = Counter(m.touch for m in memories if m.touch not in ("rule", "flow"))
@@ -138,14 +141,18 @@ class Road:
         self.one_a_flow = any(m.touch == "flow" and (m.target or m.extension.name != "connmark") for m in memories)
         own = [m for m in memories if m.touch != "flow"]
         self.alone_out = bool(own)
-        self.alone_in = any(
-            not m.one_way
+        disorderly = [
+            m
+            for m in own
+            if not m.one_way
             or m.touch == "flows"
             or len(m.hooks) != 1
             or not m.hooks <= _ORDERLY
             or (m.touch != "rule" and (shared[m.touch] > 1 or m.target))
-            for m in own
-        )
+        ]
+        elsewhere = {m.touch for m in own if m.table != "nat"}
+        self.alone_in = any(m.table != "nat" or m.touch in elsewhere - {"rule"} for m in disorderly)
+        self.one_asking = bool(disorderly)
 
     def _table(self, table: str) -> Stop:
         walk = self.node.tables.walk
@@ -208,8 +215,11 @@ class Road:
 
     def _reinject(self, trip: Trip, rows: Rows) -> None:
         """IPVS sends on what it translated: through the whole of OUTPUT, as if the node had made it."""
-        hook = trip.hook
-        self._output(trip, rows)
+        p, hook = trip.pkts, trip.hook
+        # what comes without a connection (an invalid segment, a tunnel header) may begin one here that the next belongs to
+        fresh = (p.ct[rows] < 0) & (p.state[rows] == INVALID) & self.node.conntrack.on
+        for some in np.split(rows, np.flatnonzero(fresh)[1:]) if fresh.any() else (rows,):
+            self._output(trip, some)
         trip.hook = hook
 
     def hook(self, trip: Trip, name: str, rows: Rows) -> Rows:
@@ -681,6 +691,10 @@ class Road:
                     if len(again):
                         end = min(end, int(where[again[0]]))
             known[where[late]] = False  # what it belonged to is over: it begins anew
+        if self.one_asking:
+            status = np.where(known, ct.status[np.maximum(flows, 0)], 0)
+            asking = np.flatnonzero((status & _DECIDED) != _DECIDED)
+            end = _first_at(asking[1:], end)
         strangers = np.flatnonzero(~known[:end])
         if len(strangers) > 1:
             end = min(end, self._strangers_end(p, rows, strangers, end))

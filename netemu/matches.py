@@ -955,7 +955,7 @@ STATES = ("INVALID", "NEW", "RELATED", "ESTABLISHED", "UNTRACKED")  # as iptable
 #: packets.INVALID .. packets.UNTRACKED -> name
 _STATE_OF_CODE = ("INVALID", "NEW", "ESTABLISHED", "RELATED", "UNTRACKED")
 STATUSES = {"EXPECTED": 1, "SEEN_REPLY": 2, "ASSURED": 4, "CONFIRMED": 8}
-SRC_NAT, DST_NAT, CONFIRMED = 16, 32, 8
+ASSURED, CONFIRMED, SRC_NAT, DST_NAT = 4, 8, 16, 32
 
 
 @dataclass(frozen=True)
@@ -1225,8 +1225,7 @@ class Connlimit(Memory, name="connlimit"):
     """--connlimit-above N | --connlimit-upto N [--connlimit-mask BITS] [--connlimit-saddr | --connlimit-daddr].
 
     How many connections with this source (or destination) network the rule has seen that are still open, this one
-    included. TCP connections in TIME_WAIT or CLOSE do not count. Connections that ended are forgotten when one of the
-    same network is counted, at most once a tick.
+    included. TCP connections in TIME_WAIT or CLOSE do not count, once that is noticed (see ConnectionList).
     """
 
     SPEC: ClassVar = {
@@ -1284,49 +1283,61 @@ class Connlimit(Memory, name="connlimit"):
         now = p.time.item(row)
         key = (address, this[5])
         known = self._lists.get(key)
+        settled = known is not None and flow >= 0 and bool(flows.status.item(flow) & ASSURED)
         if known is None:
             known = self._lists[key] = ConnectionList()
-        confirmed = flow >= 0 and bool(flows.status.item(flow) & CONFIRMED)
-        count = known.count(this, confirmed, trip.node, now)
+        count = known.sweep(trip.node, now) if settled else known.add(this, trip.node, now)
+        if not count:  # the kernel takes it for a failure
+            drop_at_once(trip, np.array([row]))
+            return False
         return (count > self.limit) == self.above
 
 
 class ConnectionList:
-    """The connections of one network that a connlimit rule counts."""
+    """The connections of one network that a connlimit rule counts, oldest first.
+
+    A packet of an assured connection finds the list swept and adds nothing: its connection was added when it was new.
+    Any other looks for its connection, forgets those that ended on the way there, and is added if it is not found;
+    within the tick of the last sweep it is added without a look.
+    """
 
     TIME_WAIT, CLOSE = 7, 8
 
     def __init__(self) -> None:
         self.tuples: list[tuple[int, ...]] = []
-        self.swept = -1
+        self.swept = -1  # tick
 
-    def count(self, this: tuple[int, ...], confirmed: bool, node: Node, now: int) -> int:
-        """How many, once `this` is among them. A connection that is confirmed was added by its first packet."""
-        tick = jiffies(now, node.hz)
-        present = False
-        if tick != self.swept:
-            kept = []
-            for known in self.tuples:
-                if known == this:
-                    present = True
-                elif not self._open(known, node, now):
-                    continue
-                kept.append(known)
-            self.tuples = kept
-            self.swept = tick
-        if not confirmed and not present:
-            self.tuples.append(this)
+    def sweep(self, node: Node, now: int) -> int:
+        """Forget all that ended; how many are left."""
+        self.tuples = [known for known in self.tuples if self._open(known, node, now)]
+        self.swept = jiffies(now, node.hz)
         return len(self.tuples)
 
-    def _open(self, known: tuple[int, ...], node: Node, now: int) -> bool:
-        flows = node.conntrack
+    def add(self, this: tuple[int, ...], node: Node, now: int) -> int:
+        """See that `this` is among them; how many there are."""
+        tick = jiffies(now, node.hz)
+        if tick != self.swept:
+            left = []
+            for n, known in enumerate(self.tuples):
+                if known == this and self._holder(known, node, now) >= 0:
+                    self.tuples = left + self.tuples[n:]
+                    return len(self.tuples)
+                if self._open(known, node, now):
+                    left.append(known)
+            self.tuples, self.swept = left, tick
+        self.tuples.append(this)
+        return len(self.tuples)
+
+    @staticmethod
+    def _holder(known: tuple[int, ...], node: Node, now: int) -> int:
         src, dst, sport, dport, proto, zone = known
-        holder = flows.holder((src, dst, sport, dport, proto), now, zone)
+        return node.conntrack.holder((src, dst, sport, dport, proto), now, zone)
+
+    def _open(self, known: tuple[int, ...], node: Node, now: int) -> bool:
+        holder = self._holder(known, node, now)
         if holder < 0:
             return False
-        if proto != TCP:
-            return True
-        return int(flows.tcp.misc[holder >> 1, -1]) not in (self.TIME_WAIT, self.CLOSE)
+        return known[4] != TCP or int(node.conntrack.tcp.misc[holder >> 1, -1]) not in (self.TIME_WAIT, self.CLOSE)
 
 
 # ---- sets, addresses, links ----------------------------------------------------------------------------------------
@@ -2657,6 +2668,12 @@ class Hashlimit(Memory, name="hashlimit"):
             full = f"--hashlimit-{suffix}"
             return _number(cls.name, full, o[full].value, high) if full in o else default
 
+        by_rate = "--hashlimit-rate-match" in o
+        rate_interval = number("rate-interval", unit if by_rate else 1)
+        if rate_interval == 0:
+            raise Bad('hashlimit: Bad value for "--hashlimit-rate-interval" option: "0"', "--hashlimit-rate-interval")
+        if by_rate:
+            amount //= unit  # packets in an interval, and the interval is the unit
         expire = (60 if burst else 15) if in_bytes else unit
         settings = HashSettings(
             in_bytes,
@@ -2669,8 +2686,8 @@ class Hashlimit(Memory, name="hashlimit"):
             number("htable-max", 0),
             number("htable-gcinterval", 1000),
             number("htable-expire", expire * 1000),
-            "--hashlimit-rate-match" in o,
-            number("rate-interval", 1),
+            by_rate,
+            rate_interval,
         )
         return cls(name, (option == "--hashlimit-above") != o[option].invert, settings)
 
@@ -2711,7 +2728,9 @@ class Hashlimit(Memory, name="hashlimit"):
             return "hashlimit: a mask has at most 32 bits"
         if "/" in self.table or len(self.table.encode("utf-8", "surrogateescape")) > 254:
             return f"hashlimit: `{self.table}' cannot be the name of a table"
-        if s.bytes:
+        if s.amount == 0:
+            return "hashlimit: invalid rate"
+        if s.bytes or s.by_rate:
             return ""
         if hash_credits(s.amount * s.burst & M64, hz) < hash_credits(s.amount, hz):
             return f"hashlimit: overflow, try lower: {s.amount}/{s.burst}"

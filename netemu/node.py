@@ -370,7 +370,7 @@ class Node:
     def refresh(self) -> None:
         """Something was changed from outside: find out again what stands where."""
         self.conntrack.read_sysctls()
-        self.conntrack.switch(self.tables.conntrack_needed)
+        self.conntrack.switch(self.tables.conntrack_needed or self.ipvs.conntrack_needed)
         self.shortest_timeout = min(SECOND, self.conntrack.shortest_timeout())
         self.rewritten = Rewritten(self)
         self.road.compile()

@@ -1,4 +1,4 @@
-"""The hash table behaves as a dictionary does, asked one by one or many at once; Linux's hashes give Linux's numbers."""
+"""The hash table behaves as a dictionary does, one by one or many at once; Linux's hashes give Linux's numbers."""
 
 from __future__ import annotations
 

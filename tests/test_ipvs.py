@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import struct
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from craft import checksum, error, ip, tcp, udp
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netemu import Node, Refused, Unsupported
+from netemu import Node, Refused, Unsupported, read_capture
+from netemu.capture import CaptureWriter
 from netemu.ipvs import (
     CL,
     ES,
@@ -143,6 +145,25 @@ def test_stats_count_what_passed(tmp_path: Path) -> None:
     assert service[:33] == f"{'TCP  ' + VIP + ':80':<33}"
     world.run("-Z")
     assert world.node.dump("ipvsadm-stats").splitlines()[3].split()[2:] == ["0"] * 5
+
+
+def test_timeouts_can_be_set(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.ask("S")
+    world.ask("A")
+    world.run("--set 10 0 20")
+    assert world.run("-Ln --timeout") == "Timeout (tcp tcpfin udp): 10 120 20\n"
+    packets = tcp(CLIENT, 4000, VIP, 80, "A"), tcp(ONE, 8080, CLIENT, 4000, "A")
+    file = io.BytesIO()
+    with CaptureWriter(file, world.node.routing.names) as writer:
+        for k in range(40):
+            writer.write(("eth0", "cni0")[k & 1], 10**9 + k, packets[k & 1])
+    world.node.replay(read_capture(io.BytesIO(file.getvalue())))
+    world.node.ipvs.check()
+    world.node.advance(at=10.9)
+    assert len(world.states()) == 1
+    world.node.advance(at=11.1)
+    assert world.states() == []
 
 
 def test_what_is_not_a_beginning_is_not_scheduled(tmp_path: Path) -> None:
@@ -343,6 +364,63 @@ def test_nat_icmp_send(tmp_path: Path) -> None:
     assert World(tmp_path).answer("A").fate == "forwarded"
     j = World(tmp_path, nat_icmp_send=1).answer("A")
     assert j.fate == "rejected" and j.out[0][0] == "cni0" and j.out[0][1][20:22] == b"\x03\x03"
+
+
+def test_schedule_icmp_asks_a_scheduler_about_the_quoted_packet(tmp_path: Path) -> None:
+    text = f"-A -u {VIP}:53 -s rr -o\n-a -u {VIP}:53 -r {ONE}:53 -m\n"
+    quoted = error("192.0.2.1", VIP, udp(VIP, 53, CLIENT, 4000), 3, 3)
+    assert World(tmp_path, text).send(quoted).fate == "delivered"
+    world = World(tmp_path, text, schedule_icmp=1)
+    assert world.send(quoted).fate == "forwarded"
+    assert set(world.counts().values()) == {(0, 0)}
+
+
+# ---- many at once -------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15)
+@given(data=st.data())
+def test_many_packets_are_one_packet_repeated(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("node")
+    scheduler = data.draw(st.sampled_from(["rr", "wrr", "wlc", "sed", "lblc", "mh"]))
+    extra = data.draw(st.sampled_from(["", " -p 60", " -o"]))
+    text = "".join(
+        f"-A {name} -s {scheduler}{options}\n"
+        + "".join(f"-a {name} -r {server}:8080 -m -w {w}{more}\n" for server, w, more in servers)
+        for name, options, servers in (
+            (f"-t {VIP}:80", extra.replace(" -o", ""), [(ONE, 1, " -x 3 -y 1"), (TWO, 2, "")]),
+            (f"-u {VIP}:80", extra, [(ONE, 2, ""), (TWO, 1, "")]),
+            (f"-t {VIP}:81", "", []),
+        )
+    )
+    client = st.sampled_from([CLIENT, "198.51.100.8"])
+    port = st.sampled_from([4000, 4001])
+    flags = st.sampled_from(["S", "A", "A", "PA", "FA", "R", "SA"])
+    packet = st.one_of(
+        st.builds(
+            lambda c, s, p, f: ("eth0", tcp(c, s, VIP, p, f)), client, port, st.sampled_from([80, 80, 80, 81]), flags
+        ),
+        st.builds(lambda c, s: ("eth0", udp(c, s, VIP, 80)), client, port),
+        st.builds(lambda c, s, r, f: ("cni0", tcp(r, 8080, c, s, f)), client, port, st.sampled_from([ONE, TWO]), flags),
+        st.builds(lambda c, s, r: ("cni0", udp(r, 8080, c, s)), client, port, st.sampled_from([ONE, TWO])),
+    )
+    packets = data.draw(st.lists(packet, min_size=2, max_size=60))
+    knobs = {name: data.draw(st.integers(0, 1)) for name in ("conn_reuse_mode", "sloppy_tcp", "nat_icmp_send")}
+    one = World(folder, text, **knobs)
+    wanted = [one.send(b, link) for link, b in packets]
+    for run_length in (None, 7):
+        many = World(folder, text, **knobs).node
+        file = io.BytesIO()
+        with CaptureWriter(file, many.routing.names) as writer:
+            for k, (link, b) in enumerate(packets, 1):
+                writer.write(link, k * 1_000_000, b)
+        got = many.replay(read_capture(io.BytesIO(file.getvalue())), run_length)
+        many.ipvs.check()
+        for k, want in enumerate(wanted):
+            assert (got[k].fate, got[k].out) == (want.fate, want.out), k
+            assert list(map(str, got[k].steps)) == list(map(str, want.steps)), k
+        for dump in ("ipvsadm-list", "ipvsadm-stats", "ipvsadm-connections"):
+            assert many.dump(dump) == one.node.dump(dump)
 
 
 # ---- ipvsadm ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,1345 @@
+"""Nodes and traffic made by chance, to be played on a real kernel too: a standing search for disagreement with Linux.
+
+A case is a whole node (links, routes, policy rules, rules in every table, sets, virtual services) and traffic that is
+likely to hit it: conversations, answers to what left, ICMP errors about it, fragments, odd flags and windows,
+retransmissions, packets of the node itself, commands in between and small jumps in time. Everything is drawn from one
+`random.Random`, so a case is its number and seed, and hypothesis can drive the same code (`cases`).
+
+Every match, target, set type and scheduler is tried because it is registered: each name has a maker here, `unmade` names
+those that have none (a test wants it empty), and case number k features the k-th of each.
+
+Answers must fit what left. They are made from what netemu sent; where Linux draws a port at random, nothing is answered.
+"""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import struct
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from netemu.errors import NetemuError, Refused, Unsupported
+from netemu.ipset import SETS
+from netemu.lab import Case, Event
+from netemu.matches import MATCHES
+from netemu.node import Journey, Node
+from netemu.schedulers import SCHEDULERS
+from netemu.targets import TARGETS
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+HOOKS = {
+    "raw": ("PREROUTING", "OUTPUT"),
+    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
+    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+    "security": ("INPUT", "FORWARD", "OUTPUT"),
+}
+IN_HOOKS, OUT_HOOKS = {"PREROUTING", "INPUT", "FORWARD"}, {"FORWARD", "OUTPUT", "POSTROUTING"}
+#: what a kernel was built without
+ABSENT = {
+    "6.18": frozenset(
+        "hash:mac hash:ip,mac hash:ip,mark hash:net,net hash:net,port,net match:ipvs dummy".split()
+    ),
+    "6.1": frozenset(),
+}  # fmt: skip
+LINKS = ("eth0", "eth1", "cni0")
+OWN = {"eth0": ["10.0.0.1", "10.0.0.9"], "eth1": ["192.168.7.1"], "cni0": ["10.244.0.1"]}
+NEAR = {
+    "eth0": ["10.0.0.50", "10.0.0.51", "192.0.2.7", "203.0.113.5"],
+    "eth1": ["192.168.7.20", "192.168.7.21"],
+    "cni0": ["10.244.0.5", "10.244.0.6", "10.244.0.7"],
+}
+VIPS = ["10.96.0.10", "10.96.0.11"]
+FAR = [a for near in NEAR.values() for a in near]
+MINE = [a for own in OWN.values() for a in own]
+ADDRESSES = FAR + MINE + VIPS
+NETS = ["10.0.0.0/24", "10.0.0.48/30", "10.244.0.0/16", "10.244.0.4/31", "10.0.0.0/8", "192.168.7.0/24", "192.0.2.0/25", "10.96.0.0/24", "0.0.0.0/1"]  # fmt: skip
+PORTS = [80, 53, 443, 22, 99, 8080, 5000]
+CLIENT_PORTS = [40000, 40001, 41000, 777, 53]
+BROADCASTS = ["10.0.0.255", "255.255.255.255", "224.0.0.9"]
+MARKS = [1, 2, 7, 0x100]
+TCP, UDP, ICMP, GRE, DCCP, SCTP, UDPLITE = 6, 17, 1, 47, 33, 132, 136
+NAMES = {"tcp": TCP, "udp": UDP, "icmp": ICMP, "gre": GRE, "dccp": DCCP, "sctp": SCTP, "udplite": UDPLITE}
+
+
+# ---- packets by hand ---------------------------------------------------------------------------------------------
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum."""
+    if len(data) % 2:
+        data += b"\0"
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def ip(
+    src: str, dst: str, proto: int, body: bytes, *, ttl: int = 64, tos: int = 0, ident: int = 1, frag: int = 0x4000,
+    options: bytes = b"",
+) -> bytes:  # fmt: skip
+    """An IPv4 packet; `frag` is the whole 16-bit word of flags and offset."""
+    ihl = 20 + len(options)
+    addresses = socket.inet_aton(src) + socket.inet_aton(dst)
+    head = struct.pack("!BBHHHBBH", 0x40 | ihl // 4, tos, ihl + len(body), ident, frag, ttl, proto, 0) + addresses
+    head += options
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + body
+
+
+def summed(src: str, dst: str, proto: int, segment: bytes, at: int) -> bytes:
+    """The segment with its checksum (over the pseudo header too) written at byte `at`."""
+    pseudo = socket.inet_aton(src) + socket.inet_aton(dst) + struct.pack("!BBH", 0, proto, len(segment))
+    return segment[:at] + struct.pack("!H", checksum(pseudo + segment) or 0xFFFF) + segment[at + 2 :]
+
+
+def tcp_segment(
+    src: str, sport: int, dst: str, dport: int, flags: int, seq: int, ack: int, win: int, options: bytes, data: bytes
+) -> bytes:
+    options += b"\x01" * (-len(options) % 4)
+    head = struct.pack(
+        "!HHIIBBHHH", sport, dport, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, (5 + len(options) // 4) << 4, flags, win, 0, 0
+    )
+    return summed(src, dst, TCP, head + options + data, 16)
+
+
+def udp_segment(src: str, sport: int, dst: str, dport: int, data: bytes, proto: int = UDP) -> bytes:
+    return summed(src, dst, proto, struct.pack("!HHHH", sport, dport, 8 + len(data), 0) + data, 6)
+
+
+def icmp_segment(kind: int, code: int, rest: int, data: bytes) -> bytes:
+    segment = struct.pack("!BBHI", kind, code, 0, rest & 0xFFFFFFFF) + data
+    return segment[:2] + struct.pack("!H", checksum(segment)) + segment[4:]
+
+
+def ends(packet: bytes) -> tuple[int, str, int, str, int]:
+    """(protocol, source, source port or ICMP id, destination, destination port)."""
+    at = (packet[0] & 15) * 4
+    src, dst = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])
+    proto = packet[9]
+    if proto == ICMP:
+        return proto, src, int.from_bytes(packet[at + 4 : at + 6], "big"), dst, 0
+    sport, dport = int.from_bytes(packet[at : at + 2], "big"), int.from_bytes(packet[at + 2 : at + 4], "big")
+    return proto, src, sport, dst, dport
+
+
+def fragments(packet: bytes, size: int) -> list[bytes]:
+    """The packet cut into pieces of `size` (a multiple of 8) bytes behind the header."""
+    ihl = (packet[0] & 15) * 4
+    body, out = packet[ihl:], []
+    for at in range(0, len(body), size):
+        more = 0x2000 if at + size < len(body) else 0
+        piece = body[at : at + size]
+        head = packet[:2] + struct.pack("!HHH", ihl + len(piece), 0, more | at // 8) + packet[8:10] + b"\0\0"
+        head = head[:4] + packet[4:6] + head[6:] + packet[12:ihl]
+        out.append(head[:10] + struct.pack("!H", checksum(head)) + head[12:] + piece)
+    return out
+
+
+# ---- what a rule may say -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Scene:
+    """Where and for what something is made.
+
+    hooks   the hooks that reach the chain (a user chain may be reached from several)
+    sets    name -> type of every set        names  how many named tables (recent, hashlimit) were made
+    """
+
+    rng: Random
+    kernel: str
+    table: str = "filter"
+    chain: str = "FORWARD"
+    hooks: frozenset[str] = frozenset({"FORWARD"})
+    sets: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+    serial: int = 0
+
+    def of(self, *what: Any) -> Any:
+        """One of these."""
+        return self.rng.choice(what)
+
+    def chance(self, p: float) -> bool:
+        return self.rng.random() < p
+
+    @property
+    def no(self) -> str:
+        """Sometimes an inversion."""
+        return "! " if self.chance(0.25) else ""
+
+    def only(self, hooks: set[str]) -> bool:
+        """Is the chain reached from these hooks alone?"""
+        return self.hooks <= hooks
+
+    def ports(self) -> str:
+        port = self.rng.choice(PORTS + CLIENT_PORTS)
+        return str(port) if self.chance(0.7) else self.of(f"{port}:{port + 400}", f":{port}", f"{port}:")
+
+
+@dataclass(frozen=True)
+class Clause:
+    """Words of a rule, and the protocol that they need."""
+
+    text: str
+    proto: str = ""
+
+
+Maker = Callable[[Scene], "Clause | None"]
+MATCH_MAKERS: dict[str, Maker] = {}
+TARGET_MAKERS: dict[str, Maker] = {}
+
+
+def makes(registry: dict[str, Maker], *names: str) -> Callable[[Maker], Maker]:
+    def enter(maker: Maker) -> Maker:
+        for name in names:
+            registry[name] = maker
+        return maker
+
+    return enter
+
+
+def match(*names: str) -> Callable[[Maker], Maker]:
+    return makes(MATCH_MAKERS, *names)
+
+
+def target(*names: str) -> Callable[[Maker], Maker]:
+    return makes(TARGET_MAKERS, *names)
+
+
+@match("tcp")
+def _tcp(s: Scene) -> Clause:
+    words = "-m tcp"
+    if s.chance(0.5):
+        words += f" {s.no}--dport {s.ports()}"
+    if s.chance(0.3):
+        words += f" {s.no}--sport {s.ports()}"
+    if s.chance(0.4):
+        words += f" {s.no}" + s.of(
+            "--syn", "--tcp-flags SYN,ACK SYN", "--tcp-flags FIN,RST NONE", "--tcp-flags ALL ACK,PSH", "--tcp-flags RST RST"
+        )
+    if s.chance(0.15):
+        words += f" {s.no}--tcp-option {s.of(2, 3, 4, 8)}"
+    return Clause(words, "tcp")
+
+
+@match("udp")
+def _udp(s: Scene) -> Clause:
+    return Clause(f"-m udp {s.no}{s.of('--dport', '--sport')} {s.ports()}", s.of("udp", "udp", "udplite") if False else "udp")
+
+
+@match("icmp")
+def _icmp(s: Scene) -> Clause:
+    return Clause(f"-m icmp {s.no}--icmp-type {s.of('8', '0', '3', '3/1', '3/3', '11', 'any', 'echo-request')}", "icmp")
+
+
+@match("multiport")
+def _multiport(s: Scene) -> Clause:
+    ports = ",".join(s.rng.sample([str(p) for p in PORTS], s.of(1, 2, 3)) + s.of([], ["40000:41000"]))
+    return Clause(f"-m multiport {s.no}{s.of('--dports', '--sports', '--ports')} {ports}", s.of("tcp", "udp", "sctp"))
+
+
+@match("sctp")
+def _sctp(s: Scene) -> Clause:
+    words = f"-m sctp {s.no}{s.of('--dport', '--sport')} {s.ports()}"
+    if s.chance(0.5):
+        words += f" {s.no}--chunk-types {s.of('any INIT', 'all DATA', 'only INIT', 'any DATA:Be,COOKIE_ECHO')}"
+    return Clause(words, "sctp")
+
+
+@match("dccp")
+def _dccp(s: Scene) -> Clause:
+    words = f"-m dccp {s.no}{s.of('--dport', '--sport')} {s.ports()}"
+    if s.chance(0.5):
+        words += f" {s.no}--dccp-types {s.of('REQUEST', 'DATA,ACK', 'RESPONSE,INVALID')}"
+    return Clause(words, "dccp")
+
+
+@match("mark")
+def _mark(s: Scene) -> Clause:
+    return Clause(f"-m mark {s.no}--mark {s.of(0, *MARKS)}{s.of('', '/0x1', '/0x107')}")
+
+
+@match("connmark")
+def _connmark(s: Scene) -> Clause:
+    return Clause(f"-m connmark {s.no}--mark {s.of(0, *MARKS)}{s.of('', '/0x3')}")
+
+
+@match("comment")
+def _comment(s: Scene) -> Clause:
+    return Clause(f"-m comment --comment {s.of('plain', chr(34) + 'two words' + chr(34), chr(34) + 'it is: ' + chr(92) + chr(34) + 'so' + chr(34))}")  # fmt: skip
+
+
+@match("state")
+def _state(s: Scene) -> Clause:
+    return Clause(f"-m state {s.no}--state {s.of('NEW', 'ESTABLISHED', 'RELATED', 'INVALID', 'UNTRACKED', 'RELATED,ESTABLISHED', 'NEW,INVALID')}")  # fmt: skip
+
+
+@match("conntrack")
+def _conntrack(s: Scene) -> Clause:
+    some = [
+        f"--ctstate {s.of('NEW', 'ESTABLISHED', 'RELATED', 'INVALID', 'UNTRACKED', 'SNAT', 'DNAT', 'RELATED,ESTABLISHED', 'DNAT,NEW')}",
+        f"--ctproto {s.of('tcp', 'udp', 'icmp')}",
+        f"--ctorigsrc {s.rng.choice(ADDRESSES + NETS)}",
+        f"--ctorigdst {s.rng.choice(ADDRESSES + NETS)}",
+        f"--ctreplsrc {s.rng.choice(ADDRESSES + NETS)}",
+        f"--ctrepldst {s.rng.choice(ADDRESSES + NETS)}",
+        f"--ctstatus {s.of('NONE', 'SEEN_REPLY', 'ASSURED', 'CONFIRMED', 'SEEN_REPLY,ASSURED')}",
+        f"--ctexpire {s.of('0:20', '40:100', '130:500000')}",
+    ]
+    chosen = s.rng.sample(some, s.of(1, 1, 2))
+    if s.chance(0.1):
+        chosen += [f"--ctproto {s.of('tcp', 'udp')}"] if not any("ctproto" in c for c in chosen) else []
+        if "--ctproto" in chosen[-1] and s.chance(0.7):
+            chosen.append(f"{s.of('--ctorigdstport', '--ctorigsrcport', '--ctreplsrcport', '--ctrepldstport')} {s.rng.choice(PORTS)}")  # fmt: skip
+    words = [("" if c.startswith("--ctproto") else s.no) + c for c in chosen]
+    if s.chance(0.2):
+        words.append(f"--ctdir {s.of('ORIGINAL', 'REPLY')}")
+    return Clause("-m conntrack " + " ".join(words))
+
+
+@match("connbytes")
+def _connbytes(s: Scene) -> Clause:
+    mode = s.of("packets", "bytes", "avgpkt")
+    lo = s.of(1, 2, 3) if mode == "packets" else s.of(40, 60, 100, 200)
+    return Clause(
+        f"-m connbytes {s.no}--connbytes {lo}:{s.of('', lo + 2, lo * 3)} --connbytes-mode {mode}"
+        f" --connbytes-dir {s.of('original', 'reply', 'both')}"
+    )
+
+
+@match("connlimit")
+def _connlimit(s: Scene) -> Clause:
+    kind = s.of("--connlimit-above", "--connlimit-upto")
+    return Clause(f"-m connlimit {kind} {s.of(0, 1, 2, 3)} --connlimit-mask {s.of(0, 24, 32)} {s.of('--connlimit-saddr', '--connlimit-daddr')}")  # fmt: skip
+
+
+@match("set")
+def _set(s: Scene) -> Clause | None:
+    if not s.sets:
+        return None
+    name = s.rng.choice(sorted(s.sets))
+    words = f"-m set {s.no}--match-set {name} {dirs(s, s.sets[name])}"
+    if s.chance(0.15) and s.sets[name].startswith("hash:") and "net" in s.sets[name]:
+        words += " --return-nomatch"
+    if "counters" in s.options.get(name, "") and s.chance(0.6):
+        words += " " + s.of(
+            "! --update-counters", f"{s.no}--packets-eq {s.of(1, 2)}", f"--packets-gt {s.of(0, 1, 2)}", f"--bytes-lt {s.of(100, 200)}",
+            "! --update-subcounters",
+        )  # fmt: skip
+    return Clause(words)
+
+
+def dirs(s: Scene, kind: str) -> str:
+    """`src,dst,...` for a set of this type; rarely one word too few or too many."""
+    n = 1 if kind == "list:set" else kind.count(",") + 1
+    if s.chance(0.12):
+        n = max(1, n + s.of(-1, 1))
+    return ",".join(s.of("src", "dst") for _ in range(n))
+
+
+@match("addrtype")
+def _addrtype(s: Scene) -> Clause:
+    types = s.of("LOCAL", "UNICAST", "BROADCAST", "MULTICAST", "LOCAL,BROADCAST")
+    words = f"-m addrtype {s.no}{s.of('--src-type', '--dst-type')} {types}"
+    if s.chance(0.2) and s.only({"PREROUTING", "INPUT"}):
+        words += " --limit-iface-in"
+    elif s.chance(0.2) and s.only({"OUTPUT", "POSTROUTING"}):
+        words += " --limit-iface-out"
+    return Clause(words)
+
+
+@match("physdev")
+def _physdev(s: Scene) -> Clause | None:
+    if not s.only({"FORWARD"}):
+        return None
+    return Clause("-m physdev " + s.of(f"{s.no}--physdev-in eth0", f"{s.no}--physdev-is-bridged", f"{s.no}--physdev-is-in"))
+
+
+@match("iprange")
+def _iprange(s: Scene) -> Clause:
+    a, b = s.of(("10.0.0.9", "10.0.0.50"), ("10.244.0.5", "10.244.0.6"), ("192.0.2.7", "203.0.113.5"))
+    return Clause(f"-m iprange {s.no}{s.of('--src-range', '--dst-range')} {a}-{b}")
+
+
+@match("owner")
+def _owner(s: Scene) -> Clause | None:
+    if not s.only({"OUTPUT", "POSTROUTING"}):
+        return None
+    return Clause(f"-m owner {s.no}--socket-exists")
+
+
+@match("mac")
+def _mac(s: Scene) -> Clause | None:
+    if not s.only(IN_HOOKS):
+        return None
+    return Clause(f"-m mac {s.no}--mac-source {s.of('02:00:00:00:00:fe', '02:00:00:00:00:01')}")
+
+
+@match("pkttype")
+def _pkttype(s: Scene) -> Clause:
+    return Clause(f"-m pkttype {s.no}--pkt-type {s.of('unicast', 'broadcast', 'multicast')}")
+
+
+@match("length")
+def _length(s: Scene) -> Clause:
+    return Clause(f"-m length {s.no}--length {s.of('40', '48', '36:60', '0:47', '61:2000')}")
+
+
+@match("ttl")
+def _ttl(s: Scene) -> Clause:
+    kind = s.of("--ttl-eq", "--ttl-lt", "--ttl-gt")
+    return Clause(f"-m ttl {s.no if kind == '--ttl-eq' else ''}{kind} {s.of(1, 2, 63, 64)}")
+
+
+@match("tos")
+def _tos(s: Scene) -> Clause:
+    return Clause(f"-m tos {s.no}--tos {s.of('0x10/0xff', '0x28/0x3f', '0x00/0xff', '0xc0/0xe0')}")
+
+
+@match("dscp")
+def _dscp(s: Scene) -> Clause:
+    return Clause(f"-m dscp {s.no}{s.of('--dscp 0', '--dscp 0x0a', '--dscp 46', '--dscp-class cs1')}")
+
+
+@match("ecn")
+def _ecn(s: Scene) -> Clause:
+    if s.chance(0.5):
+        return Clause(f"-m ecn {s.no}--ecn-ip-ect {s.of(0, 1, 2, 3)}")
+    return Clause(f"-m ecn {s.no}{s.of('--ecn-tcp-cwr', '--ecn-tcp-ece')}", "tcp")
+
+
+@match("realm")
+def _realm(s: Scene) -> Clause | None:
+    if not s.only({"INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}):
+        return None
+    return Clause(f"-m realm {s.no}--realm {s.of(0, 3, '0x3/0xf')}")
+
+
+@match("statistic")
+def _statistic(s: Scene) -> Clause:
+    if s.chance(0.15):
+        return Clause(f"-m statistic --mode random {s.no}--probability {s.of('0', '1')}")
+    every = s.of(2, 3, 4)
+    return Clause(f"-m statistic --mode nth {s.no}--every {every} --packet {s.rng.randrange(every)}")
+
+
+@match("limit")
+def _limit(s: Scene) -> Clause:
+    return Clause(f"-m limit --limit {s.of('4/min', '20/hour', '1/sec', '6/hour')} --limit-burst {s.of(1, 2, 4)}")
+
+
+@match("quota")
+def _quota(s: Scene) -> Clause:
+    return Clause(f"-m quota {s.no}--quota {s.of(100, 200, 500)}")
+
+
+@match("recent")
+def _recent(s: Scene) -> Clause:
+    words = f"-m recent {s.no}" + s.of("--set", "--rcheck", "--update", "--remove")
+    if "--rcheck" in words or "--update" in words:
+        words += s.of("", f" --hitcount {s.of(1, 2, 3)}", f" --seconds {s.of(30, 60)}", f" --seconds 60 --hitcount {s.of(2, 4)}", " --rttl")  # fmt: skip
+    return Clause(f"{words} --name r{s.of(0, 1)} --mask {s.of('255.255.255.255', '255.255.255.255', '255.255.255.0')} {s.of('--rsource', '--rdest')}")  # fmt: skip
+
+
+@match("hashlimit")
+def _hashlimit(s: Scene) -> Clause:
+    s.serial += 1
+    words = f"-m hashlimit {s.of('--hashlimit-upto', '--hashlimit-above')} "
+    mode = s.of("packets", "packets", "bytes")
+    words += f"{s.of('4/min', '20/hour', '1/sec')} --hashlimit-burst {s.of(1, 2, 3)}" if mode == "packets" else f"{s.of('200b/s', '1kb/s')}"  # fmt: skip
+    if s.chance(0.8):
+        words += f" --hashlimit-mode {s.of('srcip', 'dstip', 'srcip,dstport', 'dstip,dstport', 'srcip,srcport,dstip,dstport')}"  # fmt: skip
+    if s.chance(0.2) and "srcip" in words:
+        words += " --hashlimit-srcmask 24"
+    return Clause(f"{words} --hashlimit-name h{s.serial}")
+
+
+@match("string")
+def _string(s: Scene) -> Clause:
+    what = s.of('--string "abc"', '--string "xx"', '--string "GET"', '--hex-string "|7878|"', '--string "ABC" --icase')
+    return Clause(f"-m string {s.no}{what} --algo {s.of('bm', 'kmp')}{s.of('', ' --from 28', ' --to 60', ' --from 20 --to 44')}")  # fmt: skip
+
+
+@match("u32")
+def _u32(s: Scene) -> Clause:
+    return Clause(f'-m u32 {s.no}--u32 "{s.of("0x6&0xff=0x6,0x11", "0x0>>0x16&0x3c@0x0>>0x10=0x50:0x1bb,0x9c40", "0x8>>0x18=0x40", "0x4&0x3fff=0x0", "0x0&0xffff=0x28:0x40&&0x6&0xff=0x11", "0x3e8=0x1")}"')  # fmt: skip
+
+
+@match("tcpmss")
+def _tcpmss(s: Scene) -> Clause:
+    return Clause(f"-m tcp --tcp-flags SYN,RST SYN -m tcpmss {s.no}--mss {s.of('1460', '500:1400', '0:536')}", "tcp")
+
+
+@match("time")
+def _time(s: Scene) -> Clause:
+    return Clause("-m time " + s.of("--timestart 00:00:00 --timestop 23:59:59", "--weekdays Mon,Tue,Wed,Thu,Fri,Sat,Sun", "! --weekdays Mon,Tue,Wed,Thu,Fri,Sat,Sun", "--datestop 2037-12-31T00:00:00"))  # fmt: skip
+
+
+@match("rpfilter")
+def _rpfilter(s: Scene) -> Clause | None:
+    if s.table not in ("raw", "mangle") or not s.only({"PREROUTING"}):
+        return None
+    return Clause("-m rpfilter" + "".join(w for w in (" --loose", " --validmark", " --accept-local", " --invert") if s.chance(0.3)))  # fmt: skip
+
+
+@match("ipvs")
+def _ipvs(s: Scene) -> Clause | None:
+    if "match:ipvs" in ABSENT[s.kernel]:
+        return None
+    return Clause("-m ipvs " + s.of(f"{s.no}--ipvs", f"--vaddr {s.rng.choice(VIPS)}/32", f"--vport {s.rng.choice(PORTS)}", f"--vproto {s.of(6, 17)}", f"{s.no}--vmethod {s.of('MASQ', 'GATE', 'IPIP')}", "--vdir ORIGINAL --vproto 6"))  # fmt: skip
+
+
+@match("nfacct")
+def _nfacct(s: Scene) -> None:
+    """Needs an object that only the nfacct tool makes: no dump of a node holds it."""
+
+
+# ---- targets
+
+
+def to_ports(s: Scene) -> str:
+    """A destination port, or several where the kernel's choice can be known."""
+    port = s.rng.choice(PORTS)
+    if s.chance(0.7):
+        return str(port)
+    if s.kernel == "6.1":
+        return f"8000-8010/{port}"
+    return f"{port}-{port + 3}"
+
+
+@target("ACCEPT", "RETURN")
+def _accept(s: Scene) -> Clause:
+    return Clause(s.of("ACCEPT", "RETURN"))
+
+
+@target("DROP")
+def _drop(s: Scene) -> Clause | None:
+    return None if s.table == "nat" else Clause("DROP")
+
+
+@target("REJECT")
+def _reject(s: Scene) -> Clause | None:
+    if s.table != "filter" or not s.only(set(HOOKS["filter"])):
+        return None
+    if s.chance(0.4):
+        return Clause("REJECT --reject-with tcp-reset", "tcp")
+    return Clause(s.of("REJECT", f"REJECT --reject-with {s.of('icmp-net-unreachable', 'icmp-host-unreachable', 'icmp-proto-unreachable', 'icmp-admin-prohibited', 'icmp-host-prohibited')}"))  # fmt: skip
+
+
+@target("MARK")
+def _set_mark(s: Scene) -> Clause:
+    kind = s.of("--set-mark", "--set-xmark", "--or-mark", "--and-mark", "--xor-mark")
+    return Clause(f"MARK {kind} {s.rng.choice(MARKS)}{'/0x3' if 'set' in kind and s.chance(0.3) else ''}")
+
+
+@target("CONNMARK")
+def _set_connmark(s: Scene) -> Clause:
+    return Clause("CONNMARK " + s.of(f"--set-mark {s.rng.choice(MARKS)}", f"--set-xmark {s.rng.choice(MARKS)}/0x3", "--save-mark", "--restore-mark", "--save-mark --nfmask 0xff --ctmask 0x3", "--restore-mark --nfmask 0x3 --ctmask 0xff", "--restore-mark --mask 0x7"))  # fmt: skip
+
+
+@target("TTL")
+def _set_ttl(s: Scene) -> Clause | None:
+    return Clause(f"TTL {s.of('--ttl-set 2', '--ttl-inc 1', '--ttl-dec 1', '--ttl-set 64', '--ttl-dec 62')}") if s.table == "mangle" else None  # fmt: skip
+
+
+@target("TOS")
+def _set_tos(s: Scene) -> Clause | None:
+    return Clause(f"TOS {s.of('--set-tos 0x10/0x3f', '--set-tos 0x28', '--or-tos 0x2', '--and-tos 0xfc')}") if s.table == "mangle" else None  # fmt: skip
+
+
+@target("DSCP")
+def _set_dscp(s: Scene) -> Clause | None:
+    return Clause(f"DSCP {s.of('--set-dscp 10', '--set-dscp-class ef')}") if s.table == "mangle" else None
+
+
+@target("ECN")
+def _set_ecn(s: Scene) -> Clause | None:
+    if s.table != "mangle":
+        return None
+    return Clause("ECN --ecn-tcp-remove", "tcp")
+
+
+@target("TCPMSS")
+def _set_mss(s: Scene) -> Clause | None:
+    if s.table != "mangle" or not s.only(OUT_HOOKS):
+        return None
+    return Clause(f"TCPMSS {s.of('--set-mss 1000', '--set-mss 300', '--clamp-mss-to-pmtu')}", "tcp --syn")
+
+
+@target("LOG", "NFLOG", "AUDIT", "CLASSIFY", "CHECKSUM")
+def _quiet(s: Scene) -> Clause | None:
+    some = ["LOG --log-prefix x", "NFLOG --nflog-group 3", "AUDIT --type accept"]
+    if s.table == "mangle":
+        some += ["CHECKSUM --checksum-fill"] if s.only({"POSTROUTING"}) else []
+        some += ["CLASSIFY --set-class 1:2"] if s.only(OUT_HOOKS) else []
+    return Clause(s.rng.choice(some))
+
+
+@target("TRACE")
+def _trace(s: Scene) -> Clause | None:
+    return Clause("TRACE") if s.table == "raw" else None
+
+
+@target("NOTRACK", "CT")
+def _notrack(s: Scene) -> Clause | None:
+    return Clause(s.of("CT --notrack", "NOTRACK", "CT")) if s.table == "raw" else None
+
+
+@target("DNAT")
+def _dnat(s: Scene) -> Clause | None:
+    if s.table != "nat" or not s.only({"PREROUTING", "OUTPUT"}):
+        return None
+    to = s.of(*NEAR["cni0"], *NEAR["eth1"], "10.244.0.5-10.244.0.7", "10.0.0.50", "10.0.0.1", "10.244.0.6")
+    if s.chance(0.4):
+        return Clause(f"DNAT --to-destination {to}{s.of('', ' --persistent')}")
+    return Clause(f"DNAT --to-destination {to}:{to_ports(s)}{s.of('', ' --persistent')}", s.of("tcp", "udp"))
+
+
+@target("SNAT")
+def _snat(s: Scene) -> Clause | None:
+    if s.table != "nat" or not s.only({"POSTROUTING", "INPUT"}):
+        return None
+    to = s.of("10.0.0.9", "192.168.7.1", "10.0.0.20-10.0.0.22", "10.0.0.1", "10.0.0.77")
+    if s.chance(0.7):
+        return Clause(f"SNAT --to-source {to}{s.of('', '', '', ' --persistent', ' --random', ' --random-fully')}")
+    return Clause(f"SNAT --to-source {to}:{s.of('2000', '40000-40003', '1024-65535')}", s.of("tcp", "udp"))
+
+
+@target("MASQUERADE")
+def _masquerade(s: Scene) -> Clause | None:
+    if s.table != "nat" or not s.only({"POSTROUTING"}):
+        return None
+    return Clause(s.of("MASQUERADE", "MASQUERADE", "MASQUERADE", "MASQUERADE --random", "MASQUERADE --random-fully"))
+
+
+@target("REDIRECT")
+def _redirect(s: Scene) -> Clause | None:
+    if s.table != "nat" or not s.only({"PREROUTING", "OUTPUT"}):
+        return None
+    return Clause(f"REDIRECT --to-ports {to_ports(s).split('/')[0] if s.kernel != '6.1' else s.rng.choice(PORTS)}", s.of("tcp", "udp"))  # fmt: skip
+
+
+@target("NETMAP")
+def _netmap(s: Scene) -> Clause | None:
+    if s.table != "nat":
+        return None
+    return Clause(f"NETMAP --to {s.of('10.244.0.0/24', '10.0.0.0/24', '192.168.7.0/28')}")
+
+
+@target("SET")
+def _put_in_set(s: Scene) -> Clause | None:
+    names = [n for n in sorted(s.sets) if s.sets[n] != "list:set"]
+    if not names:
+        return None
+    name = s.rng.choice(names)
+    if s.table == "mangle" and "skbinfo" in s.options[name] and s.chance(0.7):
+        return Clause(f"SET --map-set {name} {dirs(s, s.sets[name])} --map-mark")
+    if s.chance(0.3):
+        return Clause(f"SET --del-set {name} {dirs(s, s.sets[name])}")
+    more = s.of("", " --exist", *([" --exist --timeout 50", " --timeout 20"] if "timeout" in s.options[name] else []))
+    return Clause(f"SET --add-set {name} {dirs(s, s.sets[name])}{more}")
+
+
+# ---- sets --------------------------------------------------------------------------------------------------------
+
+
+def _address(s: Scene) -> str:
+    return str(s.rng.choice(ADDRESSES))
+
+
+def _net(s: Scene) -> str:
+    return str(s.rng.choice(NETS[:-1])) if s.chance(0.6) else _address(s)
+
+
+def _port(s: Scene) -> str:
+    if s.chance(0.1):
+        return str(s.of("icmp:8/0", "icmp:0/0", "sctp:80", "47:0"))
+    return f"{s.of('tcp', 'udp')}:{s.rng.choice(PORTS + CLIENT_PORTS)}"
+
+
+def _mac_address(s: Scene) -> str:
+    return str(s.of("02:00:00:00:00:fe", "02:00:00:00:00:33"))
+
+
+def _bitmap_address(s: Scene) -> str:
+    return f"10.0.0.{s.of(1, 9, 50, 51, 77)}"
+
+
+#: type -> (words of `create` to choose from, parts of an element)
+SET_MAKERS: dict[str, tuple[list[str], list[Callable[[Scene], str]]]] = {
+    "bitmap:ip": (["range 10.0.0.0/24", "range 10.0.0.0-10.0.0.100"], [_bitmap_address]),
+    "bitmap:ip,mac": (["range 10.0.0.0/24"], [_bitmap_address, _mac_address]),
+    "bitmap:port": (["range 1-50000"], [lambda s: str(s.rng.choice(PORTS + CLIENT_PORTS))]),
+    "hash:ip": (["", "netmask 24", "maxelem 8"], [_address]),
+    "hash:mac": ([""], [_mac_address]),
+    "hash:ip,mac": ([""], [_address, _mac_address]),
+    "hash:ip,mark": (["", "markmask 0x3"], [_address, lambda s: hex(s.rng.choice(MARKS))]),
+    "hash:ip,port": ([""], [_address, _port]),
+    "hash:ip,port,ip": ([""], [_address, _port, _address]),
+    "hash:ip,port,net": ([""], [_address, _port, _net]),
+    "hash:net": (["", "maxelem 8"], [_net]),
+    "hash:net,net": ([""], [_net, _net]),
+    "hash:net,port": ([""], [_net, _port]),
+    "hash:net,port,net": ([""], [_net, _port, _net]),
+    "hash:net,iface": ([""], [_net, lambda s: str(s.rng.choice(LINKS))]),
+    "list:set": (["", "size 4"], []),
+}
+
+
+def element(s: Scene, kind: str, options: str) -> str:
+    """An element for such a set, with the words that its extensions allow."""
+    out = ",".join(part(s) for part in SET_MAKERS[kind][1])
+    if "timeout" in options and s.chance(0.4):
+        out += f" timeout {s.of(0, 30, 300)}"
+    if "net" in kind and "maxelem" not in options and s.chance(0.2):
+        out += " nomatch"
+    if "skbinfo" in options:
+        out += f" skbmark {hex(s.rng.choice(MARKS))}/0xff"
+    return out
+
+
+def make_sets(s: Scene, featured: str) -> str:
+    """A few sets (names S0, S1, ...), one of them of the featured type; the words for `ipset restore`."""
+    kinds = [k for k in SETS if k not in ABSENT[s.kernel] and k in SET_MAKERS]
+    plain = [k for k in kinds if k != "list:set"]
+    chosen = s.rng.sample(plain, s.of(0, 1, 2))
+    if featured in plain:
+        chosen.append(featured)
+    out = []
+    for n, kind in enumerate(chosen):
+        name = f"S{n}"
+        options = s.rng.choice(SET_MAKERS[kind][0])
+        for word in ("timeout 100", "counters", "comment", "skbinfo"):
+            if s.chance(0.2):
+                options += f" {word}"
+        s.sets[name], s.options[name] = kind, options
+        out.append(f"create {name} {kind} {options}".rstrip())
+        for what in dict.fromkeys(element(s, kind, options) for _ in range(s.rng.randrange(7))):
+            out.append(f"add {name} {what} -exist")
+    if chosen and (featured == "list:set" or s.chance(0.15)):
+        options = s.rng.choice(SET_MAKERS["list:set"][0]) + s.of("", " counters", " timeout 100")
+        members = s.rng.sample(sorted(s.sets), min(len(s.sets), s.of(1, 2)))
+        s.sets["L"], s.options["L"] = "list:set", options
+        out.append(f"create L list:set {options}".rstrip())
+        out += [f"add L {m}" for m in members]
+    return "".join(line + "\n" for line in out)
+
+
+# ---- virtual services --------------------------------------------------------------------------------------------
+
+#: scheduler -> flags to choose from
+SCHEDULER_MAKERS: dict[str, list[str]] = {
+    **{name: [""] for name in "rr wrr lc wlc sed nq fo ovf lblc lblcr dh twos none".split()},
+    "sh": ["", "-b sh-port", "-b sh-fallback", "-b sh-fallback,sh-port"],
+    "mh": ["", "-b mh-port", "-b mh-fallback"],
+}
+SERVICE_KINDS = ["-t 10.96.0.10:80", "-u 10.96.0.10:53", "-t 10.96.0.11:443", "-f 7", "-u 10.96.0.11:5000", "-t 10.0.0.9:99"]  # fmt: skip
+SERVERS = [*NEAR["cni0"], "192.168.7.20", "10.0.0.51"]
+
+
+def server(s: Scene, where: str, only: str = "") -> str:
+    method = s.of("-m", "-m", "-m", "-g", "-i")
+    port = where.rpartition(":")[2] if method != "-m" or "-f" in where else s.of("8080", "80", "5000")
+    address = only or s.rng.choice(SERVERS)
+    to = address if "-f" in where else f"{address}:{port}"
+    limits = f" -x {s.of(2, 3)} -y {s.of(0, 1)}" if s.chance(0.1) else ""
+    return f"{where} -r {to} {method} -w {s.of(0, 1, 1, 2, 3)}{limits}"
+
+
+def make_services(s: Scene, featured: str) -> str:
+    """Virtual services, one with the featured scheduler; the words for `ipvsadm -R`."""
+    out = []
+    for n, where in enumerate(s.rng.sample(SERVICE_KINDS, s.of(1, 2, 3))):
+        scheduler = featured if n == 0 and featured in SCHEDULER_MAKERS else s.rng.choice(sorted(SCHEDULER_MAKERS))
+        flags = s.rng.choice(SCHEDULER_MAKERS[scheduler])
+        more = s.of("", "", "", "-p 60", "-p 300 -M 255.255.255.0", "-o" if "-u" in where else "")
+        out.append(" ".join(f"-A {where} -s {scheduler} {flags} {more}".split()))
+        servers = s.rng.sample(SERVERS, 1 if scheduler == "twos" else s.of(1, 2, 3))
+        out += [f"-a {server(s, where, only)}" for only in servers]
+    return "".join(line + "\n" for line in out)
+
+
+def unmade() -> list[str]:
+    """What is registered, and has no maker here."""
+    pairs: list[tuple[Any, Any]] = [
+        (MATCHES, MATCH_MAKERS), (TARGETS, TARGET_MAKERS), (SETS, SET_MAKERS), (SCHEDULERS, SCHEDULER_MAKERS),
+    ]  # fmt: skip
+    return [name for registry, makers in pairs for name in registry if name not in makers]
+
+
+# ---- whole nodes -------------------------------------------------------------------------------------------------
+
+
+def make_rule(s: Scene, jumps: Sequence[str] = (), match: str = "", target: str = "") -> str:
+    """One rule (without `-A CHAIN`) that the tool takes at this place, with these extensions if they may stand there."""
+    clauses: list[Clause] = []
+    names = [match] if match else []
+    names += [s.rng.choice(sorted(MATCH_MAKERS)) for _ in range(s.of(0, 1, 1, 2))]
+    proto = ""
+    for name in dict.fromkeys(n for n in names if n in MATCHES):
+        made = MATCH_MAKERS[name](s)
+        if made and (not made.proto or not proto or made.proto == proto):
+            clauses.append(made)
+            proto = proto or made.proto
+    deed = ""
+    for name in [target] * bool(target) + [s.rng.choice(sorted(TARGET_MAKERS)) for _ in range(4)]:
+        made = TARGET_MAKERS[name](s) if name in TARGETS else None
+        needs = made.proto.split()[0] if made and made.proto else ""
+        if made and (not needs or not proto or proto == needs) and not (needs and "-m tcp " in str(clauses) and "--syn" in made.proto):  # fmt: skip
+            deed = f"-j {made.text}"
+            if needs:
+                proto = needs
+                if "--syn" in made.proto:
+                    clauses.append(Clause("-m tcp --syn"))
+            if made.text in ("ACCEPT", "DROP", "RETURN", "CT", "NOTRACK", "CT --notrack") and s.chance(0.5) and name != target:
+                continue
+            break
+    if jumps and s.chance(0.35) and not target:
+        deed = f"{s.of('-j', '-j', '-j', '-g')} {s.rng.choice(jumps)}"
+    elif s.chance(0.05) and not target:
+        deed = ""
+    words = []
+    if s.chance(0.2):
+        words.append(f"{s.no}-s {s.rng.choice(NETS + ADDRESSES)}")
+    if s.chance(0.2):
+        words.append(f"{s.no}-d {s.rng.choice(NETS + ADDRESSES)}")
+    if s.chance(0.15) and s.only(IN_HOOKS):
+        words.append(f"{s.no}-i {s.of(*LINKS, 'eth+', 'lo')}")
+    if s.chance(0.15) and s.only(OUT_HOOKS):
+        words.append(f"{s.no}-o {s.of(*LINKS, 'eth+', 'lo')}")
+    if not proto and s.chance(0.35):
+        proto = s.of("tcp", "udp", "icmp", "! tcp", "! udp", "47")
+        if deed.startswith("-j REJECT --reject-with tcp"):
+            proto = "tcp"
+    if proto:
+        words.append(f"! -p {proto[2:]}" if proto.startswith("! ") else f"-p {proto}")
+    if not words and not clauses and s.chance(0.8):
+        words.append(f"-p {s.of('tcp', 'udp', 'icmp')}")  # few rules take everything
+    if s.chance(0.03):
+        words.append(f"{s.no}-f")
+    return " ".join([*words, *(c.text for c in clauses), deed]).strip()
+
+
+def make_tables(s: Scene, match: str, target: str, chatty: float) -> str:
+    """All tables (one may be missing), as iptables-restore reads them."""
+    out = []
+    where = featured_place(s, match, target)
+    for table, hooks in HOOKS.items():
+        wanted = where is not None and where[0] == table
+        if table == "security" and not wanted and s.chance(0.7):
+            continue
+        user = [f"{table[0].upper()}{n}" for n in range(s.of(0, 1, 2))]
+        reach = {u: frozenset(s.rng.sample(hooks, s.of(1, min(2, len(hooks))))) for u in user}
+        out.append(f"*{table}")
+        out += [f":{hook} ACCEPT [0:0]" for hook in hooks]
+        out += [f":{u} - [0:0]" for u in user]
+        s.table = table
+        rules = []
+        for n, chain in enumerate([*hooks, *user]):
+            s.chain = chain
+            s.hooks = reach.get(chain, frozenset({chain}))
+            jumps = [u for k, u in enumerate(user) if s.hooks <= reach[u] and (chain in hooks or k > n - len(hooks))]
+            count = s.rng.choice([0, 1, 2, 3, 5]) if s.chance(chatty) else 0
+            mine = [make_rule(s, jumps) for _ in range(count)]
+            if wanted and where is not None and where[1] == chain:
+                mine.insert(s.rng.randrange(len(mine) + 1), make_rule(s, jumps, match, target))
+                mine.insert(s.rng.randrange(len(mine) + 1), make_rule(s, jumps, match))
+            rules += [f"-A {chain} {r}" for r in mine]
+        out += [*rules, "COMMIT"]
+    return "".join(line + "\n" for line in out)
+
+
+def featured_place(s: Scene, match: str, target: str) -> tuple[str, str] | None:
+    """A table and built-in chain where the featured target (or else the match) may stand."""
+    places = [(t, h) for t, hooks in HOOKS.items() for h in hooks]
+    s.rng.shuffle(places)
+    places.sort(key=lambda p: p[0] == "security")
+    best = None
+    for table, hook in places:
+        s.table, s.chain, s.hooks = table, hook, frozenset({hook})
+        can = [bool(made(s)) for made in (TARGET_MAKERS.get(target), MATCH_MAKERS.get(match)) if made]
+        if all(can):
+            return table, hook
+        best = best or ((table, hook) if any(can) else None)
+    return best
+
+
+SYSCTLS: list[tuple[str, list[int]]] = [
+    ("net.netfilter.nf_conntrack_acct", [1]),
+    ("net.netfilter.nf_conntrack_tcp_loose", [0]),
+    ("net.netfilter.nf_conntrack_tcp_be_liberal", [1]),
+    ("net.netfilter.nf_conntrack_tcp_max_retrans", [1, 2]),
+    ("net.netfilter.nf_conntrack_checksum", [0]),
+    ("net.netfilter.nf_conntrack_udp_timeout", [1, 2]),
+    ("net.netfilter.nf_conntrack_icmp_timeout", [1]),
+    ("net.netfilter.nf_conntrack_tcp_timeout_syn_sent", [1]),
+    ("net.netfilter.nf_conntrack_tcp_timeout_close", [1]),
+    ("net.netfilter.nf_conntrack_tcp_timeout_time_wait", [1]),
+    ("net.ipv4.conf.all.rp_filter", [1, 2]),
+    ("net.ipv4.conf.eth1.rp_filter", [1]),
+    ("net.ipv4.conf.all.route_localnet", [1]),
+    ("net.ipv4.conf.all.accept_local", [1]),
+    ("net.ipv4.conf.cni0.forwarding", [0]),
+    ("net.ipv4.ip_default_ttl", [33]),
+]
+VS_SYSCTLS: list[tuple[str, list[int]]] = [
+    ("net.ipv4.vs.conntrack", [1]),
+    ("net.ipv4.vs.conn_reuse_mode", [0]),
+    ("net.ipv4.vs.expire_nodest_conn", [1]),
+    ("net.ipv4.vs.expire_quiescent_template", [1]),
+    ("net.ipv4.vs.nat_icmp_send", [1]),
+    ("net.ipv4.vs.sloppy_tcp", [1]),
+    ("net.ipv4.vs.schedule_icmp", [1]),
+    ("net.ipv4.vs.snat_reroute", [0]),
+]
+
+
+def make_links(s: Scene, services: bool) -> str:
+    """node.toml."""
+    out = [f'kernel = "{s.kernel}"']
+    for n, name in enumerate(LINKS):
+        plens = [f'"{a}/24"' for a in OWN[name]]
+        out += ["[[link]]", f'name = "{name}"', f'mac = "02:00:00:00:00:0{n + 1}"', f"addresses = [{', '.join(plens)}]"]
+        if s.chance(0.15):
+            out.append(f"mtu = {s.of(576, 1000, 1400)}")
+    vips = ", ".join(f'"{v}/32"' for v in VIPS)
+    out += ["[[link]]", 'name = "vip0"', *['kind = "dummy"'] * ("dummy" not in ABSENT[s.kernel]), f"up = {s.of('false', 'true')}", f"addresses = [{vips}]"]
+    out += ["[[route]]", 'to = "default"', 'via = "10.0.0.254"', 'dev = "eth0"']
+    for route in (
+        'to = "172.16.0.0/16"\nvia = "192.168.7.254"\ndev = "eth1"',
+        'type = "prohibit"\nto = "203.0.113.5/32"',
+        'type = "unreachable"\nto = "203.0.113.0/24"',
+        'type = "blackhole"\nto = "192.0.2.0/25"',
+        'to = "192.0.2.0/24"\nvia = "192.168.7.254"\ndev = "eth1"\nsrc = "192.168.7.1"',
+    ):
+        if s.chance(0.1):
+            out += ["[[route]]", route]
+    if s.chance(0.25):
+        out += ["[[route]]", 'to = "default"', 'via = "192.168.7.254"', 'dev = "eth1"', 'table = "100"']
+        what = s.of('fwmark = "0x1/0x1"', 'from = "10.244.0.0/24"', 'iif = "cni0"', 'to = "192.0.2.0/24"', 'fwmark = "0x7"')
+        out += ["[[rule]]", "priority = 100", what, 'table = "100"']
+    out.append("[sysctl]")
+    choose = SYSCTLS + (VS_SYSCTLS if services else [])
+    some = s.rng.sample(choose, s.of(0, 1, 2))
+    if services and s.chance(0.5):
+        some.append(VS_SYSCTLS[0])
+    out += [f'"{name}" = {s.rng.choice(values)}' for name, values in dict(some).items()]
+    return "\n".join(out) + "\n"
+
+
+# ---- traffic -----------------------------------------------------------------------------------------------------
+
+FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
+
+
+@dataclass
+class Talk:
+    """A conversation: how the client sees it, and how it arrived at the far end.
+
+    link, there   where each side's packets enter the node; None: the node itself; there_ends None: nothing arrived yet
+    """
+
+    proto: int
+    link: str | None
+    src: str
+    sport: int
+    dst: str
+    dport: int
+    there: str | None = None
+    there_ends: tuple[int, str, int, str, int] | None = None
+    back_ends: tuple[int, str, int, str, int] | None = None
+    drawn: bool = False
+    seq: list[int] = field(default_factory=lambda: [1000, 50000])
+    seen: list[int] = field(default_factory=lambda: [0, 0])  # the other side's next number, once heard
+    sent: int = 0
+    heard: int = 0
+
+
+class Traffic:
+    """Makes the events of a case, one by one, and takes each through a node, so that answers fit."""
+
+    def __init__(self, s: Scene, node: Node, count: int, services: bool) -> None:
+        self.s, self.node, self.count, self.services = s, node, count, services
+        self.events: list[Event] = []
+        self.talks: list[Talk] = []
+        self.left: list[tuple[str, bytes, bool]] = []
+        self.at = 0.0
+        self.drew = False
+        self.ident = s.rng.randrange(1, 30000)
+        self.patience = s.of(0.0, 0.0, 0.0, 2.4)  # seconds that may pass in jumps
+        self.tainted: set[tuple[int, str, int]] = set()
+        self._watch_draws()
+
+    def _watch_draws(self) -> None:
+        """Notice when Linux would draw a port: what leaves then cannot be answered in advance."""
+        nat = self.node.nat
+        search = nat._free_port
+
+        def noticed(*args: Any) -> Any:
+            self.drew = True
+            return search(*args)
+
+        nat._free_port = noticed  # type: ignore[method-assign]
+
+    def make(self) -> list[Event]:
+        while len(self.events) < self.count:
+            self.at += 0.002
+            if self.patience > 0 and self.s.chance(0.06):
+                jump = min(self.patience, self.s.of(0.15, 0.6, 1.2))
+                self.patience -= jump
+                self.at += jump
+            self.step()
+        return self.events
+
+    def step(self) -> None:
+        s = self.s
+        r = s.rng.random()
+        if r < 0.04 and len(self.events) > 5:
+            return self.command()
+        if r < 0.24 or not self.talks:
+            self.talks.append(self.new_talk())
+            return self.speak(self.talks[-1], 0)
+        if r < 0.32:
+            return self.error()
+        if r < 0.37:
+            events = [e for e in self.events[-30:] if e.packet is not None]
+            if events:
+                again = s.rng.choice(events)
+                assert again.packet is not None
+                self.send(again.link, again.packet)
+            return None
+        if r < 0.42:
+            return self.stray()
+        talk = s.rng.choice(self.talks[-5:])
+        answers = talk.there_ends is not None and not talk.drawn
+        return self.speak(talk, 1 if answers and s.chance(0.55 if talk.heard < talk.sent else 0.35) else 0)
+
+    def new_talk(self) -> Talk:
+        s = self.s
+        proto = s.rng.choices([TCP, UDP, ICMP, SCTP, GRE, UDPLITE, DCCP], [50, 28, 12, 3, 2, 2, 1])[0]
+        link: str | None = s.rng.choice(LINKS)
+        if s.chance(0.15) and proto in (TCP, UDP, ICMP):
+            link = None
+        src = s.rng.choice(NEAR[link] if link else MINE)
+        there = [a for a in FAR if link is None or a not in NEAR[link]] + NEAR["cni0"]
+        dst = s.rng.choice(there)
+        if proto in (TCP, UDP, ICMP) and s.chance(0.3):
+            dst = s.rng.choice(MINE)
+        if proto in (TCP, UDP) and self.services and s.chance(0.6):
+            where = s.rng.choice([w for w in SERVICE_KINDS if w[1] == ("t" if proto == TCP else "u")]).split()[1]
+            dst, port = where.split(":")
+            return Talk(proto, link, src, s.rng.choice(CLIENT_PORTS), dst, int(port))
+        if s.chance(0.1):
+            dst = s.of("172.16.3.3", *VIPS, "203.0.113.77")
+        if link is not None and proto == UDP and s.chance(0.03):
+            dst = s.rng.choice(BROADCASTS)
+        return Talk(proto, link, src, s.rng.choice(CLIENT_PORTS), dst, s.rng.choice(PORTS), seq=[s.rng.choice([1000, 2**32 - 5, 70000]), s.rng.choice([50000, 2**31 - 3])])  # fmt: skip
+
+    # ---- one side says something
+
+    def speak(self, talk: Talk, side: int) -> None:
+        s = self.s
+        if side == 0:
+            link, (proto, src, sport, dst, dport) = talk.link, (talk.proto, talk.src, talk.sport, talk.dst, talk.dport)
+        else:
+            assert talk.there_ends is not None
+            link = talk.there
+            proto, dst, dport, src, sport = talk.there_ends
+        data = s.of(b"", b"", b"abc", b"GET /", b"x" * 30) if s.chance(0.97) else b"x" * s.of(700, 1300)
+        if proto == TCP:
+            body = self._tcp(talk, side, src, sport, dst, dport, data)
+        elif proto in (UDP, UDPLITE):
+            body = udp_segment(src, sport, dst, dport, data or b"q", proto)
+            if proto == UDP and s.chance(0.05):
+                body = body[:6] + b"\0\0" + body[8:]
+        elif proto == ICMP:
+            body = icmp_segment(0 if side else 8, 0, (sport if not side else dport) << 16 | 1, data or b"ping")
+        elif proto == SCTP:
+            body = self._sctp(side, sport, dport)
+        elif proto == DCCP:
+            body = struct.pack("!HHBBHBBH", sport, dport, 4, 0, 0, s.of(0, 2, 4) << 1 | 1, 0, 0) + struct.pack("!III", 1, 0, 2)
+            body = summed(src, dst, DCCP, body, 6)
+        else:
+            body = b"\0\0\x08\0" + data
+        talk.sent += side == 0
+        talk.heard += side == 1
+        packet = self.wrap(src, dst, proto, body)
+        journey = self.whole_or_cut(link, packet)
+        if journey is not None:
+            self.learn(talk, side, journey)
+
+    def _tcp(self, talk: Talk, side: int, src: str, sport: int, dst: str, dport: int, data: bytes) -> bytes:
+        s = self.s
+        first = talk.sent == 0 if side == 0 else talk.heard == 0
+        window = s.of(64240, 64240, 64240, 65535, 8192, 500, 0)
+        mine, other = talk.seq[side], talk.seq[1 - side]
+        options = b""
+        if first and s.chance(0.9):
+            flags = SYN | ACK if side else SYN
+            data = b""
+        else:
+            flags = s.rng.choices([ACK, ACK | PSH, FIN | ACK, RST, RST | ACK], [45, 25, 15, 6, 3])[0]
+            if flags == ACK and s.chance(0.7):
+                data = b""
+        if s.chance(0.08):
+            flags = s.of(SYN, SYN | ACK, FIN, 0, URG | ACK, FIN | ACK | URG, SYN | FIN, PSH, RST, ACK, 0x3F, SYN | 0xC0)
+        if s.chance(0.06):
+            mine += s.of(1, -1, 100, 70000, -70000, 2**31)
+        if s.chance(0.06):
+            other += s.of(1, -1, 500, 70000, -70000)
+        if flags & SYN:
+            options = s.of(b"", b"\x02\x04\x05\xb4", b"\x02\x04\x05\xb4\x01\x03\x03\x07", b"\x02\x04\x05\xb4\x04\x02\x01\x03\x03\x02", b"\x02\x04\x05\xb4\x04\x02\x08\x0a\0\0\0\1\0\0\0\0\x01\x03\x03\x0e")  # fmt: skip
+        elif s.chance(0.1):
+            edge = (other + 100) & 0xFFFFFFFF
+            options = s.of(b"\x01\x01\x05\x0a" + struct.pack("!II", edge, (edge + 50) & 0xFFFFFFFF), b"\x01\x01\x08\x0a\0\0\0\1\0\0\0\0")
+        ack = other if flags & ACK else 0
+        segment = tcp_segment(src, sport, dst, dport, flags, mine, ack, window, options, data)
+        if mine == talk.seq[side] and s.chance(0.9):
+            talk.seq[side] = (mine + len(data) + bool(flags & SYN) + bool(flags & FIN)) & 0xFFFFFFFF
+        return segment
+
+    def _sctp(self, side: int, sport: int, dport: int) -> bytes:
+        s = self.s
+        kind = s.of(1, 1, 2, 10, 11, 0, 3, 4, 7, 14, 6)
+        chunk = struct.pack("!BBHIIHHI", kind, 0, 20, 7 + side, 1500, 1, 1, 1)
+        head = struct.pack("!HHII", sport, dport, 0 if kind == 1 else 8 - side, 0)
+        return head[:8] + struct.pack("<I", crc32c(head + chunk)) + chunk
+
+    def wrap(self, src: str, dst: str, proto: int, body: bytes) -> bytes:
+        s = self.s
+        self.ident = (self.ident + 1) & 0x7FFF or 1
+        ttl = 64 if s.chance(0.9) else s.of(1, 2, 3, 255)
+        tos = 0 if s.chance(0.85) else s.of(0x10, 0x28, 0xB8, 0x03, 0x01)
+        options = b"\x01\x01\x01\x00" if s.chance(0.01) else b""
+        frag = 0x4000 if len(body) < 1200 and s.chance(0.9) else 0
+        return ip(src, dst, proto, body, ttl=ttl, tos=tos, ident=self.ident, frag=frag, options=options)
+
+    def whole_or_cut(self, link: str | None, packet: bytes) -> Journey | None:
+        """Send it, now and then in fragments; the journey that shows what became of it."""
+        s = self.s
+        if link is None or not s.chance(0.06):
+            return self.send(link, packet)
+        packet = packet[:6] + b"\0\0" + packet[8:]
+        packet = packet[:10] + b"\0\0" + packet[12:]
+        ihl = (packet[0] & 15) * 4
+        packet = packet[:10] + struct.pack("!H", checksum(packet[:ihl])) + packet[12:]
+        pieces = fragments(packet, s.of(8, 16, 24))
+        if len(pieces) > 8:
+            pieces = fragments(packet, 512)
+        if s.chance(0.3):
+            pieces.reverse()
+        elif s.chance(0.2):
+            s.rng.shuffle(pieces)
+        if s.chance(0.1):
+            pieces.pop(s.rng.randrange(len(pieces)))
+        shown: Journey | None = None
+        for piece in pieces:
+            journey = self.send(link, piece)
+            if journey is not None and journey.fate in ("forwarded", "delivered"):
+                shown = journey
+        return shown
+
+    def send(self, link: str | None, packet: bytes) -> Journey | None:
+        self.drew = False
+        self.events.append(Event(round(self.at, 4), link, packet, None))
+        if link is None:
+            journey = self.node.send(packet, None, self.at)
+        else:
+            mac = self.node.routing.links[self.node.routing.index(link)].mac or 0
+            frame = mac.to_bytes(6, "big") + bytes.fromhex("0200000000fe") + b"\x08\0" + packet
+            journey = self.node.send(frame, link, self.at, ethernet=True)
+        if self.drew and len(packet) >= 28:
+            self.tainted.add(ends(packet)[:3])
+        drawn = len(packet) < 28 or ends(packet)[:3] in self.tainted
+        for out, sent in journey.own:
+            self.left.append((out, sent, drawn))
+        return journey
+
+    def learn(self, talk: Talk, side: int, journey: Journey) -> None:
+        """Remember how the client's packet looked where it arrived."""
+        if side or talk.dst in BROADCASTS:
+            return
+        talk.drawn |= (talk.proto, talk.src, talk.sport) in self.tainted
+        if journey.fate == "forwarded" and journey.own:
+            link, sent = journey.own[-1]
+            if sent[9] == 4 and len(sent) >= 48:  # through a tunnel: the server takes it out
+                sent = sent[20:]
+            if sent[9] == talk.proto and len(sent) >= 28 and link in LINKS:
+                talk.there, talk.there_ends = link, ends(sent)
+        elif journey.fate == "delivered":
+            sent = journey._part.pkts.bytes(journey._row)
+            if sent[9] == talk.proto and len(sent) >= 28:
+                talk.there, talk.there_ends = None, ends(sent)
+
+    # ---- the rest
+
+    def error(self) -> None:
+        """An ICMP error about something that left."""
+        s = self.s
+        some = [(link, sent) for link, sent, drawn in self.left[-12:] if not drawn and link in LINKS]
+        if not some:
+            return
+        link, sent = s.rng.choice(some)
+        _, src, _, dst, _ = ends(sent)
+        kind, code, rest = s.of((3, 1, 0), (3, 3, 0), (11, 0, 0), (3, 4, 1200), (12, 0, 0), (4, 0, 0), (5, 1, 0x0A0000FD))
+        if (kind, code) == (3, 4) or kind == 5:
+            kind, code, rest = 3, 0, 0  # the node's own stack would believe these, and change its routes
+        quote = sent[: s.of(28, 36, 36, 64, 24)]
+        whence = dst if s.chance(0.6) else s.rng.choice(NEAR[link])
+        packet = self.wrap(whence, src, ICMP, icmp_segment(kind, code, rest, quote))
+        self.send(link, packet)
+
+    def stray(self) -> None:
+        """Something that belongs to no conversation, or is broken."""
+        s = self.s
+        link = s.rng.choice(LINKS)
+        src, dst = s.rng.choice(ADDRESSES if s.chance(0.3) else NEAR[link]), s.rng.choice(FAR)
+        kind = s.rng.randrange(7)
+        if kind == 0:
+            body = tcp_segment(src, s.rng.choice(CLIENT_PORTS), dst, s.rng.choice(PORTS), s.rng.randrange(64), s.rng.randrange(2**32), s.rng.randrange(2**32), 1000, b"", b"")  # fmt: skip
+            packet = self.wrap(src, dst, TCP, body)
+        elif kind == 1:  # a checksum that is wrong
+            body = bytearray(udp_segment(src, s.rng.choice(CLIENT_PORTS), dst, s.rng.choice(PORTS), b"wrong"))
+            body[-1] ^= 1
+            packet = self.wrap(src, dst, UDP, bytes(body))
+        elif kind == 2:  # a header that is cut short
+            body = tcp_segment(src, 40000, dst, s.rng.choice(PORTS), SYN, 1, 0, 1000, b"", b"")
+            packet = self.wrap(src, dst, s.of(TCP, UDP), body[: s.of(0, 4, 7, 8, 12, 19)])
+        elif kind == 3:
+            packet = self.wrap(src, dst, ICMP, icmp_segment(s.of(0, 8, 3, 11, 30, 9), s.of(0, 1), 7 << 16, b"abcd"))
+        elif kind == 4:
+            packet = self.wrap(src, dst, s.of(50, 51, 4, 103), b"some bytes of it")
+        elif kind == 5:
+            packet = bytearray(self.wrap(src, dst, UDP, udp_segment(src, 53, dst, 53, b"x")))  # type: ignore[assignment]
+            packet[10] ^= 1  # type: ignore[index]
+            packet = bytes(packet)
+        else:
+            body = tcp_segment(src, 40000, dst, s.rng.choice(PORTS), s.of(SYN, ACK, RST), 1, 5, 1000, s.of(b"", b"\x03", b"\x02\x01\0\0", b"\x05\x03\0", b"\0\0\0\0"), b"")  # fmt: skip
+            packet = self.wrap(src, dst, TCP, body)
+        self.send(link, packet)
+
+    def command(self) -> None:
+        """A change from outside, as an administrator or a program makes it."""
+        s = self.s
+        made = self.change()
+        if made is None:
+            return
+        self.events.append(Event(round(self.at, 4), None, None, made))
+        try:
+            self.node.run(made, self.at)
+        except Refused:
+            pass
+
+    def change(self) -> str | None:
+        s = self.s
+        kinds = ["iptables"] * 4 + ["ipset"] * 3 * bool(s.sets) + ["ipvsadm"] * 4 * self.services
+        kinds += ["conntrack", "sysctl", "ip"]
+        kind = s.rng.choice(kinds)
+        if kind == "iptables":
+            s.table = s.of("mangle", "nat", "filter", "filter")
+            s.chain = s.rng.choice(HOOKS[s.table])
+            s.hooks = frozenset({s.chain})
+            what = s.of("-A", "-A", "-I", "-I", "-D", "-Z", "-P", "-R")
+            rule = make_rule(s)
+            if what in ("-A", "-I"):
+                return f"iptables -t {s.table} {what} {s.chain} {rule}"
+            if what == "-R":
+                return f"iptables -t {s.table} -R {s.chain} 1 {rule}"
+            if what == "-D":
+                return f"iptables -t {s.table} -D {s.chain} {s.of(1, 1, 2)}"
+            if what == "-P":
+                return f"iptables -t {s.table} -P {s.chain} {s.of('ACCEPT', 'DROP') if s.table == 'filter' else 'ACCEPT'}"
+            return f"iptables -t {s.table} -Z{s.of('', ' ' + s.chain)}"
+        if kind == "ipset":
+            name = s.rng.choice(sorted(s.sets))
+            if s.sets[name] == "list:set":
+                return f"ipset {s.of('add', 'del', 'test')} {name} {s.rng.choice(sorted(s.sets))}"
+            verb = s.of("add", "add", "del", "del", "test", "flush")
+            if verb == "flush":
+                return f"ipset flush {name}"
+            what = element(s, s.sets[name], s.options[name])
+            if verb != "add":
+                what = what.split()[0]
+            return f"ipset {verb} {name} {what}{' -exist' if verb == 'add' and s.chance(0.3) else ''}"
+        if kind == "ipvsadm":
+            services = [line.split(" -s ")[0][3:] for line in self.node.dump("ipvsadm-save").splitlines() if line.startswith("-A ")]  # fmt: skip
+            if not services:
+                return None
+            where = s.rng.choice(services)
+            servers = [line for line in self.node.dump("ipvsadm-save").splitlines() if line.startswith(f"-a {where} ")]
+            if not servers or s.chance(0.3):
+                if any("twos" in line for line in self.node.dump("ipvsadm-save").splitlines()):
+                    return None
+                return f"ipvsadm -a {server(s, where)}"
+            old = s.rng.choice(servers).split(" -r ")[1].split()
+            if s.chance(0.4):
+                return f"ipvsadm -d {where} -r {old[0]}"
+            return f"ipvsadm -e {where} -r {old[0]} {old[1]} -w {s.of(0, 1, 2, 5)}"
+        if kind == "conntrack":
+            return str(s.of("conntrack -F", f"conntrack -D -p tcp --dport {s.rng.choice(PORTS)}", f"conntrack -D -s {s.rng.choice(FAR)}", f"conntrack -D -p udp --orig-port-dst {s.rng.choice(PORTS)}"))  # fmt: skip
+        if kind == "sysctl":
+            name, values = s.rng.choice(SYSCTLS[:10])
+            return f"sysctl -w {name}={s.rng.choice(values)}"
+        return str(
+            s.of(
+                "ip addr add 10.0.0.77/24 dev eth0", "ip addr del 10.0.0.9/24 dev eth0", "ip addr add 192.168.7.9/24 dev eth1",
+                "ip route add 172.16.0.0/16 via 192.168.7.254 dev eth1", "ip route del 172.16.0.0/16", "ip route add blackhole 203.0.113.0/24",
+                "ip link set vip0 up", "ip link set vip0 down", "ip route replace default via 192.168.7.254 dev eth1",
+            )
+        )  # fmt: skip
+
+
+_CRC: list[int] = []
+
+
+def crc32c(data: bytes) -> int:
+    """SCTP's checksum (Castagnoli)."""
+    if not _CRC:
+        for n in range(256):
+            for _ in range(8):
+                n = n >> 1 ^ (0x82F63B78 if n & 1 else 0)
+            _CRC.append(n)
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC[(crc ^ byte) & 255] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+# ---- cases -------------------------------------------------------------------------------------------------------
+
+
+def case(rng: Random, kernel: str, number: int = 0, events: int = 80) -> Case:
+    """A node and its traffic. `number` decides what is featured; everything else comes from `rng`.
+
+    Raises  NetemuError when netemu does not load what the makers made: a defect of one of them
+    """
+
+    def nth(registry: Sequence[str]) -> str:
+        return sorted(registry)[number % len(registry)]
+
+    s = Scene(rng, kernel)
+    features = [nth(list(r)) for r in (MATCHES, TARGETS, SETS, SCHEDULERS)]
+    services = "match:ipvs" not in ABSENT[kernel] and (rng.random() < 0.5 or features[0] == "ipvs")
+    texts = {"node.toml": make_links(s, services)}
+    if features[0] == "set" or features[1] == "SET" or rng.random() < 0.6:
+        texts["ipset.save"] = make_sets(s, features[2])
+    texts["iptables.save"] = make_tables(s, features[0], features[1], rng.choice([0.25, 0.5, 0.8]))
+    if services:
+        texts["ipvsadm.save"] = make_services(s, features[3])
+    texts = {name: text for name, text in texts.items() if text}
+    story = f"features -m {features[0]}, -j {features[1]}, {features[2]}" + f", {features[3]}" * services
+    made = Case(f"fuzz-{kernel}-{number}", story, texts, [])
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in texts.items():
+            Path(folder, name).write_text(text)
+        node = Node.load(folder, seed=1)
+    made.events.extend(Traffic(s, node, events, services).make())
+    return made
