@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from netemu.errors import NetemuError, Problem, raise_all
 from netemu.matches import ConntrackMatch, Match, Multiport, Ports, SetMatch, State, Tcp, Udp
-from netemu.model import Model, Text, read_model
+from netemu.model import Model, Text
 from netemu.node import Node
 from netemu.tables import HOOKS, Chain, Rule, Table, split_words
 from netemu.targets import Ct, Masquerade, Notrack, SetTarget, Snat, dotted
@@ -123,6 +122,9 @@ def _ranges(parts: Iterable[tuple[int, int]], invert: bool) -> Ranges:
     return tuple((a[1] + 1, b[0] - 1) for a, b in pairwise(edges) if a[1] + 1 <= b[0] - 1)
 
 
+_BITS = {"proto": "protocol", "link_in": "link in", "link_out": "link out", "states": "state"}
+
+
 @dataclass(frozen=True)
 class Box:
     """Packets that some conditions let through.
@@ -174,13 +176,12 @@ class Box:
             nots = getattr(self, f"{name}_not") + getattr(other, f"{name}_not")
             if _apart(a, b) or any(_inside((a[0] | b[0], a[1] | b[1]), no) for no in nots):
                 return "source" if name == "src" else "destination"
-        for name, said in (("proto", "protocol"), ("link_in", "link in"), ("link_out", "link out"), ("states", "state")):
+        for name, said in _BITS.items():
             if not getattr(self, name) & getattr(other, name):
                 return said
-        for name, said in (("sport", "source port"), ("dport", "destination port")):
-            if getattr(self, name) is not ANY_PORTS and getattr(other, name) is not ANY_PORTS:
-                if not _both(getattr(self, name), getattr(other, name)):
-                    return said
+        for a, b, said in ((self.sport, other.sport, "source port"), (self.dport, other.dport, "destination port")):
+            if a is not ANY_PORTS and b is not ANY_PORTS and not _both(a, b):
+                return said
         return ""
 
     @cached_property
@@ -281,7 +282,7 @@ def box_of(rule: Rule, links: Links, volatile: frozenset[str], unsteady: Callabl
             isinstance(match, ConntrackMatch)
             and match.states is not None
             and match.states <= set(STATES)
-            and match == ConntrackMatch(match.states, match.states_invert)
+            and match == ConntrackMatch(states=match.states, states_invert=match.states_invert)
         ):
             states &= _state_bits(match.states, match.states_invert)
         else:
@@ -321,7 +322,7 @@ def box_of(rule: Rule, links: Links, volatile: frozenset[str], unsteady: Callabl
 # ---- the rules, looked at as a whole -------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class Place:
     """A rule, where it stands, and what it asks for."""
 
@@ -511,8 +512,8 @@ def shadowed(rules: Rules) -> Iterator[Finding]:
                 found = [earlier.covering(box) for box in boxes]
                 by = {one.number: one for one in found if one is not None}
                 if all(one is not None for one in found):
-                    what = f"never sees a packet: {'rule' if len(by) == 1 else 'rules'} {_listed(map(str, by))} before it "
-                    what += "takes them all" if len(by) == 1 else "take them all"
+                    who = f"rule {next(iter(by))} takes" if len(by) == 1 else f"rules {_listed(map(str, by))} take"
+                    what = f"never sees a packet: {who} all that it asks for"
                     yield place.finding("shadowed", WARNING, what, *(one.told for one in list(by.values())[:3]))
                     continue
             if rules.decides(place) and not place.box.memory and not place.box.empty:
@@ -707,27 +708,17 @@ def nat_untracked(rules: Rules) -> Iterator[Finding]:
                     by.append(_untracked_by(hook, box, untracked, rules.links.all))
             if by and all(by):
                 what = "translates nothing: connection tracking never sees these packets"
-                more = [f"{one} {one.told}" for one in dict.fromkeys(map(_key, filter(None, by)))]
+                more = [f"{one.table} {one.told}" for one in dict.fromkeys(filter(None, by))]
                 yield place.finding("nat-untracked", WARNING, what, *more[:3])
     yield from _ipvs_untracked(rules)
 
 
-class _key:  # noqa: N801 - a place that can stand in a dict
-    def __init__(self, place: Place) -> None:
-        self.place, self.told = place, place.told
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _key) and other.place is self.place
-
-    def __hash__(self) -> int:
-        return id(self.place)
-
-    def __str__(self) -> str:
-        return str(self.place)
-
-
 def _notrack(target: Target | None) -> bool:
     return isinstance(target, Notrack) or (isinstance(target, Ct) and target.notrack)
+
+
+#: what is no longer as it was in PREROUTING later on the way: the rest of a packet mostly is
+_LATER: dict[str, Any] = {"states": ALL_STATES, "link_in": -1, "link_out": -1}
 
 
 def _untracked_by(hook: str, box: Box, untracked: list[tuple[str, Box, Place]], every: int) -> Place | None:
@@ -736,10 +727,8 @@ def _untracked_by(hook: str, box: Box, untracked: list[tuple[str, Box, Place]], 
         if hook in ("PREROUTING", "OUTPUT"):
             if at == hook and replace(raw, states=ALL_STATES).covers(box):
                 return place
-        elif at == "PREROUTING" and raw.link_in == every & ~1:
-            # later on the way: links are others now, what else the packet says is the same
-            if replace(raw, states=ALL_STATES, link_in=-1, link_out=-1).covers(box):
-                return place
+        elif at == "PREROUTING" and raw.link_in == every & ~1 and replace(raw, **_LATER).covers(box):
+            return place
     return None
 
 
@@ -748,11 +737,11 @@ def _ipvs_untracked(rules: Rules) -> Iterator[Finding]:
     if not node.ipvs.active or node.sysctl.int("net.ipv4.vs.conntrack"):
         return
     for place in rules.all():
-        if place.table == "nat" and isinstance(place.rule.target, Masquerade | Snat):
-            if any(hook == "POSTROUTING" for hook, _ in rules.ways.get(("nat", place.chain.name), ())):
-                what = "does not see what IPVS sends on: net.ipv4.vs.conntrack is 0"
-                yield place.finding("nat-untracked", NOTE, what, "set it to 1 to translate the source of such packets")
-                return
+        ways = rules.ways.get((place.table, place.chain.name), ()) if place.table == "nat" else ()
+        if isinstance(place.rule.target, Masquerade | Snat) and any(hook == "POSTROUTING" for hook, _ in ways):
+            what = "does not see what IPVS sends on: net.ipv4.vs.conntrack is 0"
+            yield place.finding("nat-untracked", NOTE, what, "set it to 1 to translate the source of such packets")
+            return
 
 
 def _listed(words: Iterable[str], most: int = 3) -> str:
@@ -771,15 +760,6 @@ def _file(rules: Rules, name: str) -> str:
 # ---- all of it -----------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Linted:
-    """A node and what is odd about it; `node` is None when it could not be loaded, for the reasons in `problems`."""
-
-    node: Node | None = None
-    findings: list[Finding] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-
-
 def lint(node: Node) -> list[Finding]:
     """All findings of all checks, in the order of the lines that they speak of."""
     rules = Rules(node)
@@ -787,25 +767,20 @@ def lint(node: Node) -> list[Finding]:
     return sorted(found, key=lambda f: (f.file, f.line))
 
 
-def lint_model(path: str | Path, seed: int = 0, unsupported: str = "fail") -> Linted:
+def lint_model(path: str | Path, seed: int = 0, unsupported: str = "fail") -> tuple[Node, list[Finding]]:
     """Load a model directory and lint it.
 
-    A set that rules name and nobody made is a finding here, where a load would refuse the model: an empty one stands in.
+    A set that rules name and nobody made is a finding here, where a load would refuse the model; an empty one stands
+    in for it.
     Raises  Refused, Unsupported  for everything else that keeps the model from being loaded
     """
-    problems: list[Problem] = []
-    model = read_model(path, problems)
-    findings = list(missing_sets(model))
-    node: Node | None = None
-    try:
-        node = Node(model, seed, unsupported=unsupported)
-    except NetemuError as error:
-        problems += error.problems
-    if node is not None:
-        problems = node.tolerated(problems)
-    raise_all(problems)
-    assert node is not None
-    return Linted(node, sorted(findings + lint(node), key=lambda f: (f.file, f.line)))
+    missing: list[Finding] = []
+
+    def prepare(model: Model) -> None:
+        missing.extend(missing_sets(model))
+
+    node = Node.load(path, seed=seed, unsupported=unsupported, prepare=prepare)
+    return node, sorted(missing + lint(node), key=lambda f: (f.file, f.line))
 
 
 _SET_OPTIONS = ("--match-set", "--add-set", "--del-set", "--map-set")
@@ -838,5 +813,3 @@ def missing_sets(model: Model) -> Iterator[Finding]:
                 yield Finding("missing-set", WARNING, what, "", rules.file, number, line.strip(), (hint,))
     if made.text:
         model.texts["ipset.save"] = made
-
-

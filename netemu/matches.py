@@ -94,6 +94,7 @@ class Match(Extension):
     hooks     built-in chains from which it may be reached
     sets      names of the ipsets that it uses
     always    it says yes to every packet
+    unmodelled  it stands for a match that netemu does not model (see doubt.py)
     """
 
     SPEC: ClassVar[dict[str, Option]] = {}
@@ -101,6 +102,7 @@ class Match(Extension):
     protocols: ClassVar[tuple[int, ...]] = ()
     tables: ClassVar[frozenset[str]] = NONE
     always: ClassVar[bool] = False
+    unmodelled: ClassVar[bool] = False
     _spellings: ClassVar[dict[str, str]] = {}
 
     def __init_subclass__(cls, *, name: str = "", **more: object) -> None:
@@ -1270,23 +1272,28 @@ class Connlimit(Memory, name="connlimit"):
         p, flows = trip.pkts, trip.node.conntrack
         address = (p.dst if self.side == "daddr" else p.src).item(row) & (M32 << (32 - self.width) & M32)
         flow = p.ct.item(row)
-        if flow >= 0:
-            this = (*flows.original(flow), flows.zone.item(flow))
-        else:
+        now = p.time.item(row)
+        if flow < 0:
             if p.frag.item(row) & OFFSET_MASK:
                 drop_at_once(trip, np.array([row]))
                 return False
             sport, dport = p.sport.item(row), p.dport.item(row)
             if p.proto.item(row) == ICMP:
                 sport, dport = p.icmp_id.item(row), p.icmp_type.item(row) << 8 | p.icmp_code.item(row)
-            this = (p.src.item(row), p.dst.item(row), sport, dport, p.proto.item(row), 0)
-        now = p.time.item(row)
-        key = (address, this[5])
-        known = self._lists.get(key)
-        settled = known is not None and flow >= 0 and bool(flows.status.item(flow) & ASSURED)
+            this = (p.src.item(row), p.dst.item(row), sport, dport, p.proto.item(row))
+            flow = flows.holder(this, now) >> 1  # -1 stays -1
+        if flow >= 0:
+            this = flows.original(flow)
+        zone = flows.zone.item(flow) if flow >= 0 else 0
+        status = flows.status.item(flow) if flow >= 0 else 0
+        known = self._lists.get((address, zone))
         if known is None:
-            known = self._lists[key] = ConnectionList()
-        count = known.sweep(trip.node, now) if settled else known.add(this, trip.node, now)
+            self._lists[address, zone] = ConnectionList((*this, zone), jiffies(now, trip.node.hz))
+            count = 1
+        elif status & (CONFIRMED if trip.node.kernel == "6.1" else ASSURED):
+            count = known.sweep(trip.node, now)
+        else:
+            count = known.add((*this, zone), bool(status & CONFIRMED), trip.node, now)
         if not count:  # the kernel takes it for a failure
             drop_at_once(trip, np.array([row]))
             return False
@@ -1296,28 +1303,31 @@ class Connlimit(Memory, name="connlimit"):
 class ConnectionList:
     """The connections of one network that a connlimit rule counts, oldest first.
 
-    A packet of an assured connection finds the list swept and adds nothing: its connection was added when it was new.
-    Any other looks for its connection, forgets those that ended on the way there, and is added if it is not found;
-    within the tick of the last sweep it is added without a look.
+    A packet of a settled connection (6.1: a confirmed one, 6.18: an assured one) has the list swept and adds nothing:
+    its connection was added when it was new, and may be swept away with the others. Any other looks for its connection,
+    forgets those that ended on the way there, and is added if it is not found; one that is not confirmed is added
+    without a look within the tick of the last sweep.
     """
 
     TIME_WAIT, CLOSE = 7, 8
 
-    def __init__(self) -> None:
-        self.tuples: list[tuple[int, ...]] = []
-        self.swept = -1  # tick
+    def __init__(self, first: tuple[int, ...], tick: int) -> None:
+        self.tuples = [first]
+        self.swept = tick
 
     def sweep(self, node: Node, now: int) -> int:
-        """Forget all that ended; how many are left."""
-        self.tuples = [known for known in self.tuples if self._open(known, node, now)]
-        self.swept = jiffies(now, node.hz)
-        return len(self.tuples)
-
-    def add(self, this: tuple[int, ...], node: Node, now: int) -> int:
-        """See that `this` is among them; how many there are."""
+        """Forget all that ended, once a tick; how many are left."""
         tick = jiffies(now, node.hz)
         if tick != self.swept:
-            left = []
+            self.tuples = [known for known in self.tuples if self._open(known, node, now)]
+            self.swept = tick
+        return len(self.tuples)
+
+    def add(self, this: tuple[int, ...], confirmed: bool, node: Node, now: int) -> int:
+        """See that `this` is among them; how many there are."""
+        tick = jiffies(now, node.hz)
+        if confirmed or tick != self.swept:
+            left: list[tuple[int, ...]] = []
             for n, known in enumerate(self.tuples):
                 if known == this and self._holder(known, node, now) >= 0:
                     self.tuples = left + self.tuples[n:]

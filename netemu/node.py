@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from netemu import clock
 from netemu.conntrack import STATE_NAMES, Conntrack, dotted
+from netemu.doubt import FAIL, UNCERTAIN, Doubts, put_aside
 from netemu.errors import Problem, Refused, Unsupported, raise_all
 from netemu.ipset import Sets
 from netemu.ipvs import Ipvs
@@ -99,6 +100,11 @@ class Journey:
         """The link it came in on; None: the node sent it."""
         k = int(self._part.pkts.arrived[self._row])
         return None if k < 0 else self._part.links[k]
+
+    @property
+    def uncertain(self) -> str | None:
+        """Why netemu cannot be sure of it: a rule that it cannot judge (see `Node.load`, unsupported)."""
+        return self._part.trip.doubts.get(self._row)
 
     @property
     def state(self) -> str | None:
@@ -311,7 +317,7 @@ class Node:
     ''
     """
 
-    def __init__(self, model: Model, seed: int = 0) -> None:
+    def __init__(self, model: Model, seed: int = 0, unsupported: str = FAIL) -> None:
         self.model = model
         self.seed = seed
         self.kernel = model.kernel
@@ -328,6 +334,8 @@ class Node:
         self.nat = Nat(self)
         self.ipvs = Ipvs(self)
         self.tables = Tables(self)
+        self.tables.uncertain = unsupported == UNCERTAIN
+        self.doubts = Doubts() if unsupported == UNCERTAIN else None
         self.road = Road(self)
         self.shortest_timeout = SECOND
         self.routing.on_link_down.append(self._link_down)
@@ -338,17 +346,31 @@ class Node:
         self.refresh()
 
     @classmethod
-    def load(cls, path: str | Path, *, seed: int = 0) -> Node:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        seed: int = 0,
+        unsupported: str = FAIL,
+        prepare: Callable[[Model], None] | None = None,
+    ) -> Node:
         """The node that a model directory describes.
 
+        unsupported  "fail", or "uncertain": a rule with a match or target that netemu does not model is kept as one that
+                     might match, and packets whose fate depends on it say so (see doubt.py)
+        prepare      called with the model before a node is made of it
         Raises  Refused (the real tools would refuse it too) or Unsupported (netemu cannot yet), naming every problem
         Cost    linear in the text; nothing is compiled before the first packet
         """
         problems: list[Problem] = []
         model = read_model(path, problems)
+        if prepare is not None:
+            prepare(model)
+        if unsupported == UNCERTAIN:
+            problems = put_aside(model, problems)
         node: Node | None = None
         try:
-            node = cls(model, seed)
+            node = cls(model, seed, unsupported)
         except (Refused, Unsupported) as error:
             problems.extend(error.problems)
         raise_all(problems)
@@ -439,8 +461,13 @@ class Node:
         start = 0
         while start < p.n:
             end = start + 1 if limit == 1 else self.road.run_end(p, start, limit)
-            self.road.run(trip, np.arange(start, end))
+            rows = np.arange(start, end)
+            self.road.run(trip, rows)
+            if self.doubts is not None:
+                self.doubts.settle(trip, rows, before)
             start = end
+        if self.doubts is not None:
+            self.doubts.settle_children(trip)
         return Journeys(trip, before, numbers, late)
 
     def replay(

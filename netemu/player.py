@@ -1,6 +1,7 @@
 """Plays packets through the kernel that it runs on, and notes what came of them.
 
     player.py IN OUT N    play the plans in IN (JSON), at most N at a time, write what happened to OUT (a JSON line each)
+    player.py guard DIR COMMAND...   run a command until our standard input is closed, then end it and remove DIR
     player.py probe       can it be done here? says why not, and leaves with status 1
 
 `lab.py` writes the plans and starts this program: as root on the running kernel, or inside User Mode Linux. It stands
@@ -16,13 +17,16 @@ and when the process goes, however it goes, everything it made goes with it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import json
 import os
 import re
+import select
 import shlex
+import shutil
 import signal
 import socket
 import struct
@@ -32,7 +36,7 @@ import time
 from typing import Any
 
 CLONE_NEWNET = 0x40000000
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 2, 0x1000
 SO_ATTACH_FILTER, SO_RCVBUFFORCE = 26, 33
 SENDER = "02:00:00:00:00:fe"
@@ -516,7 +520,46 @@ def probe() -> None:
         sys.exit(1)
 
 
+def guard(folder: str, argv: list[str]) -> None:
+    """Run a command for as long as our standard input stays open; then end all that is left of it.
+
+    Whoever started us holds the other end, so this happens even when he was killed; then the folder is removed as well.
+    """
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
+    alone = False
+    while not alone and child.poll() is None:
+        ready, _, _ = select.select([0], [], [], 0.02)
+        alone = bool(ready) and not os.read(0, 1)
+    while left := children():
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+    if not alone:
+        os.close(1)
+        os.close(2)
+        alone = not os.read(0, 1)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def children() -> list[int]:
+    """Processes that we started, or whose parents ended before them."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{entry}/stat") as f:
+                state = f.read().rpartition(")")[2].split()
+                if int(state[1]) == os.getpid():
+                    found.append(int(entry))
+    return found
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["guard"]:
+        guard(sys.argv[2], sys.argv[3:])
+        return
     tied_to_parent()
     os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/sbin:/bin"
     if sys.argv[1:] == ["probe"]:

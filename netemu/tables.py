@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from netemu.doubt import HARMLESS, VERDICTS, settle_walk, stand_in, unmodelled_match, unmodelled_target
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported
 from netemu.grammar import Bad, Extension, Given, NotModelled, RuleContext
 from netemu.hashing import Table as HashTable
@@ -75,6 +76,7 @@ NO_ROWS: Rows = np.zeros(0, np.intp)
 _ONE_ACCEPTED = np.ones(1, np.int8)
 _ONE_ACCEPTED.flags.writeable = False
 _VERDICTS = {"ACCEPT": ACCEPT, "DROP": DROP}
+_MOVES_NOTHING = HARMLESS | {*VERDICTS, "RETURN"}
 _POLICY_NAMES = {ACCEPT: "ACCEPT", DROP: "DROP"}
 
 #: a stretch of keyable rules shorter than this is walked rule by rule
@@ -339,7 +341,9 @@ class _Line:
         self.rule = rule
         self.number = number
         self.tests, self.links = _base_tests(rule, names)
-        self.asks = tuple(m for m in rule.matches if not m.always)
+        asks = [m for m in rule.matches if not m.always]
+        asks.sort(key=lambda m: m.unmodelled)  # what netemu cannot judge is asked last
+        self.asks = tuple(asks)
         self.says = tuple(m.says if type(m).says is not Match.says else None for m in self.asks)
         self.table, self.chain = table, chain
         self._step: Step | None = None
@@ -751,6 +755,7 @@ class Tables:
         self.version = 0
         self.on_change: list[Callable[[], None]] = []
         self.index_from = INDEX_FROM
+        self.uncertain = False  # keep what is not modelled as what might match
         self._links: list[str] = []
         self._needed: tuple[int, bool] = (-1, False)
         self._memories: tuple[int, tuple[Memory, ...]] = (-1, ())
@@ -844,7 +849,7 @@ class Tables:
             if chain.policy == DROP:
                 trip.end(left, code.reason)
                 ends.append((left, DROP))
-        if not ends and len(rows) == 1:
+        if not ends and len(rows) == 1 and not trip.open_doubts:
             return _ONE_ACCEPTED
         out = np.ones(len(rows), np.int8)
         for which, verdict in ends:
@@ -852,6 +857,8 @@ class Tables:
                 out[:] = verdict
             else:
                 out[np.searchsorted(rows, which)] = verdict
+        if trip.open_doubts:
+            settle_walk(trip, rows, out)
         return out
 
     def _code(self, table: str, name: str) -> _Code:
@@ -948,6 +955,8 @@ class Tables:
         rule.bytes += _bytes(trip.pkts, hit)
         trip.step(hit, line.step)
         if line.act is not None:
+            if trip.open_doubts and rule.target is not None and rule.target.name not in _MOVES_NOTHING:
+                trip.moved.update(hit.tolist())
             verdict = line.act(trip, hit, line.step)
             if isinstance(verdict, int):
                 return self._decided(trip, line, hit, verdict, ends, home)
@@ -1627,6 +1636,9 @@ class _Command:
                     raise Bad(f"unexpected ! flag before {_COMMANDS[name]}", word)
                 at = self.operands(p, name, words, at, values)
                 continue
+            while count < 0 and at < end and (words[at][:1] not in ("-", "!") or re.fullmatch(r"-\d.*", words[at])):
+                values.append(words[at])
+                at += 1
             while len(values) < count:
                 if at == end or (values and words[at][:1] in ("-", "!")):
                     some = f"{name} requires two args." if values else f'option "{word}" requires an argument'
@@ -1641,7 +1653,7 @@ class _Command:
         return p
 
     def resolve(self, name: str, p: _Parsed) -> tuple[str, _Loaded | None, int]:
-        """(full name, the extension it belongs to or None, how many words follow)."""
+        """(full name, the extension it belongs to or None, how many words follow; -1: all up to the next option)."""
         for attempt in (0, 1):
             if name in _OPTIONS:
                 return (*_OPTIONS[name][:1], None, _OPTIONS[name][1])
@@ -1655,6 +1667,9 @@ class _Command:
                 found = self.abbreviated(name, brought)
                 if found is not None:
                     return found
+            greedy = next((loaded for loaded in brought if getattr(loaded.cls, "greedy", False)), None)
+            if greedy is not None and not self.of_protocol(name, p):
+                return name, greedy, -1
             if attempt or not self.implicit(p):
                 break
         raise Bad(f'unknown option "{name}"', name, self.near(name, p))
@@ -1674,6 +1689,12 @@ class _Command:
                     found.setdefault(option, (option, loaded, count))
         return next(iter(found.values())) if len(found) == 1 else None
 
+    def of_protocol(self, name: str, p: _Parsed) -> bool:
+        """The option belongs to the match that the rule's protocol would bring in."""
+        number = self.protocol(p.base["-p"][0]) if "-p" in p.base else 0
+        cls = MATCHES.get(PROTOCOL_NAMES.get(number, ""))
+        return cls is not None and name in cls.OPTIONS
+
     def implicit(self, p: _Parsed) -> bool:
         """Bring in the match of the rule's protocol, once."""
         if "-p" not in p.base:
@@ -1681,7 +1702,9 @@ class _Command:
         name = PROTOCOL_NAMES.get(self.protocol(p.base["-p"][0]), "")
         if name not in _IMPLICIT:
             return False
-        cls = MATCHES.get(name)
+        cls: type[Extension] | None = MATCHES.get(name)
+        if cls is None and self.tables.uncertain:
+            cls = unmodelled_match(name)
         if cls is None:
             raise NotModelled(f"match `{name}`", p.base["-p"][0], _knows(MATCHES))
         if any(loaded.cls is cls for loaded in p.matches):
@@ -1771,6 +1794,9 @@ class _Command:
         cls = MATCHES.get(name)
         if cls is None:
             if name in OTHER_MATCHES or name == "udplite":
+                if self.tables.uncertain:
+                    p.matches.append(_Loaded(unmodelled_match(name)))
+                    return
                 raise NotModelled(f"match `{name}`", name, _knows(MATCHES))
             raise Bad(f"Couldn't load match `{name}':No such file or directory", name)
         p.matches.append(_Loaded(cls))
@@ -1787,6 +1813,9 @@ class _Command:
         cls = TARGETS.get(name)
         if cls is None:
             if name in OTHER_TARGETS:
+                if self.tables.uncertain:
+                    p.target = _Loaded(unmodelled_target(name))
+                    return
                 raise NotModelled(f"target `{name}`", name, _knows(TARGETS))
             hint = "declare the chain before it is used, as `:NAME - [0:0]`" if self.restoring else ""
             raise Bad(f"Couldn't load target `{name}':No such file or directory", name, hint)
@@ -1825,7 +1854,7 @@ class _Command:
             )
             rule.matches = self.matches(p, context)
             if p.target:
-                target = p.target.cls.read(p.target.given, context)
+                target = self.extension(p.target, context)
                 assert isinstance(target, Target)
                 rule.target = target
                 why = target.check(context)
@@ -1846,10 +1875,18 @@ class _Command:
         out = []
         for loaded in p.matches:
             assert context is not None
-            match = loaded.cls.read(loaded.given, context)
+            match = self.extension(loaded, context)
             assert isinstance(match, Match)
             out.append(match)
         return tuple(out)
+
+    def extension(self, loaded: _Loaded, context: RuleContext) -> Extension:
+        try:
+            return loaded.cls.read(loaded.given, context)
+        except NotModelled as gap:
+            if not self.tables.uncertain:
+                raise
+            return stand_in(loaded.cls, loaded.given, gap.what)
 
     def link(self, given: tuple[str, bool] | None) -> tuple[str, bool] | None:
         if given is None:

@@ -58,6 +58,11 @@ class Trip:
         self.outs: dict[int, list[bytes]] = {}
         self.largest: dict[int, int] = {}  # reassembled packets: the size of their largest fragment
         self.remember = True  # keep each rewrite for the report
+        # what depends on rules that netemu cannot judge (see doubt.py): row -> why; those of the walk under way, and
+        # the rows that a rule behind the doubtful one has changed
+        self.doubts: dict[int, str] = {}
+        self.open_doubts: list[tuple[Rows, str, str]] = []
+        self.moved: set[int] = set()
 
     def step(self, rows: Rows, step: Step) -> None:
         """Write `step` on the path of `rows`."""

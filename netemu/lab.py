@@ -1,0 +1,1005 @@
+"""The lab: the same packets on a real kernel, and the comparison.
+
+A `Case` is a node (the files of a model directory) and what happens to it: packets and commands, each at its time. `play`
+has a real kernel go through it and writes down what happened, a `Recording`; `compare` has netemu go through the same
+and lists every `Disagreement`. A case and its recording are kept in one text file (`save`, `load`), so that it can be
+compared for ever after without a kernel.
+
+    Case --play--> Recording --compare--> [Disagreement]
+      |                |
+      '----- save -----'
+
+Two kernels can be asked: the running one ("host", needs root, a network namespace for each case) and User Mode Linux
+("uml", needs no root, has IPVS). `player.py` is what runs there, and says how nothing is touched or left behind.
+
+What is masked, because it is arbitrary or drawn at random in Linux: the IP id of packets that the node made; the port
+that NAT drew (the pair is remembered and holds for later packets and the tables); what `statistic --mode random` drew
+(netemu is told); timers up to two seconds; the order of listings that follow a hash. The limits on ICMP errors and the
+local stack's own answers are switched off in the kernel, since netemu has neither.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shlex
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from netemu import player, trip
+from netemu.capture import arrivals, read_capture
+from netemu.errors import NetemuError, Problem, Refused, Unsupported, raise_all
+from netemu.matches import Statistic
+from netemu.model import FILES, KERNELS, Model, read_model
+from netemu.node import EPOCH_TIMES, Journey, Node
+from netemu.packets import Rows
+from netemu.player import ERRORS, ICMP, TCP, UDP, port_places, with_port
+from netemu.routing import format_mac, parse_mac
+from netemu.sysctl import canonical
+
+PACKAGES = "iptables ipset conntrack iproute2"
+TOOLS = ("iptables", "iptables-legacy", "ipset", "ipvsadm", "conntrack", "sysctl", "ip")
+SENDER = player.SENDER
+#: switched off in the kernel: netemu has no limit on ICMP errors, and its local stack says nothing
+QUIET = {
+    "net.ipv4.icmp_ratelimit": "0",
+    "net.ipv4.icmp_msgs_per_sec": "100000",
+    "net.ipv4.icmp_msgs_burst": "10000",
+}
+
+
+# ---- what is played, and what came of it ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Event:
+    """A packet or a command.
+
+    at       seconds after the start              link     where it comes in; None: the node itself sends it
+    packet   bytes from the IP header on          command  one of the node's own tools (then there is no packet)
+    source   MAC address of the sender            to       MAC address it is sent to ("": the link's)
+    answers  number of the event whose output this packet answers: if the kernel drew another port there, the packet
+             is sent to that one
+    """
+
+    at: float
+    link: str | None = None
+    packet: bytes | None = None
+    command: str | None = None
+    source: str = SENDER
+    to: str = ""
+    answers: int | None = None
+
+
+@dataclass
+class Case:
+    """texts: the files of a model directory (node.toml, iptables.save, ...); end: seconds, how long to wait after it all."""
+
+    name: str
+    story: str
+    texts: dict[str, str]
+    events: list[Event]
+    end: float = 0.0
+
+
+@dataclass
+class Happened:
+    """What the kernel did with an event.
+
+    at      seconds, as measured          outs    [(link, bytes from the IP header on)]
+    trace   `table:chain:kind:number` of each rule that the packet, and what it caused, met
+    status  of a command                  error   its complaint, or why a packet could not be sent
+    sent    the packet, when it was not the case's own (see Event.answers)
+    """
+
+    at: float
+    outs: list[tuple[str, bytes]] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
+    status: int | None = None
+    error: str = ""
+    sent: bytes | None = None
+
+
+@dataclass
+class Recording:
+    """What a kernel did with a case. `trouble`: it could not be played, and why.
+
+    tables   conntrack, counters, and where the case has them ipset, ipvs, connections, stats: as the tools print them
+    """
+
+    release: str
+    events: list[Happened] = field(default_factory=list)
+    end: float = 0.0
+    tables: dict[str, str] = field(default_factory=dict)
+    trouble: str = ""
+
+    @property
+    def kernel(self) -> str:
+        """Which of the kernels that netemu knows comes nearest."""
+        found = re.match(r"(\d+)\.(\d+)", self.release)
+        version = (int(found[1]), int(found[2])) if found else (6, 18)
+        return KERNELS[0] if version <= (6, 6) else KERNELS[-1]
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """One thing that netemu and the kernel see differently. Prints as a place, a field, both packets, and our steps.
+
+    place    `packet 17 at 0.481 s`, `conntrack`, ...         event   number of the event, None for tables
+    field    what differs: path, dport, link, status, ...
+    kernel, netemu   the two values             packets   (kernel's, netemu's) in words
+    steps    ours        trace   the kernel's
+    """
+
+    case: str
+    place: str
+    field: str
+    kernel: str
+    netemu: str
+    event: int | None = None
+    packets: tuple[str, str] = ("", "")
+    steps: tuple[str, ...] = ()
+    trace: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.event is None:
+            return f"{self.case}, {self.place}: {self.field}\n  kernel  {self.kernel}\n  netemu  {self.netemu}"
+        out = [f"{self.case}, {self.place}: field {self.field}: kernel {self.kernel}, netemu {self.netemu}"]
+        if any(self.packets):
+            out += [f"  kernel  {self.packets[0]}", f"  netemu  {self.packets[1]}"]
+        out += [f"    {step}" for step in self.steps]
+        if self.trace:
+            out.append("  kernel's trace")
+            out += [f"    {step}" for step in self.trace]
+        return "\n".join(out)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "case": self.case,
+            "place": self.place,
+            "event": self.event,
+            "field": self.field,
+            "kernel": self.kernel,
+            "netemu": self.netemu,
+            "packets": {"kernel": self.packets[0], "netemu": self.packets[1]},
+            "steps": list(self.steps),
+            "trace": list(self.trace),
+        }
+
+
+# ---- which kernel can be asked --------------------------------------------------------------------------------------
+
+
+def _missing(tools: Sequence[str]) -> list[str]:
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin"
+    return [name for name in tools if shutil.which(name, path=path) is None]
+
+
+def available(kernel: str) -> str | None:
+    """Why `kernel` ("host" or "uml") cannot be asked and what to do about it, or None when it can."""
+    if not sys.platform.startswith("linux"):
+        return "real kernels can be asked on Linux only"
+    base = ("ip", "iptables-legacy", "iptables-legacy-restore", "ipset", "conntrack")
+    if kernel == "uml":
+        if missing := _missing((*base, "linux.uml", "ipvsadm", "modprobe")):
+            return f"no {', '.join(missing)}: apt-get install user-mode-linux kmod ipvsadm {PACKAGES}"
+        return None
+    if kernel != "host":
+        return f"no kernel {kernel!r}: there are host and uml"
+    if os.geteuid() != 0:
+        return "a network namespace needs root: run as root, or ask User Mode Linux (--kernel uml)"
+    if missing := _missing(base):
+        return f"no {', '.join(missing)}: apt-get install {PACKAGES}"
+    done = subprocess.run([sys.executable, "-I", player.__file__, "probe"], capture_output=True, text=True)
+    if done.returncode:
+        return f"this kernel cannot be asked: {(done.stdout or done.stderr).strip()}"
+    return None
+
+
+# ---- playing --------------------------------------------------------------------------------------------------------
+
+
+def model_of(case: Case) -> Model:
+    """The case's model, every link with a MAC address."""
+    problems: list[Problem] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in case.texts.items():
+            Path(folder, name).write_text(text, encoding="utf-8")
+        model = read_model(folder, problems)
+    problems = [replace(p, file=os.path.basename(p.file)) for p in problems]
+    raise_all(problems)
+    for text in model.texts.values():
+        object.__setattr__(text, "file", os.path.basename(text.file))
+    taken = {parse_mac(link.mac) for link in model.links if link.mac}
+    fresh = 0x0200_0000_FD00
+    for link in model.links:
+        if link.mac is None and link.name != "lo":
+            while fresh in taken:
+                fresh += 1
+            link.mac = format_mac(fresh)
+            taken.add(fresh)
+    return model
+
+
+def _commands(model: Model) -> list[list[str]]:
+    """The `ip` commands that make the model's links, addresses, routes and rules."""
+    out: list[list[str]] = []
+    for link in model.links:
+        if link.name != "lo" and link.up:
+            out.append(["ip", "link", "set", link.name, "up"])
+        for a in link.addresses:
+            if ":" in a.address or (link.name == "lo" and a.address.startswith("127.0.0.1/")):
+                continue
+            words = ["ip", "addr", "add", a.address]
+            if a.peer >= 0:
+                ip, plen = a.address.split("/")
+                words = ["ip", "addr", "add", ip, "peer", f"{_dotted(a.peer)}/{plen}"]
+            if a.broadcast is not None:
+                words += ["broadcast", _dotted(a.broadcast)]
+            if a.scope != "global":
+                words += ["scope", a.scope]
+            if a.label:
+                words += ["label", a.label]
+            words += ["dev", link.name]
+            if a.metric:
+                words += ["metric", str(a.metric)]
+            if not a.connected:
+                words.append("noprefixroute")
+            out.append(words)
+    dumped = [r.words for r in model.routes if r.dumped]
+    for table in {w[w.index("table") + 1] if "table" in w else "main" for w in dumped}:
+        out.append(["ip", "route", "flush", "table", table])
+    for route in model.routes:
+        words = list(route.words)
+        if "type" in words:
+            at = words.index("type")
+            kind = words[at + 1]
+            del words[at : at + 2]
+            words.insert(0, kind)
+        out.append(["ip", "route", "add", *words])
+    if any(r.dumped for r in model.rules):
+        out += [["ip", "rule", "del", "priority", p] for p in ("32766", "32767")]
+    for rule in model.rules:
+        words = rule.words
+        if not (rule.dumped and "priority" in words and words[words.index("priority") + 1] == "0"):
+            out.append(["ip", "rule", "add", *words])
+    return out
+
+
+def _sysctls(model: Model, node: Node) -> list[tuple[str, str, bool]]:
+    """(name, value, whether the model asks for it): all that netemu believes, forwarding first."""
+    asked = {canonical(name) for name in model.sysctl}
+    values = {name: str(value) for name, value in node.sysctl.all().items()}
+    values.update({name: value for name, value in QUIET.items() if name not in asked})
+    values["net.ipv4.icmp_echo_ignore_all"] = "1"
+    order = sorted(values, key=lambda n: (not n.endswith(".forwarding"), n))
+    return [(name, values[name], name in asked) for name in order]
+
+
+def _checked_command(line: str) -> None:
+    """Only the node's own tools, and only inside its namespace."""
+    argv = shlex.split(line)
+    name = os.path.basename(argv[0]) if argv else ""
+    if name not in TOOLS:
+        raise Unsupported(f"command {name!r}", text=line, hint="the lab runs " + ", ".join(TOOLS))
+    if name == "ip" and any(w.startswith(("netns", "-n", "-b", "-force")) for w in argv[1:]):
+        raise Unsupported("an `ip` command that leaves the node", text=line)
+
+
+def plan(case: Case) -> dict[str, Any]:
+    """What the player needs to know of a case. Raises Refused or Unsupported as loading the model does."""
+    model = model_of(case)
+    if "conntrack.list" in model.texts:
+        raise Unsupported("a connection table at time zero (conntrack.list) on a real kernel")
+    node = Node(model, seed=1)
+    names = {link.name for link in model.links}
+    events: list[dict[str, Any]] = []
+    for e in case.events:
+        if e.command is not None:
+            _checked_command(e.command)
+            events.append({"at": e.at, "command": e.command})
+            continue
+        if e.link is not None and (e.link not in names or e.link == "lo"):
+            raise Refused(f"no packet can come in on {e.link!r}", hint="links: " + ", ".join(sorted(names)))
+        made: dict[str, Any] = {"at": e.at, "link": e.link, "packet": (e.packet or b"").hex()}
+        if e.link is not None:
+            made["source"], made["to"] = e.source, e.to
+        if e.answers is not None:
+            made["answers"] = e.answers
+        events.append(made)
+    ports = {22, 53, 80, 443, 8080}
+    for text in (*case.texts.values(), *(e.command or "" for e in case.events)):
+        for lo, hi in re.findall(r"(?:--to-ports |--to-destination \S+?:|:)(\d+)(?:-(\d+))?", text):
+            ports.update(range(int(lo), min(int(hi or lo), int(lo) + 64) + 1))
+    return {
+        "links": [
+            {"name": k.name, "mac": k.mac, "mtu": k.mtu if k.mtu is not None else 1500}
+            for k in model.links
+            if k.name != "lo"
+        ],
+        "sysctl": _sysctls(model, node),
+        "commands": _commands(model),
+        "texts": {name: t.text for name, t in model.texts.items() if t.text.strip() and name != "ip6tables.save"},
+        "sets": "ipset.save" in model.texts or any(e.command and "ipset" in e.command for e in case.events),
+        "ports": sorted(p for p in ports if 0 < p < 65536),
+        "events": events,
+        "end": case.end,
+    }
+
+
+def play(cases: Sequence[Case], kernel: str, together: int | None = None) -> list[Recording]:
+    """Have a real kernel go through the cases; one Recording for each, in order. One start of the kernel serves all.
+
+    kernel    "host" or "uml"           together  how many cases may run at a time, each in a namespace of its own
+    Raises    Refused   when that kernel cannot be asked, or did not come to an end
+    Cost      as long as the cases last, plus some 0.1 s a case, and 4 s to start User Mode Linux
+    """
+    if why := available(kernel):
+        raise Refused(f"the {kernel} kernel cannot be asked: {why}")
+    plans: list[dict[str, Any]] = []
+    out: list[Recording] = [Recording("") for _ in cases]
+    for k, case in enumerate(cases):
+        try:
+            plans.append({**plan(case), "case": k})
+        except NetemuError as e:
+            out[k].trouble = str(e)
+    if not plans:
+        return out
+    at_a_time = together or (4 if kernel == "host" else 2)
+    lasting = sum(max(p["end"], p["events"][-1]["at"] if p["events"] else 0.0) for p in plans)
+    with tempfile.TemporaryDirectory(prefix="netemu-", ignore_cleanup_errors=True) as folder:
+        source, target = os.path.join(folder, "plans.json"), os.path.join(folder, "played.jsonl")
+        Path(source).write_text(json.dumps(plans))
+        words = [sys.executable, "-I", player.__file__, source, target, str(at_a_time)]
+        if kernel == "uml":
+            words = _booting(folder, words)
+        with _guarded(words, folder, 120 + 5 * len(plans) + 2 * lasting) as said:
+            if not os.path.exists(target):
+                raise Refused(f"the {kernel} kernel did not play to the end", text=said.strip()[-2000:])
+            lines = Path(target).read_text().splitlines()
+    for made, line in zip(plans, lines, strict=True):
+        out[made["case"]] = _recording(json.loads(line))
+    return out
+
+
+def _recording(got: dict[str, Any]) -> Recording:
+    if "error" in got:
+        return Recording("", trouble=got["error"])
+    events = [
+        Happened(
+            e["at"],
+            [(link, bytes.fromhex(h)) for link, h in e["outs"]],
+            e["trace"],
+            e.get("status"),
+            e.get("error", ""),
+            bytes.fromhex(e["sent"]) if "sent" in e else None,
+        )
+        for e in got["events"]
+    ]
+    return Recording(got["release"], events, got["end"], got["tables"])
+
+
+def _booting(folder: str, words: list[str]) -> list[str]:
+    """The command that starts User Mode Linux, on this machine's own files, and has it run `words`."""
+    init = Path(folder, "init")
+    init.write_text(f"""#!/bin/sh
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmpfs /run
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mkdir -p /run/m/lib/modules; ln -s /usr/lib/uml/modules/$(uname -r) /run/m/lib/modules/
+printf '#!/bin/sh\\nexec /sbin/modprobe -d /run/m "$@"\\n' > /run/modprobe; chmod +x /run/modprobe
+echo /run/modprobe > /proc/sys/kernel/modprobe
+for m in tun nf_tables nfnetlink_log nf_log_syslog nf_conntrack_netlink ip_vs; do /run/modprobe $m; done
+ip link set lo up
+{shlex.join(words)}
+sync; poweroff -f
+""")
+    init.chmod(0o755)
+    return [
+        "linux.uml", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw", f"uml_dir={folder}/", f"init={init}",
+        "mem=1G", "con=null", "con0=fd:0,fd:1", "quiet", "loglevel=0",
+    ]  # fmt: skip
+
+
+@contextmanager
+def _guarded(words: list[str], folder: str, limit: float) -> Iterator[str]:
+    """Run a command to its end, and give what it said. Its guard ends whatever is left of it, and removes the folder,
+    when this context is left or this process dies.
+    """
+    env = {**os.environ, "HOME": folder, "TMPDIR": folder}
+    env["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/sbin:/bin"
+    guard = [sys.executable, "-I", player.__file__, "guard", folder, *words]
+    with subprocess.Popen(
+        guard, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, start_new_session=True
+    ) as running:
+        assert running.stdin is not None and running.stdout is not None
+        try:
+            said, until = b"", time.monotonic() + limit
+            while True:
+                ready, _, _ = select.select([running.stdout], [], [], max(0.0, until - time.monotonic()))
+                if not ready:
+                    raise Refused(f"the kernel was still playing after {limit:.0f} s")
+                more = os.read(running.stdout.fileno(), 65536)
+                if not more:
+                    break
+                said += more
+            yield said.decode("utf-8", "replace")
+        finally:
+            running.stdin.close()
+            running.wait()
+
+
+# ---- comparing ------------------------------------------------------------------------------------------------------
+
+
+def _dotted(address: int) -> str:
+    return socket.inet_ntoa(address.to_bytes(4, "big"))
+
+
+def _own_id_gone(packet: bytes, sent: bytes) -> bytes:
+    """Blank the IP id and header checksum of a packet that the node made itself."""
+    if packet[4:6] == sent[4:6]:
+        return packet
+    return packet[:4] + b"\0\0" + packet[6:10] + b"\0\0" + packet[12:]
+
+
+End = tuple[int, bytes, int, bytes, int]
+
+
+def ends(packet: bytes) -> End | None:
+    """(protocol, source, source port, destination, destination port), None where there are no ports.
+
+    An ICMP query has its id on the asking side.
+    """
+    places = port_places(packet)
+    if places is None:
+        return None
+    s, d = (int.from_bytes(packet[k : k + 2], "big") for k in places[:2])
+    if packet[9] == ICMP:
+        s, d = (s, 0) if packet[(packet[0] & 15) * 4] == 8 else (0, d)
+    return packet[9], packet[12:16], s, packet[16:20], d
+
+
+class Drawn:
+    """Ports that Linux drew at random, and netemu otherwise: which of ours stands for which of the kernel's."""
+
+    def __init__(self) -> None:
+        self.ours: dict[End, End] = {}
+        self.kernels: dict[End, End] = {}
+
+    @staticmethod
+    def _find(pairs: dict[End, End], key: End) -> End | None:
+        # IPVS sends one connection's packets to several servers one by one: then the far end differs
+        return pairs.get(key) or next((v for k, v in pairs.items() if k[:3] == key[:3]), None)
+
+    def learn(self, sent: bytes, kernel: bytes, ours: bytes, trace: Sequence[str]) -> None:
+        """Remember that the source ports differ, if a draw explains it: a new flow asked nat, both drew from one pool."""
+        was, e, g = ends(sent), ends(kernel), ends(ours)
+        if not (was and e and g) or e[:2] + e[3:] != g[:2] + g[3:] or e[2] == g[2]:
+            return
+        if e in self.ours or g in self.kernels or not any(t.startswith(("nat:POSTROUTING", "nat:INPUT")) for t in trace):
+            return
+        if was[0] != e[0] or was[2] in (e[2], g[2]):
+            return
+        low, high = (0, 65535) if e[0] == ICMP else _pool(was[2])
+        if low <= e[2] <= high and low <= g[2] <= high:
+            self.ours[e], self.kernels[g] = g, e
+
+    def outward(self, packet: bytes) -> bytes:
+        """What the kernel sent, as we should send it."""
+        e = ends(packet)
+        if e is None:
+            return self._quoted(packet)
+        pair = self._find(self.ours, e)
+        return with_port(packet, True, pair[2]) if pair else packet
+
+    def inward(self, packet: bytes) -> bytes:
+        """An answer to the kernel's port, as the answer to ours."""
+        e = ends(packet)
+        if e is None:
+            return self._quoted(packet)
+        pair = self._find(self.ours, (e[0], e[3], e[4], e[1], e[2]))
+        return with_port(packet, False, pair[2]) if pair else packet
+
+    def _quoted(self, packet: bytes) -> bytes:
+        """ICMP errors carry the beginning of what they are about."""
+        at = (packet[0] & 15) * 4
+        if packet[9] != ICMP or len(packet) < at + 36 or packet[at] not in ERRORS:
+            return packet
+        inner = packet[at + 8 :]
+        e = ends(inner)
+        pair = self._find(self.ours, e) if e else None
+        if pair is None:
+            return packet
+        head = packet[at : at + 2] + b"\0\0" + packet[at + 4 : at + 8]
+        body = head + with_port(inner, True, pair[2])
+        return packet[:at] + body[:2] + _checksum(body).to_bytes(2, "big") + body[4:]
+
+    def text(self, proto: str, src: str, sport: str, dst: str, dport: str) -> str:
+        """A port of our tables, as the kernel's tables have it."""
+        try:
+            number = {"icmp": ICMP, "tcp": TCP, "udp": UDP}[proto.lower()]
+            key = (number, socket.inet_aton(src), int(sport), socket.inet_aton(dst), int(dport))
+        except (KeyError, OSError, ValueError):
+            return sport
+        pair = self._find(self.kernels, key)
+        return str(pair[2]) if pair else sport
+
+
+def _pool(port: int) -> tuple[int, int]:
+    """The ports that Linux draws from when no range is given."""
+    return (1, 511) if port < 512 else (600, 1023) if port < 1024 else (1024, 65535)
+
+
+def _checksum(data: bytes) -> int:
+    data += b"\0" * (len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+class Dice:
+    """What `statistic --mode random` is to draw: what the kernel drew, read from its trace.
+
+    A rule that stands in the trace matched, so its draw was a hit; one that does not, did not. Draws that no trace can
+    tell are netemu's own.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self.rules: dict[int, list[tuple[str, int, bool]]] = {}
+        self.by_serial: dict[int, tuple[set[str], Counter[int]]] = {}
+        self.node = node
+        self.read_rules()
+
+    def read_rules(self) -> None:
+        """Find the rules that draw (again, after a command)."""
+        self.rules.clear()
+        for table, chain, number, rule in self.node.tables.rules():
+            for match in rule.matches:
+                if isinstance(match, Statistic) and match.mode == "random":
+                    step = f"{table}:{chain}:rule:{number}"
+                    self.rules.setdefault(match.salt, []).append((step, match.threshold, match.invert))
+
+    def expect(self, serial: int, trace: Sequence[str]) -> None:
+        """The packet with this serial number met these rules."""
+        if self.rules:
+            self.by_serial[serial] = (set(trace), Counter())
+
+    @contextmanager
+    def loaded(self) -> Iterator[None]:
+        """Within, draws come out as expected."""
+        if not self.rules:
+            yield
+            return
+        fair = trip.Trip.random
+
+        def random(journey: trip.Trip, rows: Rows, salt: int) -> trip.U64:
+            drawn = fair(journey, rows, salt)
+            known = self.rules.get(salt)
+            if known is None or journey.node is not self.node:
+                return drawn
+            for k, serial in enumerate(journey.pkts.serial[rows].tolist()):
+                if serial in self.by_serial:
+                    trace, asked = self.by_serial[serial]
+                    step, threshold, invert = known[min(asked[salt], len(known) - 1)]
+                    asked[salt] += 1
+                    hit = (step in trace) != invert
+                    drawn[k] = (0 if hit else min(threshold, 2**31 - 1)) << 33
+            return drawn
+
+        trip.Trip.random = random  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            trip.Trip.random = fair  # type: ignore[method-assign]
+
+
+def _all_caused(journey: Journey) -> list[Journey]:
+    return [c for j in journey.caused for c in (j, *_all_caused(j))]
+
+
+def _table_steps(journey: Journey) -> list[str]:
+    return [str(s) for s in journey.steps if s.table]
+
+
+def is_merge(both: Sequence[str], one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether `both` holds the steps of `one` and of `other`, each in its order: the kernel logs them in one stream."""
+    if len(both) != len(one) + len(other):
+        return False
+    reach = {0}
+    for n, step in enumerate(both):
+        reach = {i + 1 for i in reach if i < len(one) and one[i] == step} | {
+            i for i in reach if n - i < len(other) and other[n - i] == step
+        }
+    return len(one) in reach
+
+
+class Comparison:
+    """One case gone through by netemu beside a recording."""
+
+    def __init__(self, case: Case, recording: Recording, seed: int = 1) -> None:
+        self.case, self.recording = case, recording
+        model = model_of(case)
+        model.kernel = recording.kernel
+        self.macs = {link.name: link.mac for link in model.links if link.mac}
+        self.model, self.seed = model, seed
+        self.drawn = Drawn()
+        self.found: list[Disagreement] = []
+
+    def one_by_one(self) -> list[bytes]:
+        """Each packet by itself; the packets as they were sent, answers turned to our ports."""
+        node = Node(self.model, self.seed)
+        dice = Dice(node)
+        sent: list[bytes] = []
+        for k, (event, happened) in enumerate(zip(self.case.events, self.recording.events, strict=True)):
+            if event.command is not None:
+                self._run(node, k)
+                dice.read_rules()
+                sent.append(b"")
+                continue
+            packet = self.drawn.inward(happened.sent or event.packet or b"")
+            sent.append(packet)
+            dice.expect(node.serial, happened.trace)
+            with dice.loaded():
+                journey = self._send(node, event, packet, happened.at)
+            self._judge(k, packet, journey)
+        self._tables(node)
+        return sent
+
+    def in_batches(self, sent: Sequence[bytes], run_length: int | None) -> None:
+        """Stretches of packets between commands, as captures."""
+        node = Node(self.model, self.seed)
+        dice = Dice(node)
+        batch: list[int] = []
+
+        def flush() -> None:
+            if not batch:
+                return
+            for n, k in enumerate(batch):
+                dice.expect(node.serial + n, self.recording.events[k].trace)
+            with dice.loaded():
+                journeys = node.replay(read_capture(self._capture(batch, sent)), run_length)
+            for n, k in enumerate(batch):
+                self._judge(k, sent[k], journeys[n])
+            batch.clear()
+
+        for k, (event, happened) in enumerate(zip(self.case.events, self.recording.events, strict=True)):
+            if event.command is not None:
+                flush()
+                self._run(node, k)
+                dice.read_rules()
+            elif event.link is None:
+                flush()
+                dice.expect(node.serial, happened.trace)
+                with dice.loaded():
+                    self._judge(k, sent[k], self._send(node, event, sent[k], happened.at))
+            else:
+                batch.append(k)
+        flush()
+        self._tables(node)
+
+    def _run(self, node: Node, k: int) -> None:
+        event, happened = self.case.events[k], self.recording.events[k]
+        assert event.command is not None
+        status, said = 0, ""
+        try:
+            node.run(event.command, at=happened.at)
+        except Refused as e:
+            status, said = e.status, str(e)
+        if (status != 0) != (happened.status != 0):
+            self.found.append(
+                Disagreement(
+                    self.case.name,
+                    f"command `{event.command}` at {happened.at:.3f} s",
+                    "status",
+                    f"{happened.status} {happened.error}".strip(),
+                    f"{status} {said}".strip(),
+                    k,
+                )
+            )
+
+    def _frame(self, event: Event, packet: bytes) -> bytes:
+        assert event.link is not None
+        to = event.to or self.macs[event.link] or ""
+        return bytes.fromhex(to.replace(":", "")) + bytes.fromhex(event.source.replace(":", "")) + b"\x08\x00" + packet
+
+    def _send(self, node: Node, event: Event, packet: bytes, at: float) -> Journey:
+        if event.link is None:
+            return node.send(packet, None, at)
+        return node.send(self._frame(event, packet), event.link, at, ethernet=True)
+
+    def _capture(self, batch: Sequence[int], sent: Sequence[bytes]) -> BytesIO:
+        """A pcapng of these packets: an interface a link, Ethernet, nanoseconds."""
+        names = list(self.macs)
+        out = BytesIO()
+
+        def block(kind: int, body: bytes) -> None:
+            body += b"\0" * (-len(body) % 4)
+            size = struct.pack("<I", len(body) + 12)
+            out.write(struct.pack("<I", kind) + size + body + size)
+
+        def option(code: int, value: bytes) -> bytes:
+            return struct.pack("<HH", code, len(value)) + value + b"\0" * (-len(value) % 4)
+
+        block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1))
+        for name in names:
+            block(1, struct.pack("<HHI", 1, 0, 0) + option(2, name.encode()) + option(9, b"\x09") + option(0, b""))
+        for k in batch:
+            event = self.case.events[k]
+            assert event.link is not None
+            frame, at = self._frame(event, sent[k]), round(self.recording.events[k].at * 1e9)
+            inbound = option(2, struct.pack("<I", 1)) + option(0, b"")
+            head = struct.pack("<IIIII", names.index(event.link), at >> 32, at & 0xFFFFFFFF, len(frame), len(frame))
+            block(6, head + frame + b"\0" * (-len(frame) % 4) + inbound)
+        out.seek(0)
+        return out
+
+    # ---- judging ----
+
+    def _judge(self, k: int, packet: bytes, journey: Journey) -> None:
+        happened = self.recording.events[k]
+        ours = [(link, bytes(b)) for link, b in journey.out]
+        for (link, b), (other, theirs) in zip(
+            sorted(ours, key=lambda o: o[0]), sorted(happened.outs, key=lambda o: o[0]), strict=False
+        ):
+            if link == other and b != self.drawn.outward(theirs):
+                self.drawn.learn(packet, theirs, b, happened.trace)
+        kernels = [(link, self.drawn.outward(b)) for link, b in happened.outs]
+        mine = _table_steps(journey)
+        caused = [s for c in _all_caused(journey) for s in _table_steps(c)]
+
+        def say(what: str, kernel: str, netemu: str, packets: tuple[str, str] = ("", "")) -> None:
+            place = f"packet {k + 1} at {happened.at:.3f} s"
+            steps = tuple(f"{s}  {s.rule}".rstrip() for s in journey.steps)
+            steps += tuple(f"caused: {s}" for c in _all_caused(journey) for s in c.steps)
+            self.found.append(
+                Disagreement(
+                    self.case.name, place, what, kernel, netemu, k, packets, steps, tuple(happened.trace)
+                )
+            )
+
+        if not is_merge(happened.trace, mine, caused):
+            both = mine + caused
+            at = next((n for n, (a, b) in enumerate(zip(happened.trace, both, strict=False)) if a != b), None)
+            at = min(len(happened.trace), len(both)) if at is None else at
+            theirs_step = happened.trace[at] if at < len(happened.trace) else "nothing more"
+            our_step = both[at] if at < len(both) else "nothing more"
+            say("path", theirs_step, our_step, (words(packet), words(packet)))
+        links = sorted({link for link, _ in (*ours, *kernels)})
+        for name in links:
+            a = [_own_id_gone(b, packet) for link, b in kernels if link == name]
+            b = [_own_id_gone(b, packet) for link, b in ours if link == name]
+            if a == b:
+                continue
+            if len(a) != len(b):
+                said = tuple("; ".join(map(words, side)) or "nothing" for side in (a, b))
+                say(f"packets out on {name}", str(len(a)), str(len(b)), (said[0], said[1]))
+                continue
+            for theirs, own in zip(a, b, strict=True):
+                if theirs != own:
+                    what, kernel, netemu = first_difference(theirs, own)
+                    say(what, kernel, netemu, (f"{name} {words(theirs)}", f"{name} {words(own)}"))
+                    break
+
+    def _tables(self, node: Node) -> None:
+        recording, drawn = self.recording, self.drawn
+        node.advance(at=recording.end)
+        tables = recording.tables
+        pairs: list[tuple[str, list[Row], list[Row]]] = [
+            (
+                "conntrack",
+                conntrack_rows(tables["conntrack"], Drawn()),
+                conntrack_rows(node.dump("conntrack"), drawn),
+            )
+        ]
+        if "ipset" in tables:
+            pairs.append(("ipset", ipset_rows(tables["ipset"]), ipset_rows(node.dump("ipset-save"))))
+        if "connections" in tables:
+            pairs.append(
+                (
+                    "IPVS connections",
+                    connection_rows(tables["connections"], Drawn()),
+                    connection_rows(node.dump("ipvsadm-connections"), drawn),
+                )
+            )
+        for name, theirs, ours in pairs:
+            self._rows(name, theirs, ours)
+        self._lines("counters", counter_lines(tables["counters"]), counter_lines(node.dump("iptables-save")))
+        if "ipvs" in tables:
+            self._lines("IPVS", list_lines(tables["ipvs"]), list_lines(node.dump("ipvsadm-list")))
+        if "stats" in tables:
+            self._lines("IPVS statistics", list_lines(tables["stats"]), list_lines(node.dump("ipvsadm-stats")))
+
+    def _rows(self, name: str, theirs: list[Row], ours: list[Row]) -> None:
+        a, b = sorted(text for text, _ in theirs), sorted(text for text, _ in ours)
+        if a != b:
+            self._lines(name, a, b)
+            return
+        times: dict[str, list[int | None]] = {}
+        for text, left in sorted(theirs, key=str):
+            times.setdefault(text, []).append(left)
+        for text, left in sorted(ours, key=str):
+            at = times[text].pop(0)
+            if (at is None) != (left is None) or (at is not None and left is not None and abs(at - left) > SLACK):
+                self._table(name, f"timer of {text}", f"{at} s", f"{left} s")
+
+    def _lines(self, name: str, theirs: list[str], ours: list[str]) -> None:
+        if theirs == ours:
+            return
+        only_theirs = list((Counter(theirs) - Counter(ours)).elements())
+        only_ours = list((Counter(ours) - Counter(theirs)).elements())
+        if not only_theirs and not only_ours:
+            at = next(n for n, (x, y) in enumerate(zip(theirs, ours, strict=True)) if x != y)
+            self._table(name, "order of lines", theirs[at], ours[at])
+        for n in range(max(len(only_theirs), len(only_ours))):
+            self._table(
+                name,
+                "line",
+                only_theirs[n] if n < len(only_theirs) else "(no such line)",
+                only_ours[n] if n < len(only_ours) else "(no such line)",
+            )
+
+    def _table(self, place: str, what: str, kernel: str, netemu: str) -> None:
+        self.found.append(Disagreement(self.case.name, place, what, kernel, netemu))
+
+
+SLACK = 2  # seconds that two timers may differ by
+Row = tuple[str, int | None]
+
+
+def conntrack_rows(text: str, drawn: Drawn) -> list[Row]:
+    """(entry, seconds left) of each line of `conntrack -L -o extended`; drawn ports as the kernel's."""
+    out: list[Row] = []
+    for line in text.splitlines():
+        found = re.match(r"ipv4\s+\d+\s+(\w+)\s+(\d+) (.*)", line.strip())
+        if not found:
+            continue
+        parts = [w for w in found[3].split() if not w.startswith("use=")]
+        left = int(parts.pop(0)) if parts and parts[0].isdigit() else None
+        second = [i for i, w in enumerate(parts) if w.startswith("src=")][1:]
+        if second:
+            at = {w.partition("=")[0]: i for i, w in list(enumerate(parts))[second[0] :]}
+            value = {key: parts[i].partition("=")[2] for key, i in at.items()}
+            if "sport" in value:
+                port = drawn.text(found[1], value["dst"], value["dport"], value["src"], value["sport"])
+                parts[at["dport"]] = f"dport={port}"
+            elif "id" in value:
+                parts[at["id"]] = "id=" + drawn.text(found[1], value["dst"], value["id"], value["src"], "0")
+        out.append((" ".join([found[1], found[2], *parts]), left))
+    return out
+
+
+def ipset_rows(text: str) -> list[Row]:
+    """(line, seconds left) of `ipset save`, without what follows the hash."""
+    out: list[Row] = []
+    for raw in text.splitlines():
+        line = re.sub(r" (hashsize|bucketsize|initval) \S+", "", raw.strip())
+        left = None
+        found = re.search(r" timeout (\d+)", line) if line.startswith("add") else None
+        if found and int(found[1]):
+            left, line = int(found[1]), line.replace(found[0], " timeout ~", 1)
+        if line:
+            out.append((line, left))
+    return out
+
+
+def connection_rows(text: str, drawn: Drawn) -> list[Row]:
+    """(entry, seconds left) of each line of `ipvsadm -Lnc`."""
+    out: list[Row] = []
+    for line in text.splitlines()[2:]:
+        parts = line.split()
+        if len(parts) >= 6:
+            minutes, seconds = parts[1].split(":")
+            out.append((" ".join([parts[0], *parts[2:]]), int(minutes) * 60 + int(seconds)))
+    return out
+
+
+def counter_lines(text: str) -> list[str]:
+    """Lines of `iptables-save -c`, without remarks."""
+    return [" ".join(line.split()) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def list_lines(text: str) -> list[str]:
+    """Lines of `ipvsadm -Ln`, without the heading."""
+    heading = ("IP Virtual", "Prot ", "-> Remote")
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    return [line for line in lines if not line.startswith(heading)]
+
+
+def compare(case: Case, recording: Recording, run_length: int | None = 1) -> list[Disagreement]:
+    """Where netemu, going through the case, differs from what the kernel did.
+
+    run_length  how many packets may go together (1: each by itself, the reference)
+    Raises      Refused      the recording has trouble: there is nothing to compare with
+                Unsupported  netemu cannot load the case
+    """
+    if recording.trouble:
+        raise Refused(f"{case.name} was not played: {recording.trouble}")
+    reference = Comparison(case, recording)
+    sent = reference.one_by_one()
+    if run_length == 1:
+        return reference.found
+    batched = Comparison(case, recording)
+    batched.in_batches(sent, run_length)
+    return batched.found
+
+
+# ---- in words -------------------------------------------------------------------------------------------------------
+
+FLAGS = "FSRPAUEC"
+
+
+def words(packet: bytes) -> str:
+    """A packet on one line.
+
+    >>> words(bytes.fromhex("4500001c000000004001000a0a0000010a0000020800f7f700070001"))
+    'icmp 10.0.0.1 > 10.0.0.2 type 8 code 0 id 7 ttl 64 len 28'
+    """
+    if len(packet) < 20:
+        return packet.hex()
+    at = (packet[0] & 15) * 4
+    src, dst = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])
+    (fragment,) = struct.unpack_from("!H", packet, 6)
+    tail = f" ttl {packet[8]}" + (f" tos {packet[1]:#x}" if packet[1] else "") + f" len {len(packet)}"
+    if fragment & 0x3FFF:
+        tail += f" fragment {(fragment & 0x1FFF) * 8}{'+' if fragment & 0x2000 else ''}"
+    body, proto = packet[at:], packet[9]
+    name = {TCP: "tcp", UDP: "udp", ICMP: "icmp"}.get(proto, f"protocol {proto}")
+    if fragment & 0x1FFF or len(body) < 8:
+        return f"{name} {src} > {dst}{tail}"
+    if proto in (TCP, UDP):
+        sport, dport = struct.unpack_from("!HH", body)
+        flags = "".join(f for k, f in enumerate(FLAGS) if proto == TCP and len(body) > 13 and body[13] >> k & 1)
+        return f"{name} {src}:{sport} > {dst}:{dport}{f' {flags}' if flags else ''}{tail}"
+    if proto == ICMP:
+        about = f" ({words(body[8:])})" if body[0] in ERRORS and len(body) >= 28 else f" id {body[4] << 8 | body[5]}"
+        return f"icmp {src} > {dst} type {body[0]} code {body[1]}{about}{tail}"
+    return f"{name} {src} > {dst}{tail}"
+
+
+def first_difference(kernel: bytes, netemu: bytes) -> tuple[str, str, str]:
+    """(field, kernel's value, netemu's value) of the first header field that differs; checksums come last."""
+    if len(kernel) != len(netemu):
+        return "length", str(len(kernel)), str(len(netemu))
+    at = (kernel[0] & 15) * 4
+    fields: list[tuple[str, int, int]] = [("src", 12, 4), ("dst", 16, 4), ("protocol", 9, 1)]
+    if kernel[9] in (TCP, UDP):
+        fields += [("sport", at, 2), ("dport", at + 2, 2)]
+    if kernel[9] == TCP:
+        fields += [("seq", at + 4, 4), ("ack", at + 8, 4), ("flags", at + 13, 1), ("window", at + 14, 2)]
+    if kernel[9] == ICMP:
+        fields += [("type", at, 1), ("code", at + 1, 1), ("rest of header", at + 4, 4)]
+    fields += [("ttl", 8, 1), ("tos", 1, 1), ("id", 4, 2), ("fragment", 6, 2), ("total length", 2, 2)]
+    checks = {TCP: at + 16, UDP: at + 6, ICMP: at + 2}
+    tail = [("checksum", checks.get(kernel[9], 10), 2), ("header checksum", 10, 2)]
+    body = next((k for k in range(at, len(kernel)) if kernel[k] != netemu[k]), None)
+    known = {k for _, start, size in (*fields, *tail) for k in range(start, start + size)}
+    for name, start, size in fields:
+        a, b = kernel[start : start + size], netemu[start : start + size]
+        if a != b:
+            if size == 4 and name in ("src", "dst"):
+                return name, socket.inet_ntoa(a), socket.inet_ntoa(b)
+            return name, str(int.from_bytes(a, "big")), str(int.from_bytes(b, "big"))
+    if body is not None and body not in known:
+        return f"byte {body}", f"{kernel[body]:#04x}", f"{netemu[body]:#04x}"
+    for name, start, size in tail:
+        a, b = kernel[start : start + size], netemu[start : start + size]
+        if a != b:
+            return name, a.hex(), b.hex()
+    k = next(k for k in range(len(kernel)) if kernel[k] != netemu[k])
+    return f"byte {k}", f"{kernel[k]:#04x}", f"{netemu[k]:#04x}"
