@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from netemu.node import Journeys, Node
     from netemu.report import Report, Screen, Summary
 
-DONE, REFUSED_STATUS, UNSUPPORTED_STATUS, INTERRUPTED, NO_READER = 0, 2, 3, 130, 141
+DONE, FAILED, REFUSED_STATUS, UNSUPPORTED_STATUS, INTERRUPTED, NO_READER = 0, 1, 2, 3, 130, 141
 FATES = ("forwarded", "delivered", "rejected", "dropped", "held")
 #: --conntrack and its like -> (the dump, the command that prints it on a real node)
 DUMPS = {
@@ -150,9 +150,40 @@ def _parsers(words: list[str]) -> tuple[argparse.ArgumentParser, dict[str, argpa
             "  netemu explain models/kube-ipvs --packet 17 trace.pcap",
         )
     )
-    show = command("show", _show, "Tell what was loaded from a model directory, in words and counts.")
+    show = command(
+        "show",
+        _show,
+        "Tell what was loaded from a model directory, in words and counts; or what is odd about it.",
+        "--lint ends with status 1 when there is a warning; notes alone are no reason.\n\n"
+        "examples:\n"
+        "  netemu show models/kube-ipvs\n"
+        "  netemu show models/kube-ipvs --lint",
+    )
     show.add_argument("model", metavar="MODEL", help="a model directory")
+    show.add_argument("--lint", action="store_true", help="dead and shadowed rules, sets, chains and links in vain")
+    _unsupported(show)
     _color(show)
+    _diff_options(
+        command(
+            "diff",
+            _diff,
+            "Replay captures through two nodes: packets whose fate, way out or headers differ, by what decided.",
+            "ends with status 0 when all packets fare the same, 1 when some do not, 2 when something is wrong\n\n"
+            "examples:\n"
+            "  netemu diff models/kube-ipvs models/kube-iptables traces/kube-ipvs.pcapng\n"
+            "  netemu diff before after trace.pcap --json",
+        )
+    )
+    _snapshot_options(
+        command(
+            "snapshot",
+            _snapshot,
+            "Collect this Linux node's own dumps into a model directory (best as root).",
+            "examples:\n"
+            "  netemu snapshot DIR\n"
+            "  netemu snapshot --print-script > snapshot.sh        # then, elsewhere: sh snapshot.sh DIR",
+        )
+    )
     _flows_options(
         command(
             "flows",
@@ -180,6 +211,37 @@ def _color(p: argparse.ArgumentParser) -> None:
     )
 
 
+def _unsupported(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--unsupported",
+        choices=("fail", "uncertain"),
+        default="fail",
+        help="rules with a match or target that netemu does not model: fail (default), or keep them as rules that\n"
+        "might match, and say which packets' fate depends on that",
+    )
+
+
+def _diff_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model_a", metavar="MODEL_A", help="a model directory")
+    p.add_argument("model_b", metavar="MODEL_B", help="another")
+    p.add_argument("traces", metavar="TRACE", nargs="+", help="as for replay; `-` is standard input")
+    p.add_argument("-i", "--link", default="auto", metavar="auto|NAME", help="as for replay")
+    p.add_argument("-c", "--count", type=_positive, metavar="N", help="stop after N packets")
+    p.add_argument("-a", "--all", action="store_true", help="every kind of difference, not only the 20 commonest")
+    p.add_argument("--json", action="store_true", help="print it all as JSON")
+    p.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of everything that Linux draws at random (default 0)"
+    )
+    _unsupported(p)
+    _color(p)
+
+
+def _snapshot_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("folder", metavar="DIR", nargs="?", help="where the model directory goes")
+    p.add_argument("--force", action="store_true", help="replace a model that is there")
+    p.add_argument("--print-script", action="store_true", help="print a shell script that does the same without netemu")
+
+
 def _state_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--conntrack", action="store_true", help="then print the connections (conntrack -L -o extended)")
     p.add_argument("--counters", action="store_true", help="then print the rules with counters (iptables-save -c)")
@@ -188,6 +250,7 @@ def _state_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of everything that Linux draws at random (default 0)"
     )
+    _unsupported(p)
     _color(p)
 
 
@@ -335,7 +398,7 @@ def _loaded(args: argparse.Namespace, traces: Sequence[str]) -> tuple[Node, Capt
     problems: list[Problem] = []
     node = capture = None
     try:
-        node = Node.load(args.model, seed=args.seed)
+        node = Node.load(args.model, seed=args.seed, unsupported=args.unsupported)
     except NetemuError as e:
         problems += e.problems
     try:
@@ -346,7 +409,14 @@ def _loaded(args: argparse.Namespace, traces: Sequence[str]) -> tuple[Node, Capt
         problems += _unknown_links(node, [args.link] if args.link != "auto" else [])
     raise_all(problems)
     assert node is not None and capture is not None
+    _say_doubts(node)
     return node, capture
+
+
+def _say_doubts(node: Node) -> None:
+    """Name the rules that netemu cannot judge."""
+    for remark in node.doubtful_rules():
+        print(remark, file=sys.stderr)
 
 
 def _unknown_links(node: Node, names: Sequence[str]) -> list[Problem]:
@@ -622,7 +692,8 @@ def _explain(args: argparse.Namespace) -> int:
         captures.write_pcap(file, [0], [packet])
         from netemu.node import Node
 
-        node = Node.load(args.model, seed=args.seed)
+        node = Node.load(args.model, seed=args.seed, unsupported=args.unsupported)
+        _say_doubts(node)
         raise_all(_unknown_links(node, [args.link] if args.link != "auto" else []))
         capture = captures.read_capture(io.BytesIO(file.getvalue()))
         number = 1
@@ -654,7 +725,106 @@ def _show(args: argparse.Namespace) -> int:
     from netemu import report
     from netemu.node import Node
 
-    report.describe(Node.load(args.model), args.model, report.Screen.of(sys.stdout, args.color))
+    screen = report.Screen.of(sys.stdout, args.color)
+    if args.lint:
+        return _lint(args, screen)
+    node = Node.load(args.model, unsupported=args.unsupported)
+    report.describe(node, args.model, screen)
+    _say_doubts(node)
+    return DONE
+
+
+def _lint(args: argparse.Namespace, screen: Screen) -> int:
+    from netemu import lint
+
+    node, findings = lint.lint_model(args.model, unsupported=args.unsupported)
+    for finding in findings:
+        head, newline, rest = str(finding).partition("\n")
+        print(screen.paint("rejected" if finding.level == lint.WARNING else "dim", head) + newline + rest)
+    _say_doubts(node)
+    warnings = sum(finding.level == lint.WARNING for finding in findings)
+    notes = len(findings) - warnings
+    counts = [f"{n} {what}{'s' if n != 1 else ''}" for n, what in ((warnings, "warning"), (notes, "note")) if n]
+    print(screen.paint("bold", f"{args.model}: {', '.join(counts) or 'nothing odd'}"))
+    return FAILED if warnings else DONE
+
+
+# ---- diff ----------------------------------------------------------------------------------------------------------
+
+
+def _diff(args: argparse.Namespace) -> int:
+    try:
+        return _differences(args)
+    except Unsupported as e:  # as diff does: 2 is trouble, whatever its kind
+        _complain(e)
+        return REFUSED_STATUS
+
+
+def _differences(args: argparse.Namespace) -> int:
+    import json
+
+    from netemu import diff, report
+
+    problems: list[Problem] = []
+    nodes: list[Node] = []
+    from netemu.node import Node as Loader
+
+    for path in (args.model_a, args.model_b):
+        try:
+            nodes.append(Loader.load(path, seed=args.seed, unsupported=args.unsupported))
+        except NetemuError as e:
+            problems += e.problems
+    from netemu.capture import read_capture, split_link
+
+    capture = None
+    try:
+        capture = read_capture(list(args.traces))
+    except NetemuError as e:
+        problems += e.problems
+    links = [args.link] if args.link != "auto" else []
+    links += [link for link, _ in map(split_link, args.traces) if link]
+    for node in nodes:
+        problems += _unknown_links(node, links)
+    raise_all(problems)
+    assert capture is not None
+    found = diff.Difference(*nodes)
+    found.replay(capture, None if args.link == "auto" else args.link, args.count)
+    if args.json:
+        print(json.dumps(found.told(), indent=2))
+    else:
+        screen = report.Screen.of(sys.stdout, args.color)
+        styles = {"head": "bold", "a": "rejected", "b": "forwarded", "dim": "dim"}
+        for text, style in found.lines(None if args.all else 20):
+            print(screen.paint(styles[style], text) if style else text)
+    for p in capture.problems:
+        print(p, file=sys.stderr)
+    return REFUSED_STATUS if capture.problems else found.status
+
+
+# ---- snapshot ------------------------------------------------------------------------------------------------------
+
+
+def _snapshot(args: argparse.Namespace) -> int:
+    from netemu import snapshot
+    from netemu.node import Node
+
+    if args.print_script:
+        sys.stdout.write(snapshot.script())
+        return DONE
+    if not args.folder:
+        raise Refused("which directory?", hint="netemu snapshot DIR, or netemu snapshot --print-script")
+    taken = snapshot.snapshot(args.folder, force=args.force)
+    for name in taken.texts:
+        print(f"{args.folder}/{name}")
+    for name, why in taken.passed.items():
+        print(f"{name} passed over: {why}", file=sys.stderr)
+    for remark in taken.remarks:
+        print(remark, file=sys.stderr)
+    try:
+        Node.load(args.folder)
+    except NetemuError as e:
+        many = f"{len(e.problems)} problem{'s' if len(e.problems) != 1 else ''}"
+        print(f"taken, but it does not load: {many}, which `netemu show {args.folder}` names", file=sys.stderr)
     return DONE
 
 

@@ -9,8 +9,10 @@ Which rule decided is told of each group: the last rule of the table in which th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +29,7 @@ SAME, DIFFERENT, TROUBLE = 0, 1, 2
 #: what of a packet may be rewritten, in the order in which differences are named
 FIELDS = ("dst", "dport", "src", "sport", "ttl", "tos", "mark", "icmp_id")
 ADDRESSES = ("src", "dst")
+TRANSLATED = frozenset(("src", "sport", "dst", "dport"))
 BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 #: packets of a group that are named one by one
 MOST_NAMED = 100
@@ -116,14 +119,13 @@ class Difference:
 
     def _compare(self, a: Journeys | None, b: Journeys | None) -> None:
         """Compare what came of one chunk: None where a node took no packet of it for its own."""
-        numbers = [np.zeros(0, np.int64) if part is None else np.asarray(part.numbers) for part in (a, b)]
-        every = np.union1d(*numbers)
-        self.packets += len(every)
-        _, rows_a, rows_b = np.intersect1d(*numbers, assume_unique=True, return_indices=True)
+        in_a, in_b = (np.zeros(0, np.int64) if part is None else part.numbers for part in (a, b))
+        both, rows_a, rows_b = np.intersect1d(in_a, in_b, assume_unique=True, return_indices=True)
+        self.packets += len(in_a) + len(in_b) - len(both)
         if a is not None and b is not None:
             for k in np.flatnonzero(self._differ(a, rows_a, b, rows_b)).tolist():
                 self._enter(a, int(rows_a[k]), b, int(rows_b[k]))
-        for part, own, other in ((a, numbers[0], numbers[1]), (b, numbers[1], numbers[0])):
+        for part, own, other in ((a, in_a, in_b), (b, in_b, in_a)):
             if part is not None:
                 for row in np.flatnonzero(~np.isin(own, other)).tolist():
                     self._alone(part, row, part is a)
@@ -162,13 +164,18 @@ class Difference:
             changes.append(Change(said))
         if not changes:
             changes.append(Change("bytes"))
-        key = _flow(a, row_a)
-        decided = self.flows.get(key)
-        found = decisions(one, other, {c.what for c in changes})
+        keys = [_flow(a.before, row_a), _flow(_after(a), row_a), _flow(_after(b), row_b)]
+        what = {c.what for c in changes}
+        known = next((self.flows[key] for key in keys if key in self.flows), None)
+        if what & TRANSLATED and known and not any(_chosen(j, kind) for j in (one, other) for kind in (TO, FROM)):
+            found: tuple[Decision, Decision] | None = known  # it follows what was chosen for the connection
+        else:
+            found = decisions(one, other, what)
         if found is None:
-            found = decided or _results(one, other)
-        elif decided is None:
-            self.flows[key] = found  # later packets follow what was chosen for the first
+            found = known or (_last(one), _last(other))
+        else:
+            for key in keys:
+                self.flows.setdefault(key, found)
         self._add(tuple(changes), *found, one, a, row_a, values)
 
     def _alone(self, part: Journeys, row: int, is_a: bool) -> None:
@@ -260,15 +267,27 @@ def _odd(part: Journeys) -> Mask:
 
 
 def decisions(one: Journey, other: Journey, what: set[str]) -> tuple[Decision, Decision] | None:
-    """What decided on either side; None when both took the same rules, so that it was decided before.
+    """What decided on either side; None when an earlier packet of the connection decided it.
 
     A path falls into stretches: one table at one hook, or one thing that is no table. The stretches of both paths are
     laid side by side; what decides one is its last step that has a say. A packet that died in a table on one side
     only is decided there; otherwise by the first stretch that ends differently.
     """
     a, b = _stretches(one), _stretches(other)
+    if not what - {"mark", "ttl", "tos"}:
+        rewritten = [[r.step for r in j.rewrites if r.field in what and r.step.table] for j in (one, other)]
+        if any(rewritten):
+            said = [
+                Decision(steps[-1].text, steps[-1].rule) if steps else Decision("left as it is") for steps in rewritten
+            ]
+            return said[0], said[1]
+    for fields, kind in (({"dst", "dport"}, TO), ({"src", "sport"}, FROM)):
+        chosen = [_chosen(journey, kind) for journey in (one, other)] if what & fields else []
+        if any(chosen) and (not all(chosen) or chosen[0] != chosen[1]):
+            first, second = (step or Decision("not translated") for step in chosen)
+            return first, second
     keys = [*a, *(key for key in b if key not in a)]
-    if "fate" in what and not what & {"dst", "dport", "src", "sport"}:
+    if "fate" in what and not what & TRANSLATED:
         died = [
             [key for key in side if key[0]][-1:] if journey.fate in ("dropped", "rejected") and journey.reason else []
             for side, journey in ((a, one), (b, other))
@@ -282,10 +301,31 @@ def decisions(one: Journey, other: Journey, what: set[str]) -> tuple[Decision, D
                 continue  # a table that one side has not: what it did shows elsewhere, or stands in the last resort
         elif _same(in_a, in_b):
             continue
+        if key[:2] == ("", "conntrack"):
+            return None
         return _decision(in_a, one), _decision(in_b, other)
     for key in keys:
         if key[0] and (key in a) != (key in b) and _says(a.get(key, b.get(key, []))):
             return _decision(a.get(key), one), _decision(b.get(key), other)
+    for key in keys:
+        pairs = zip_longest(a.get(key, ()), b.get(key, ()))
+        found = next(((x, y) for x, y in pairs if x is None or y is None or _say(x) != _say(y)), None)
+        if found is not None and key in a and key in b:
+            first, second = (Decision(step.text, step.rule) if step else Decision() for step in found)
+            return first, second
+    return None
+
+
+TO, FROM = r" -j (DNAT|REDIRECT|NETMAP)\b", r" -j (SNAT|MASQUERADE|NETMAP)\b"
+
+
+def _chosen(journey: Journey, kind: str) -> Decision | None:
+    """The rule that translated a connection's first packet, or what IPVS chose."""
+    for step in journey.steps:
+        if step.text.startswith("ipvs: ") and kind is TO and not re.search(r" (known|answer) -> ", step.text):
+            return Decision(step.text)
+        if step.table == "nat" and re.search(kind, step.rule):
+            return Decision(step.text, step.rule)
     return None
 
 
@@ -354,17 +394,16 @@ def _last(journey: Journey) -> Decision:
     return Decision(steps[-1].text) if steps else Decision(journey.fate)
 
 
-def _results(one: Journey, other: Journey) -> tuple[Decision, Decision]:
-    """When the rules were the same, what came of it."""
-    return _last(one), _last(other)
-
-
 # ---- in words ------------------------------------------------------------------------------------------------------
 
 
-def _flow(part: Journeys, row: int) -> tuple[Any, ...]:
-    """Both ends of a packet as it arrived, in one order."""
-    b = part.before
+def _after(part: Journeys) -> dict[str, NDArray[Any]]:
+    """The columns as they were at the end."""
+    return {name: getattr(part.pkts, name) for name in ("proto", "src", "dst", "sport", "dport", "icmp_id")}
+
+
+def _flow(b: dict[str, NDArray[Any]], row: int) -> tuple[Any, ...]:
+    """Both ends of a packet, in one order."""
     proto = int(b["proto"][row])
     ports = [int(b[name][row]) for name in (("icmp_id", "icmp_id") if proto == 1 else ("sport", "dport"))]
     ends = sorted(((int(b["src"][row]), ports[0]), (int(b["dst"][row]), ports[1])))

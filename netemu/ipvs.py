@@ -1098,21 +1098,17 @@ class Ipvs:
         go &= trip.pkts.fate[rows] == 0
         if not go.any():
             return
-        p, t, paths = trip.pkts, self.conns, trip.paths
+        p, t = trip.pkts, self.conns
         r, c, s, out = rows[go], picked[go], steps[go], leaves[go]
         trip.service[r] = t.service[c]
         self._untrack(trip, r, c)
-        for number, part in _alike(s):
-            some, conns, step = r[part], c[part], paths.steps[number]
-            trip.step(some, step)
-            away = some[out[part]]
-            masq = t.method[conns] == MASQ
-            if not masq.all():
-                some, conns = some[masq], conns[masq]
-            trip.rewrite(some, "dst", t.daddr[conns], step)
-            trip.rewrite(some, "dport", t.dport[conns], step)
-            if len(away):
-                trip.rewrite(away, "ttl", p.ttl[away] - 1, step)
+        trip.step(r, s)
+        masq = t.method[c] == MASQ
+        some, conns, by = (r, c, s) if masq.all() else (r[masq], c[masq], s[masq])
+        trip.rewrite(some, "dst", t.daddr[conns], by)
+        trip.rewrite(some, "dport", t.dport[conns], by)
+        if out.any():
+            trip.rewrite(r[out], "ttl", p.ttl[r[out]] - 1, s[out])
         p.ipvs[r] = True
         if out.any():
             self._attach(trip, r[out], c[out])
@@ -1225,11 +1221,9 @@ class Ipvs:
             self._set_timer(conn, int(p.time[row]) + int(t.timeout[conn]))
         answers = t.answer[c]
         trip.service[r] = t.service[c]
-        for number, part in _alike(answers):
-            some, conns, step = r[part], c[part], trip.paths.steps[number]
-            trip.step(some, step)
-            trip.rewrite(some, "src", t.vaddr[conns], step)
-            trip.rewrite(some, "sport", t.vport[conns], step)
+        trip.step(r, answers)
+        trip.rewrite(r, "src", t.vaddr[c], answers)
+        trip.rewrite(r, "sport", t.vport[c], answers)
         on = self._rerouted(trip, r)
         r, c = r[on], c[on]
         if len(r) == 1:
@@ -1873,19 +1867,6 @@ class Ipvs:
 TRASH_LIFE = 120 * SECOND
 CONN_TAB_SIZE = 4096
 SPECIAL: dict[int, Callable[[Ipvs, int], None]] = {-1: Ipvs._flush_orphans, -2: Ipvs._empty_trash}
-
-
-def _alike(numbers: I32) -> Iterator[tuple[int, slice | Rows]]:
-    """(number, where it stands) for each different number."""
-    first = int(numbers[0])
-    if len(numbers) == 1 or (numbers == first).all():
-        yield first, slice(None)
-        return
-    order = np.argsort(numbers, kind="stable")
-    in_order = numbers[order]
-    starts = np.flatnonzero(np.concatenate(([True], in_order[1:] != in_order[:-1]))).tolist()
-    for lo, hi in zip(starts, [*starts[1:], len(numbers)], strict=True):
-        yield int(in_order[lo]), order[lo:hi]
 
 
 def _meeting(a: Rows, b: Rows) -> int:

@@ -336,6 +336,8 @@ def plan(case: Case) -> dict[str, Any]:
         "commands": _commands(model),
         "texts": {name: t.text for name, t in model.texts.items() if t.text.strip() and name != "ip6tables.save"},
         "sets": "ipset.save" in model.texts or any(e.command and "ipset" in e.command for e in case.events),
+        "raw": "*raw" in case.texts.get("iptables.save", "")
+        or any(e.command and " raw " in e.command for e in case.events),
         "ports": sorted(p for p in ports if 0 < p < 65536),
         "events": events,
         "end": case.end,
@@ -491,7 +493,11 @@ class Drawn:
         was, e, g = ends(sent), ends(kernel), ends(ours)
         if not (was and e and g) or e[:2] + e[3:] != g[:2] + g[3:] or e[2] == g[2]:
             return
-        if e in self.ours or g in self.kernels or not any(t.startswith(("nat:POSTROUTING", "nat:INPUT")) for t in trace):
+        if (
+            e in self.ours
+            or g in self.kernels
+            or not any(t.startswith(("nat:POSTROUTING", "nat:INPUT")) for t in trace)
+        ):
             return
         if was[0] != e[0] or was[2] in (e[2], g[2]):
             return
@@ -768,9 +774,7 @@ class Comparison:
             steps = tuple(f"{s}  {s.rule}".rstrip() for s in journey.steps)
             steps += tuple(f"caused: {s}" for c in _all_caused(journey) for s in c.steps)
             self.found.append(
-                Disagreement(
-                    self.case.name, place, what, kernel, netemu, k, packets, steps, tuple(happened.trace)
-                )
+                Disagreement(self.case.name, place, what, kernel, netemu, k, packets, steps, tuple(happened.trace))
             )
 
         if not is_merge(happened.trace, mine, caused):
@@ -1003,3 +1007,452 @@ def first_difference(kernel: bytes, netemu: bytes) -> tuple[str, str, str]:
             return name, a.hex(), b.hex()
     k = next(k for k in range(len(kernel)) if kernel[k] != netemu[k])
     return f"byte {k}", f"{kernel[k]:#04x}", f"{netemu[k]:#04x}"
+
+
+# ---- cases from models and captures ---------------------------------------------------------------------------------
+
+
+def texts_of(folder: str | Path) -> dict[str, str]:
+    """The files of a model directory that netemu reads, by name."""
+    read_model(folder, [])  # says what is wrong with the directory
+    return {name: (Path(folder) / name).read_text(encoding="utf-8") for name in FILES if (Path(folder) / name).exists()}
+
+
+def from_traces(
+    folder: str | Path,
+    traces: Sequence[str],
+    *,
+    link: str | None = None,
+    commands: Sequence[tuple[float, str]] = (),
+    longest: float = 2.0,
+    count: int | None = None,
+) -> tuple[Case, list[str]]:
+    """A case of a model directory and captures, and remarks on what it leaves out.
+
+    link      as `--link`                       commands  [(seconds, command)]
+    longest   a gap between two events that is longer is cut to this many seconds: the kernel's clock cannot be turned
+    count     this many packets at most
+    Raises    Refused or Unsupported, as loading the model and reading the captures do
+    """
+    case = Case(Path(folder).resolve().name, "", texts_of(folder), [])
+    node = Node(model_of(case), seed=1)
+    capture = read_capture(list(traces))
+    events: list[Event] = []
+    remarks: list[str] = []
+    cut_short = off_lo = 0
+    zero: int | None = None
+    for frames in capture:
+        if zero is None and len(frames):
+            zero = int(frames.time[0]) if int(frames.time[0]) > EPOCH_TIMES else 0
+        where = arrivals(frames, capture, node.routing, link)
+        for k in range(len(frames)):
+            if where[k] < -1:
+                continue
+            start, cap = int(frames.at[k]), int(frames.cap[k])
+            total = int.from_bytes(frames.data[start + 2 : start + 4].tobytes(), "big")
+            whole = int(frames.wire[k]) <= cap or total <= cap
+            name = node.routing.names[where[k]] if where[k] >= 0 else None
+            if not whole or name == "lo":
+                cut_short += not whole
+                off_lo += whole
+                continue
+            packet = frames.data[start : start + (total if 20 <= total <= cap else cap)].tobytes()
+            at = (int(frames.time[k]) - (zero or 0)) / 1e9
+            ether = bool(frames.ether[k]) and name is not None
+            events.append(
+                Event(
+                    at,
+                    name,
+                    packet,
+                    source=format_mac(int(frames.smac[k])) if ether else SENDER,
+                    to=format_mac(int(frames.dmac[k])) if ether and frames.dmac[k] else "",
+                )
+            )
+            if len(events) == count:
+                break
+        if len(events) == count:
+            break
+    if capture.problem is not None and (count is None or len(events) < count):
+        raise_all(list(capture.problems))
+    events += [Event(at, command=text) for at, text in commands]
+    events = sorted(events, key=lambda e: (e.at, e.command is None))
+    events, cuts, seconds = _paced(events, longest)
+    if cuts:
+        remarks.append(
+            f"{cuts} gap{'s' * (cuts > 1)} longer than {longest:g} s cut, {seconds:.1f} s in all: "
+            "timeouts in them were not tried (--longest-gap)"
+        )
+    if cut_short:
+        remarks.append(f"{cut_short} packets left out: the capture holds only a part of them")
+    if off_lo:
+        remarks.append(f"{off_lo} packets left out: no packet can be made to come in on lo")
+    remarks += [f"{n} {kind} frames left out" for kind, n in capture.counts.items()]
+    case.events = events
+    case.name = f"{case.name}/{Path(traces[0].rpartition('=')[2]).name.partition('.')[0]}"
+    return case, remarks
+
+
+def _paced(events: list[Event], longest: float) -> tuple[list[Event], int, float]:
+    """The events with no gap longer than `longest`: (events, gaps cut, seconds cut)."""
+    out: list[Event] = []
+    cuts, saved, before = 0, 0.0, 0.0
+    for e in events:
+        at = max(e.at, before)
+        if at - before > longest:
+            cuts += 1
+            saved += at - before - longest
+        before = at
+        out.append(replace(e, at=round(at - saved, 9)))
+    return out, cuts, saved
+
+
+def choose(kernel: str, case: Case) -> str:
+    """Which kernel to ask: "auto" prefers the one that the model speaks of. Raises Refused when there is none."""
+    if kernel != "auto":
+        if why := available(kernel):
+            raise Refused(f"the {kernel} kernel cannot be asked: {why}")
+        return kernel
+    ipvs = bool(case.texts.get("ipvsadm.save", "").strip())
+    order = ("uml", "host") if ipvs or model_of(case).kernel == KERNELS[0] else ("host", "uml")
+    reasons = {name: available(name) for name in order}
+    for name, why in reasons.items():
+        if why is None:
+            return name
+    raise Refused("no kernel can be asked", hint="; ".join(f"{name}: {why}" for name, why in reasons.items()))
+
+
+# ---- a case and its recording as a file -----------------------------------------------------------------------------
+
+#: table of a recording -> the command that prints it
+PRINTED = {
+    "conntrack": "conntrack -L -o extended",
+    "counters": "iptables-save -c",
+    "ipset": "ipset save",
+    "ipvs": "ipvsadm -Ln",
+    "connections": "ipvsadm -Lnc",
+    "stats": "ipvsadm -Ln --stats --exact",
+}
+
+
+def save(case: Case, recording: Recording, path: str | Path) -> None:
+    """Write a case and what the kernel did with it: a text file that `load` reads back, and that a person can read."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(as_text(case, recording), encoding="utf-8")
+
+
+def as_text(case: Case, recording: Recording) -> str:
+    """A case and its recording in one text.
+
+    # name
+    # the story, a few lines
+    kernel 6.18.44
+    end 0.012
+    == node.toml                     the model's files, as they are
+    == events
+    0.000110 eth0 | tcp ...          when, where it came in (- the node sent it); words are for people
+        4500003000014000...
+      path nat:PREROUTING:rule:1     TRACE
+      out eth1 | tcp ...             what left
+        45000030...
+    0.500000 $ ipset add ...         a command
+      status 0
+    == conntrack -L -o extended      the tables after all
+    """
+    out = [f"# {case.name}", *(f"# {line}".rstrip() for line in case.story.strip().splitlines() if case.story.strip())]
+    out += [f"kernel {recording.release.partition('-')[0]}", f"end {recording.end:.6f}"]
+    for name, text in case.texts.items():
+        out += [f"== {name}", *text.rstrip("\n").split("\n")]
+    out.append("== events")
+    for event, happened in zip(case.events, recording.events, strict=True):
+        if event.command is not None:
+            out += [f"{happened.at:.6f} $ {event.command}", f"  status {happened.status}"]
+        else:
+            packet = event.packet or b""
+            out += [f"{happened.at:.6f} {event.link or '-'} | {words(packet)}", *_hex(packet)]
+            out += [f"  from {event.source}"] if event.source != SENDER else []
+            out += [f"  to {event.to}"] if event.to else []
+            out += [f"  answers {event.answers}"] if event.answers is not None else []
+            out += [f"  sent | {words(happened.sent)}", *_hex(happened.sent)] if happened.sent else []
+        out += [f"  error {' '.join(happened.error.split())}"] if happened.error else []
+        out += [f"  path {' '.join(happened.trace)}"] if happened.trace else []
+        for link, left in happened.outs:
+            out += [f"  out {link} | {words(left)}", *_hex(left)]
+    for name, command in PRINTED.items():
+        if name in recording.tables:
+            lines = recording.tables[name].rstrip("\n").split("\n")
+            out += [f"== {command}", *(line.rstrip() for line in lines if not line.startswith("# "))]
+    return "\n".join(out) + "\n"
+
+
+def _hex(packet: bytes) -> list[str]:
+    text = packet.hex()
+    return [f"    {text[k : k + 112]}" for k in range(0, len(text), 112)] or ["    "]
+
+
+def load(path: str | Path) -> tuple[Case, Recording]:
+    """A case and its recording, as `save` wrote them. Raises Refused, naming the line, for anything else."""
+    return from_text(Path(path).read_text(encoding="utf-8"), str(path))
+
+
+def from_text(text: str, file: str = "") -> tuple[Case, Recording]:
+    """As `load`, from the text itself."""
+    head: list[str] = []
+    sections: dict[str, list[tuple[int, str]]] = {}
+    current: list[tuple[int, str]] | None = None
+    values: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("== "):
+            current = sections.setdefault(line[3:], [])
+        elif current is not None:
+            current.append((number, line))
+        elif line.startswith("#"):
+            head.append(line[1:].strip())
+        elif line.strip():
+            word, _, value = line.partition(" ")
+            values[word] = value
+    if not head or "kernel" not in values or "events" not in sections:
+        hint = "a recorded case begins with `# name` and has a kernel and events: see `netemu record`"
+        raise Refused("not a recorded case", file=file, line=1, hint=hint)
+    texts = {
+        name: "".join(f"{line}\n" for _, line in sections[name]) for name in (*FILES, "node.toml") if name in sections
+    }
+    case = Case(head[0], "\n".join(head[1:]), {name: texts[name] for name in sections if name in texts}, [])
+    recording = Recording(values["kernel"], end=float(values.get("end", "0")))
+    case.end = 0.0
+    for name, command in PRINTED.items():
+        if command in sections:
+            recording.tables[name] = "".join(f"{line}\n" for _, line in sections[command])
+    for number, line in sections["events"]:
+        try:
+            _read_event(line, case, recording)
+        except (ValueError, IndexError) as e:
+            raise Refused(f"cannot be read: {e}", file=file, line=number, text=line) from None
+    return case, recording
+
+
+def _read_event(line: str, case: Case, recording: Recording) -> None:
+    """Take in one line of the events."""
+    if not line.startswith(" "):
+        when, _, rest = line.partition(" ")
+        happened = Happened(float(when))
+        if rest.startswith("$ "):
+            event = Event(happened.at, command=rest[2:])
+        else:
+            link = rest.partition(" | ")[0]
+            event = Event(happened.at, None if link == "-" else link, b"")
+        case.events.append(event)
+        recording.events.append(happened)
+        return
+    event, happened = case.events[-1], recording.events[-1]
+    if line.startswith("    "):
+        more = bytes.fromhex(line.strip())
+        if happened.outs:
+            link, before = happened.outs[-1]
+            happened.outs[-1] = (link, before + more)
+        elif happened.sent is not None:
+            happened.sent += more
+        else:
+            case.events[-1] = replace(event, packet=(event.packet or b"") + more)
+        return
+    word, _, value = line.strip().partition(" ")
+    if word == "out":
+        happened.outs.append((value.partition(" | ")[0], b""))
+    elif word == "path":
+        happened.trace = value.split()
+    elif word == "status":
+        happened.status = int(value)
+    elif word == "error":
+        happened.error = value
+    elif word == "sent":
+        happened.sent = b""
+    elif word == "from":
+        case.events[-1] = replace(event, source=value)
+    elif word == "to":
+        case.events[-1] = replace(event, to=value)
+    elif word == "answers":
+        case.events[-1] = replace(event, answers=int(value))
+    else:
+        raise ValueError(f"`{word}` says nothing")
+
+
+# ---- making a disagreement small ------------------------------------------------------------------------------------
+
+_RULE = re.compile(r"(\[\d+:\d+\]\s*)?-[AaI]\s|add\s|create\s|\"?net\.")
+_AT_ONCE = 24
+
+
+def shrink(case: Case, kernel: str, say: Callable[[str], None] = lambda _: None) -> Case:
+    """The smallest case found that still disagrees: events go first, then rules, members and servers.
+
+    Candidates are played many at a time, in one start of the kernel. A case that does not disagree comes back as it is.
+    say  told of each step
+    """
+
+    def disagreement(candidates: Sequence[Case]) -> int | None:
+        """The first candidate that disagrees as the whole did."""
+        loaded = [c for c in candidates if _loads(c)]
+        for start in range(0, len(loaded), _AT_ONCE):
+            some = loaded[start : start + _AT_ONCE]
+            for candidate, recording in zip(some, play(some, kernel), strict=True):
+                if _fields(candidate, recording) & wanted:
+                    return next(k for k, c in enumerate(candidates) if c is candidate)
+        return None
+
+    (first,) = play([case], kernel)
+    found = [] if first.trouble else compare(case, first)
+    wanted = {(d.event is None, d.field) for d in found}
+    if not wanted:
+        return case
+    last = max((d.event for d in found if d.event is not None), default=len(case.events) - 1)
+    firstly = min((d.event for d in found if d.event is not None), default=last)
+    for upto in (firstly, last):
+        shorter = _with_events(case, list(range(upto + 1)))
+        if len(shorter.events) < len(case.events) and disagreement([shorter]) is not None:
+            case = shorter
+            break
+    while True:
+        before = _size(case)
+        case = _reduced(case, len(case.events), _without_events, disagreement, say, "events")
+        case = _reduced(case, len(_rule_lines(case)), _without_lines, disagreement, say, "lines")
+        if _size(case) == before:
+            break
+    story = f"Shrunk from {case.name}.\n" + "\n".join(
+        sorted(f"{'table' if t else 'packet'}: {f}" for t, f in wanted)[:4]
+    )
+    return replace(case, story=f"{case.story}\n{story}".strip())
+
+
+def _loads(case: Case) -> bool:
+    try:
+        plan(case)
+    except NetemuError:
+        return False
+    return True
+
+
+def _fields(case: Case, recording: Recording) -> set[tuple[bool, str]]:
+    if recording.trouble:
+        return set()
+    return {(d.event is None, d.field) for d in compare(case, recording)}
+
+
+def _size(case: Case) -> tuple[int, int]:
+    return len(case.events), len(_rule_lines(case))
+
+
+def _reduced(
+    case: Case,
+    pieces: int,
+    without: Callable[[Case, range], Case],
+    disagreement: Callable[[Sequence[Case]], int | None],
+    say: Callable[[str], None],
+    noun: str,
+) -> Case:
+    """Take pieces away, in halves first, then ever smaller parts, as long as the disagreement stays."""
+    size = max(1, pieces // 2)
+    while pieces:
+        cuts = [range(at, min(at + size, pieces)) for at in range(0, pieces, size)][::-1]
+        kept = disagreement([without(case, cut) for cut in cuts])
+        if kept is not None:
+            case = without(case, cuts[kept])
+            pieces -= len(cuts[kept])
+            say(f"{pieces} {noun} left")
+            size = max(1, min(size, pieces // 2))
+        elif size == 1:
+            break
+        else:
+            size = max(1, size // 2)
+    return case
+
+
+def _with_events(case: Case, kept: Sequence[int]) -> Case:
+    place = {old: new for new, old in enumerate(kept)}
+    events = [case.events[k] for k in kept]
+    return replace(
+        case, events=[replace(e, answers=place.get(e.answers)) if e.answers is not None else e for e in events]
+    )
+
+
+def _without_events(case: Case, cut: range) -> Case:
+    return _with_events(case, [k for k in range(len(case.events)) if k not in cut])
+
+
+def _rule_lines(case: Case) -> list[tuple[str, int]]:
+    """(file, line) of everything that can be taken away by itself."""
+    return [
+        (name, k) for name, text in case.texts.items() for k, line in enumerate(text.splitlines()) if _RULE.match(line)
+    ]
+
+
+def _without_lines(case: Case, cut: range) -> Case:
+    lines = _rule_lines(case)
+    gone = {lines[k] for k in cut}
+    return replace(
+        case,
+        texts={
+            name: "".join(f"{line}\n" for k, line in enumerate(text.splitlines()) if (name, k) not in gone)
+            for name, text in case.texts.items()
+        },
+    )
+
+
+# ---- the commands ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Verdict:
+    """What `verify` found. kernel: which was asked; remarks: what was left out, or compared otherwise than asked."""
+
+    case: Case
+    kernel: str
+    recording: Recording
+    disagreements: list[Disagreement]
+    remarks: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "case": self.case.name,
+            "kernel": self.kernel,
+            "release": self.recording.release,
+            "compared_as": self.recording.kernel,
+            "packets": sum(e.command is None for e in self.case.events),
+            "commands": sum(e.command is not None for e in self.case.events),
+            "tables": list(self.recording.tables),
+            "seconds": self.recording.end,
+            "remarks": self.remarks,
+            "disagreements": [d.as_dict() for d in self.disagreements],
+            "agree": not self.disagreements,
+        }
+
+    def __str__(self) -> str:
+        facts = self.as_dict()
+        out = [f"note: {remark}" for remark in self.remarks]
+        out += [str(d) for d in self.disagreements[:20]]
+        if len(self.disagreements) > 20:
+            out.append(f"... and {len(self.disagreements) - 20} more")
+        where = "User Mode Linux" if self.kernel == "uml" else "this machine's kernel"
+        commands = f" and {facts['commands']} commands" if facts["commands"] else ""
+        asked = f"{self.case.name}: {facts['packets']} packets{commands} on Linux {self.recording.release} ({where})"
+        n = len(self.disagreements)
+        end = f"{n} disagreement{'s' * (n > 1)}" if n else f"path, bytes, {', '.join(facts['tables'])} agree"
+        return "\n".join([*out, f"{asked}: {end}"])
+
+
+def verify(case: Case, kernel: str = "auto", remarks: Sequence[str] = ()) -> Verdict:
+    """Have a kernel and netemu go through a case, packet by packet and in runs, and say where they differ.
+
+    Raises  Refused when no kernel can be asked, or the kernel does not take the model
+    """
+    asked = choose(kernel, case)
+    (recording,) = play([case], asked)
+    if recording.trouble:
+        raise Refused(f"the {asked} kernel could not play {case.name}: {recording.trouble}")
+    found = compare(case, recording, 1) or compare(case, recording, None)
+    said = list(remarks)
+    wants = model_of(case).kernel
+    if wants != recording.kernel:
+        said.append(
+            f"the model says kernel {wants}; asked was {recording.release}, and netemu compared as {recording.kernel}"
+        )
+    return Verdict(case, asked, recording, found, said)

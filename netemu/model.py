@@ -323,6 +323,9 @@ _HEADER = re.compile(r"^\s*(\[\[?)\s*([\w.\"' -]+?)\s*\]\]?\s*(#.*)?$")
 _KEY = re.compile(r"""^\s*("(?:[^"\\]|\\.)*"|'[^']*'|[\w.-]+)\s*=""")
 
 
+_QUOTED = re.compile(r"""\"[^\"]*\"|'[^']*'""")
+
+
 class _Lines:
     """Where in a TOML text each table and key stands."""
 
@@ -331,6 +334,7 @@ class _Lines:
         self.lines = text.text.splitlines()
         self.where: dict[tuple[str, int, str], int] = {}
         self.ends: dict[tuple[str, int], int] = {}
+        self._shown: dict[tuple[str, int], dict[str, list[int]]] = {}  # quoted value -> lines, made when asked
         counts: dict[str, int] = {}
         table, index = "", 0
         for number, line in enumerate(self.lines, 1):
@@ -350,10 +354,14 @@ class _Lines:
         """The line of a key; or, from there on, the first that shows a value; or the table's header."""
         number = self.where.get((table, index, key), self.where.get((table, index, ""), 0))
         if value is not None and number:
-            for at in range(number, self.ends.get((table, index), number) + 1):
-                if f'"{value}"' in self.lines[at - 1] or f"'{value}'" in self.lines[at - 1]:
-                    number = at
-                    break
+            end = self.ends.get((table, index), number)
+            shown = self._shown.get((table, index))
+            if shown is None:
+                shown = self._shown[table, index] = {}
+                for at in range(self.where.get((table, index, ""), number), end + 1):
+                    for quoted in _QUOTED.findall(self.lines[at - 1]):
+                        shown.setdefault(quoted[1:-1], []).append(at)
+            number = next((at for at in shown.get(str(value), ()) if at >= number), number)
         return Place(self.file, number, self.lines[number - 1].strip() if number else "")
 
 

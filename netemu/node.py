@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from netemu import clock
 from netemu.conntrack import STATE_NAMES, Conntrack, dotted
-from netemu.doubt import FAIL, UNCERTAIN, Doubts, put_aside
+from netemu.doubt import FAIL, UNCERTAIN, Doubts, put_aside, remarks
 from netemu.errors import Problem, Refused, Unsupported, raise_all
 from netemu.ipset import Sets
 from netemu.ipvs import Ipvs
@@ -206,6 +206,8 @@ class Journeys(Sequence[Journey]):
         for k in range(int(lo), int(hi)):
             step, field, _, old, new = self.trip.changes[which[k]]
             a, b = int(old[place[k]]), int(new[place[k]])
+            if not isinstance(step, Step):
+                step = self.paths.steps[int(step[place[k]])]
             if field.endswith(("src", "dst")):
                 out.append(Rewrite(step, field, dotted(a), dotted(b)))
             else:
@@ -597,6 +599,10 @@ class Node:
         out = tools[tool](argv)
         self.refresh()
         return out
+
+    def doubtful_rules(self) -> list[str]:
+        """Rules that netemu cannot judge and keeps as rules that might match, one line each."""
+        return list(remarks(self.tables)) if self.doubts is not None else []
 
     def dump(self, what: str) -> str:
         """A table as its tool prints it: iptables-save (with counters), ip6tables-save, ipset-save, conntrack (-L -o

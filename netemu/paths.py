@@ -76,9 +76,21 @@ class Paths:
             self.texts.append(text)
         return n
 
-    def extend(self, pkts: Packets, rows: NDArray[np.intp], step: Step) -> None:
-        """Add `step` to the path of each of `rows`. Cost: one dict look-up for each distinct path among them."""
+    def extend(self, pkts: Packets, rows: NDArray[np.intp], step: Step | NDArray[np.integer]) -> None:
+        """Add `step` to the path of each of `rows`; or each row's own, given as an array of step numbers.
+
+        Cost: one dict look-up for each distinct path (and step) among them, a sort where there are several.
+        """
         if not len(rows):
+            return
+        if isinstance(step, np.ndarray):
+            if len(rows) == 1:
+                row = rows[0]
+                pkts.path[row] = self._child(int(pkts.path[row]), int(step[0]))
+                return
+            pairs, back = np.unique(pkts.path[rows].astype(np.int64) << 32 | step, return_inverse=True)
+            child = [self._child(pair >> 32, pair & 0xFFFFFFFF) for pair in pairs.tolist()]
+            pkts.path[rows] = np.array(child, pkts.path.dtype)[back]
             return
         sid = self.step_id(step)
         if len(rows) == 1:

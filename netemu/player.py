@@ -77,23 +77,38 @@ def number(kind: int, value: int) -> bytes:
 
 
 class Tracer:
-    """The TRACE lines of this namespace.
+    """The TRACE lines of this namespace, as if nothing had been added to the rules.
 
     The nf_tables rule `meta nftrace set 1` at PREROUTING and OUTPUT, priority -350 (after defragmentation, before raw),
-    has the legacy tables log each rule that a packet meets. ICMP timestamp replies, which no socket can keep the local
-    stack from sending, are dropped there too.
+    has the legacy tables log each rule that a packet meets. A kernel without nf_tables for IPv4 gets `-j TRACE` before
+    all other rules of raw instead; then steps are counted without these, commands do not see them, and they are gone
+    before the counters are read. ICMP timestamp replies, which no socket can keep the local stack from sending, are
+    dropped there too.
+
+    raw  whether the case itself has a raw table
     """
 
     NETLINK_NETFILTER = 12
     BATCH_BEGIN, BATCH_END = 0x10, 0x11
     NFTABLES, ULOG = 10 << 8, 4 << 8
-    LINE = re.compile(r"TRACE: (\w+:[^:]+:\w+:\d+)")
+    LINE = re.compile(r"TRACE: (\w+):([^:]+):(\w+):(\d+)")
+    ADDED = {
+        "PREROUTING": ["-j TRACE"],
+        # the local stack's socket has no file, and so no owner
+        "OUTPUT": ["-j TRACE", "-p icmp --icmp-type 14 -m owner ! --uid-owner 0-4294967294 -j DROP"],
+    }
 
-    def __init__(self) -> None:
+    def __init__(self, raw: bool) -> None:
+        self.raw = raw
         self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, self.NETLINK_NETFILTER)
         self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
         self.socket.bind((0, 0))
-        self.switch_on()
+        try:
+            self.switch_on()
+            self.added = False
+        except OSError:
+            self.added = True
+            self.add()
         for body in (attribute(1, b"\x04"), attribute(1, b"\x03")):  # unbind and bind the family
             self.ask(self.ULOG | 1, socket.AF_INET, 0, body)
         self.ask(self.ULOG | 1, 0, 0, attribute(1, b"\x01"))  # bind group 0
@@ -110,12 +125,9 @@ class Tracer:
 
     def ask(self, kind: int, family: int, resource: int, body: bytes) -> None:
         self.socket.send(self.message(kind, 5, 0, family, resource, body))
-        self.answered("nfnetlink_log")
-
-    def answered(self, what: str) -> None:
         code = struct.unpack("<i", self.socket.recv(4096)[16:20])[0]
         if code:
-            raise OSError(-code, f"{what}: {os.strerror(-code)}")
+            raise OSError(-code, f"nfnetlink_log: {os.strerror(-code)}")
 
     def switch_on(self) -> None:
         """`nft` would say: table ip netemu { chain in { type filter hook prerouting priority -350; meta nftrace set 1; } ... }"""
@@ -124,7 +136,9 @@ class Tracer:
         parts = [self.message(self.BATCH_BEGIN, 1, 0, 0, 10, b""), self.message(self.NFTABLES, create, 1, ip, 0, name)]
         for chain, hook in (("in", 0), ("out", 3)):
             place = attribute(4, number(1, hook) + number(2, -350), nested=True)
-            parts.append(self.message(self.NFTABLES | 3, create, 2, ip, 0, name + text(3, chain) + place + text(7, "filter")))
+            parts.append(
+                self.message(self.NFTABLES | 3, create, 2, ip, 0, name + text(3, chain) + place + text(7, "filter"))
+            )
         trace = self.immediate(1, b"\1") + self.expression("meta", number(2, 12) + number(3, 1))
         hush = (
             self.expression("meta", number(2, 16) + number(1, 1))  # layer 4 protocol
@@ -136,10 +150,47 @@ class Tracer:
         rules = [("in", trace), ("out", trace), ("out", hush)]
         for k, (chain, what) in enumerate(rules):
             body = name + text(2, chain) + attribute(4, what, nested=True)
-            parts.append(self.message(self.NFTABLES | 6, last if k == len(rules) - 1 else create | 0x800, 3, ip, 0, body))
+            parts.append(
+                self.message(self.NFTABLES | 6, last if k == len(rules) - 1 else create | 0x800, 3, ip, 0, body)
+            )
         parts.append(self.message(self.BATCH_END, 1, 4, 0, 10, b""))
-        self.socket.send(b"".join(parts))
-        self.answered("nf_tables")
+        # a socket of its own: a kernel that cannot do it answers every part
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, self.NETLINK_NETFILTER) as s:
+            s.bind((0, 0))
+            s.send(b"".join(parts))
+            code = struct.unpack("<i", s.recv(4096)[16:20])[0]
+        if code:
+            raise OSError(-code, f"nf_tables: {os.strerror(-code)}")
+
+    def add(self) -> None:
+        """Rules of ours, before all others of raw."""
+        for chain, rules in self.ADDED.items():
+            for rule in rules:
+                tool(["iptables-legacy", "-t", "raw", "-I", chain, *rule.split()])
+
+    def remove(self) -> None:
+        """Take them out again."""
+        for chain, rules in self.ADDED.items():
+            for rule in rules:
+                with contextlib.suppress(RuntimeError):  # the case may have flushed the chain
+                    tool(["iptables-legacy", "-t", "raw", "-D", chain, *rule.split()])
+
+    def step(self, table: str, chain: str, kind: str, place: int) -> list[str]:
+        """A step as it would be without rules of ours; none for those themselves."""
+        if self.added and table == "raw":
+            place -= len(self.ADDED.get(chain, ()))
+            if not self.raw or place < 1:
+                return []
+        return [f"{table}:{chain}:{kind}:{place}"]
+
+    def counters(self) -> str:
+        """`iptables-save -c` without rules of ours. Tracing ends."""
+        if self.added:
+            self.remove()
+        saved = tool(["iptables-legacy-save", "-c"])
+        if self.added and not self.raw:
+            saved = re.sub(r"^(#.*\n)?\*raw\n[\s\S]*?^COMMIT\n(#.*\n)?", "", saved, flags=re.M)
+        return saved
 
     @staticmethod
     def expression(name: str, data: bytes) -> bytes:
@@ -147,7 +198,9 @@ class Tracer:
 
     @classmethod
     def compare(cls, register: int, value: bytes) -> bytes:
-        return cls.expression("cmp", number(1, register) + number(2, 0) + attribute(3, attribute(1, value), nested=True))
+        return cls.expression(
+            "cmp", number(1, register) + number(2, 0) + attribute(3, attribute(1, value), nested=True)
+        )
 
     @classmethod
     def immediate(cls, register: int, value: bytes | None) -> bytes:
@@ -169,7 +222,7 @@ class Tracer:
                 if kind == self.ULOG:
                     found = self.LINE.match(self.prefix(data[at + 20 : at + size]))
                     if found:
-                        out.append(found[1])
+                        out += self.step(found[1], found[2], found[3], int(found[4]))
                 at += size + (-size % 4)
 
     @staticmethod
@@ -379,9 +432,17 @@ def answering_ends(packet: bytes, outs: list[list[str]], source: bool) -> bytes:
 # ---- playing -------------------------------------------------------------------------------------------------------
 
 
-def command(line: str) -> tuple[int, str]:
+def command(line: str, tracer: Tracer) -> tuple[int, str]:
     """Run one of the node's own tools: its status, and what it complained of."""
     argv = shlex.split(line)
+    if tracer.added and "raw" in argv:
+        tracer.remove()
+        tracer.added = False
+        try:
+            return command(line, tracer)
+        finally:
+            tracer.added = True
+            tracer.add()
     name = os.path.basename(argv[0])
     if name == "sysctl":
         try:
@@ -403,7 +464,7 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
     for port in plan["ports"]:
         for protocol in (TCP, UDP):
             sinks.take(protocol, port)
-    tracer = Tracer()
+    tracer = Tracer(plan["raw"])
     sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     sender.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
     host.left()  # what bringing the links up had them send
@@ -426,7 +487,7 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
             time.sleep(pause)
         result["at"] = round(time.monotonic() - start, 6)
         if "command" in event:
-            result["status"], result["error"] = command(event["command"])
+            result["status"], result["error"] = command(event["command"], tracer)
         else:
             try:
                 if event["link"] is None:
@@ -444,7 +505,7 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
         time.sleep(rest)
     end = round(time.monotonic() - start, 6)
     tables = {"conntrack": tool(["conntrack", "-L", "-o", "extended"])}
-    tables["counters"] = tool(["iptables-legacy-save", "-c"])
+    tables["counters"] = tracer.counters()
     if plan["sets"]:
         tables["ipset"] = tool(["ipset", "save"])
     if "ipvsadm.save" in plan["texts"]:
@@ -514,7 +575,7 @@ def probe() -> None:
             tool(["iptables-legacy", "-t", table, "-S"])
         tool(["ipset", "list"])
         tool(["conntrack", "-L"])
-        Tracer()
+        Tracer(False)
     except (OSError, RuntimeError) as e:
         print(e)
         sys.exit(1)

@@ -1014,7 +1014,8 @@ def _explain(journeys: Journeys, row: int, screen: Screen, depth: int, most: int
 
 
 class Passed:
-    """Which rules a packet passed by between two steps of its path, and the first condition that each found wanting.
+    """Which rules a packet passed by between two steps of its path, the first condition that each found wanting, and
+    what it found.
 
     The packet is put together again as it was at each step. Conditions that remember (limit, recent, ...) are not asked
     a second time: where nothing else says no, it is they.
@@ -1070,30 +1071,38 @@ class Passed:
         return [(k + 1, partial(self._why, chain.rules[k])) for k in range(done, min(number - 1, len(chain.rules)))]
 
     def _why(self, rule: Rule) -> str:
+        from netemu import values
+
         p, texts = self.pkts, rule.criteria()
         asked = len(texts) - len(rule.matches)
         link_in, link_out = (self.names[int(k) + 1] for k in (p.link_in[0], p.link_out[0]))
         answers = [
-            (int(a[0]) & net[1] == net[0]) != net[2]
+            ((int(a[0]) & net[1] == net[0]) != net[2], address(int(a[0])))
             for a, net in ((p.src, rule.src), (p.dst, rule.dst))
             if net and any(net)
         ]
         answers += [
-            (name.startswith(wish[0][:-1]) if wish[0].endswith("+") else name == wish[0]) != wish[1]
+            ((name.startswith(wish[0][:-1]) if wish[0].endswith("+") else name == wish[0]) != wish[1], name or "none")
             for name, wish in ((link_in, rule.link_in), (link_out, rule.link_out))
             if wish and wish[0] != "+"
         ]
-        answers += [(int(p.proto[0]) == rule.proto[0]) != rule.proto[1]] if rule.proto else []
-        answers += [bool(p.frag[0] & OFFSET_MASK) == rule.fragment] if rule.fragment is not None else []
-        for text, yes in zip(texts[:asked], answers, strict=False):
+        if rule.proto:
+            proto = int(p.proto[0])
+            answers.append(((proto == rule.proto[0]) != rule.proto[1], values.protocol(proto)))
+        if rule.fragment is not None:
+            later = bool(p.frag[0] & OFFSET_MASK)
+            answers.append((later == rule.fragment, "a later fragment" if later else "whole, or a first fragment"))
+        for text, (yes, value) in zip(texts[:asked], answers, strict=False):
             if not yes:
-                return text
+                return f"{text} (it is {value})"
         remembers = ""
-        for match, text in zip(rule.matches, texts[asked:], strict=True):
-            if match.touches:
-                remembers = remembers or text
+        for match, text in sorted(zip(rule.matches, texts[asked:], strict=True), key=lambda m: m[0].unmodelled):
+            if not values.steady(match, self.trip.node):
+                why = values.at_the_time(match, self.trip, 0)
+                remembers = remembers or text + f" ({why})" * bool(why)
             elif not match.mask(self.trip, np.arange(1))[0]:
-                return text
+                value = values.found(match, self.trip, 0)
+                return text + f" ({value})" * bool(value)
         return remembers or rule.text
 
 

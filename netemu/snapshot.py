@@ -24,7 +24,10 @@ from netemu.model import FILES, KERNELS
 #: where tools of an administrator lie, when PATH does not say
 ADMIN = "/usr/local/sbin:/usr/sbin:/sbin"
 #: settings that a model reads
-SYSCTLS = r"^net\.(ipv4|netfilter|bridge|nf_conntrack_max)"
+SYSCTLS = (
+    r"^net\.(netfilter\.nf_conntrack_|nf_conntrack_max|bridge\.|"
+    r"ipv4\.(conf\.|ip_|ipfrag_|icmp_|route\.|vs\.|fwmark_|fib_multipath_hash_policy|tcp_fwmark_accept))"
+)
 #: a tool that says nothing for so long is given up, in seconds
 PATIENCE = 60.0
 
@@ -97,18 +100,21 @@ def take(run: Runner = run_tool) -> Taken:
     taken = Taken()
     taken.texts["node.toml"] = node_toml(release)
     for source in SOURCES:
-        text, why = _ask(source, run)
+        text, why, complaint = _ask(source, run)
         if text is None:
             taken.passed[source.file] = why
         else:
             taken.texts[source.file] = text
             if "is incompatible, use 'nft' tool" in text:
-                taken.remarks.append(f"{source.file}: this node has nftables rules beside those of iptables; left out")
+                taken.remarks.append(f"{source.file}: this node has nftables rules beside those of iptables: left out")
+            if "legacy tables present" in complaint:
+                taken.remarks.append(f"{source.file}: this node has legacy tables beside those of nftables: left out")
     return taken
 
 
-def _ask(source: Source, run: Runner) -> tuple[str | None, str]:
-    """(text, "") or (None, why there is none). An empty answer counts when no other command has more to say."""
+def _ask(source: Source, run: Runner) -> tuple[str | None, str, str]:
+    """(text or None, why there is none, what the tool complained of). An empty answer counts when no other command has
+    more to say."""
     why: list[str] = []
     empty: str | None = None
     for words in source.commands:
@@ -123,9 +129,9 @@ def _ask(source: Source, run: Runner) -> tuple[str | None, str]:
         if source.keep:
             text = "".join(line for line in text.splitlines(True) if re.search(source.keep, line))
         if text.strip():
-            return text, ""
+            return text, "", complaint
         empty = text
-    return empty, "; ".join(dict.fromkeys(why))
+    return empty, "; ".join(dict.fromkeys(why)), ""
 
 
 def model_kernel(release: str) -> str:

@@ -17,8 +17,8 @@ from netemu.paths import Paths, Step
 if TYPE_CHECKING:
     from netemu.node import Node
 
-#: rewrites of one run: (step, field, rows, old values, new values)
-Change = tuple[Step, str, Rows, NDArray[np.generic], NDArray[np.generic]]
+#: rewrites of one run: (step, or the number of each row's own; field, rows, old values, new values)
+Change = tuple[Step | I32, str, Rows, NDArray[np.generic], NDArray[np.generic]]
 
 
 class Trip:
@@ -64,11 +64,11 @@ class Trip:
         self.open_doubts: list[tuple[Rows, str, str]] = []
         self.moved: set[int] = set()
 
-    def step(self, rows: Rows, step: Step) -> None:
-        """Write `step` on the path of `rows`."""
+    def step(self, rows: Rows, step: Step | I32) -> None:
+        """Write `step` on the path of `rows` (an array: each row's own, by number)."""
         self.paths.extend(self.pkts, rows, step)
 
-    def rewrite(self, rows: Rows, field: str, new: NDArray[np.generic] | int, step: Step) -> None:
+    def rewrite(self, rows: Rows, field: str, new: NDArray[np.generic] | int, step: Step | I32) -> None:
         """Set a header column (src dst sport dport ttl tos mark icmp_id) of `rows`, and remember what it was."""
         column = getattr(self.pkts, field)
         old = column[rows]
@@ -78,7 +78,8 @@ class Trip:
             column[rows] = values
             if not self.remember:
                 return
-            self.changes.append((step, "id" if field == "icmp_id" else field, rows[moved], old[moved], values[moved]))
+            by = step if isinstance(step, Step) else step[moved]
+            self.changes.append((by, "id" if field == "icmp_id" else field, rows[moved], old[moved], values[moved]))
 
     def end(self, rows: Rows, reason: str | None, fate: int = DROPPED) -> None:
         """These rows travel no further."""

@@ -1205,8 +1205,6 @@
 -p tcp -m tcpmss ; FAIL
 -p udp -m tcpmss --mss 1 ; FAIL
 
-# nfacct
--m nfacct --nfacct-name foo ; FAIL
 
 # ipvs
 -m ipvs --ipvs ; =
