@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from netemu.errors import REFUSED, NetemuError, Problem, Refused, Unsupported, raise_all
 
 if TYPE_CHECKING:
+    from netemu import lab
     from netemu.capture import Capture, Frames
     from netemu.node import Journeys, Node
+    from netemu.profile import Profile
     from netemu.report import Report, Screen, Summary
 
 DONE, FAILED, REFUSED_STATUS, UNSUPPORTED_STATUS, INTERRUPTED, NO_READER = 0, 1, 2, 3, 130, 141
@@ -194,6 +196,27 @@ def _parsers(words: list[str]) -> tuple[argparse.ArgumentParser, dict[str, argpa
             "  netemu flows --to tcp/10.96.0.1:443 -w - | netemu replay MODEL - --summary",
         )
     )
+    _verify_options(
+        command(
+            "verify",
+            _verify,
+            "Play captures through a real kernel too, and say where netemu differs from it.",
+            "The node is built in a network namespace (root), or in User Mode Linux (any user; IPVS too); nothing of\n"
+            "this machine is touched. Compared are path, bytes, connections, counters, sets and virtual servers.\n"
+            "Exit status: 0 all agree, 1 something differs, 2 no kernel can be asked, or it refuses the model.\n\n"
+            "examples:\n"
+            "  netemu verify models/web-dnat traces/web-dnat.pcapng\n"
+            "  netemu verify MODEL eth0=trace.pcap --kernel uml --shrink -o small.case",
+        )
+    )
+    _record_options(
+        command(
+            "record",
+            _record,
+            "Play captures through a real kernel and keep what it did as a case: a text file to compare with for ever.",
+            "examples:\n  netemu record models/web-dnat traces/web-dnat.pcapng -o web-dnat.case",
+        )
+    )
     bench = command("bench", _bench, "Measure how rules scale: ipvs mode against iptables mode.")
     if words[:1] == ["bench"]:
         from netemu import scaling
@@ -240,6 +263,42 @@ def _snapshot_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("folder", metavar="DIR", nargs="?", help="where the model directory goes")
     p.add_argument("--force", action="store_true", help="replace a model that is there")
     p.add_argument("--print-script", action="store_true", help="print a shell script that does the same without netemu")
+
+
+def _played_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", metavar="MODEL", help="a model directory")
+    p.add_argument("traces", metavar="[LINK=]TRACE", nargs="+", help="as for replay")
+    p.add_argument("-i", "--link", default="auto", metavar="auto|NAME", help="as for replay")
+    p.add_argument("-c", "--count", type=_positive, metavar="N", help="the first N packets only")
+    p.add_argument("--at", nargs=2, action="append", default=[], metavar=("T", "COMMAND"), help="as for replay")
+    p.add_argument("--timeline", metavar="FILE", help="as for replay")
+    p.add_argument(
+        "--kernel",
+        choices=("auto", "host", "uml"),
+        default="auto",
+        help="this machine's (host), User Mode Linux (uml), or what suits the model (auto)",
+    )
+    p.add_argument(
+        "--longest-gap",
+        type=_positive,
+        default=2,
+        metavar="S",
+        help="cut longer gaps between packets to S seconds, since the kernel's clock is a real one (default 2)",
+    )
+
+
+def _verify_options(p: argparse.ArgumentParser) -> None:
+    _played_options(p)
+    p.add_argument("--json", action="store_true", help="print the verdict as JSON")
+    p.add_argument("--shrink", action="store_true", help="on a difference: find the smallest case that still shows it")
+    p.add_argument("-o", dest="output", metavar="CASE", help="where --shrink writes that case (default MODEL.case)")
+
+
+def _record_options(p: argparse.ArgumentParser) -> None:
+    _played_options(p)
+    p.add_argument("-o", dest="output", metavar="CASE", required=True, help="the file to write; `-` is standard output")
+    p.add_argument("--name", help="the case's name (default: of the model and the trace)")
+    p.add_argument("--story", default="", help="a line or two: what it shows")
 
 
 def _state_options(p: argparse.ArgumentParser) -> None:
@@ -300,6 +359,7 @@ def _replay_options(p: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most packets looked at together (1: one by one; the answer is the same)",
     )
+    p.add_argument("--profile", action="store_true", help="then tell where the time went, in ns a packet")
     _state_options(p)
 
 
@@ -569,6 +629,7 @@ def _replay(args: argparse.Namespace) -> int:
 
     summary = report.Summary()
     status = DONE
+    profile = _profile(node, writers, summary) if args.profile else None
 
     def change(at: float, command: str) -> None:
         nonlocal status
@@ -587,7 +648,7 @@ def _replay(args: argparse.Namespace) -> int:
     progress = _Progress(capture, wanted=args.summary or taken or not sys.stdout.isatty())
     interrupted = False
     try:
-        for journeys in _stream(node, paced, args):
+        for journeys in _stream(node, profile.reading(paced) if profile else paced, args):
             rows = _wanted(journeys, args.only)
             for writer in writers:
                 writer.write(journeys, rows)
@@ -602,6 +663,8 @@ def _replay(args: argparse.Namespace) -> int:
     progress.end()
     for writer in writers:
         writer.close()
+    if profile:
+        profile.stop()
 
     notes = _notes(node, capture, paced.handed - summary.packets, summary)
     if args.summary:
@@ -610,11 +673,25 @@ def _replay(args: argparse.Namespace) -> int:
         summary.tally(screen)
     for note in notes:
         print(screen.paint("rejected", note), file=people)
+    for line in ["", *profile.lines(summary.packets)] if profile else ():
+        print(line, file=people)
     _dumps(node, args, screen)
     for p in capture.problems:
         print(p, file=sys.stderr)
         status = max(status, REFUSED_STATUS if p.kind == REFUSED else UNSUPPORTED_STATUS)
     return INTERRUPTED if interrupted else status
+
+
+def _profile(node: Node, writers: Sequence[Report], summary: Summary) -> Profile:
+    """A running profile of all that a replay does."""
+    from netemu.profile import Profile
+
+    profile = Profile(node)
+    for writer in writers:
+        profile.watch(writer, "write", "writing reports")
+    profile.watch(summary, "add", "summary")
+    profile.start()
+    return profile
 
 
 def _notes(node: Node, capture: Capture, copies: int, summary: Summary) -> list[str]:
@@ -702,6 +779,7 @@ def _explain(args: argparse.Namespace) -> int:
         node, capture = _loaded(args, args.packet_or_trace)
         number = args.packet
         title = f"packet {number}: "
+    node.ipvs.tell = True
     for journeys in _stream(node, Paced(capture, [], lambda at, command: None, None), args):
         found = [row for row, n in enumerate(journeys.numbers) if n == number]
         if found:
@@ -855,6 +933,60 @@ def _flows(args: argparse.Namespace) -> int:
     made = flows.write_pcap(spec, args.write)
     if args.write != "-":
         print(f"{args.write}: {args.count:,} flows, {made:,} packets")
+    return DONE
+
+
+# ---- verify, record ------------------------------------------------------------------------------------------------
+
+
+def _case(args: argparse.Namespace) -> tuple[lab.Case, list[str]]:
+    """What the arguments ask to play, and remarks on what is left out."""
+    from netemu import lab
+
+    return lab.from_traces(
+        args.model,
+        args.traces,
+        link=None if args.link == "auto" else args.link,
+        commands=_timeline(args),
+        longest=args.longest_gap,
+        count=args.count,
+    )
+
+
+def _verify(args: argparse.Namespace) -> int:
+    import json
+
+    from netemu import lab
+
+    case, remarks = _case(args)
+    verdict = lab.verify(case, args.kernel, remarks)
+    print(json.dumps(verdict.as_dict(), indent=1) if args.json else verdict)
+    if verdict.disagreements and args.shrink:
+        small = lab.shrink(case, verdict.kernel, say=lambda text: print(f"shrinking: {text}", file=sys.stderr))
+        (recording,) = lab.play([small], verdict.kernel)
+        path = args.output or f"{Path(args.model).resolve().name}.case"
+        lab.save(small, recording, path)
+        print(f"the smallest case found is in {path}", file=sys.stderr)
+    return FAILED if verdict.disagreements else DONE
+
+
+def _record(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from netemu import lab
+
+    case, remarks = _case(args)
+    case = replace(case, name=args.name or case.name, story=args.story)
+    kernel = lab.choose(args.kernel, case)
+    (recording,) = lab.play([case], kernel, stats=True)
+    if recording.trouble:
+        raise Refused(f"the {kernel} kernel could not play {case.name}: {recording.trouble}")
+    for remark in remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    if args.output == "-":
+        print(lab.as_text(case, recording), end="")
+    else:
+        lab.save(case, recording, args.output)
     return DONE
 
 

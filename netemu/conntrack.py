@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections import deque
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported
 from netemu.hashing import Table
 from netemu.packets import (
+    DCCP,
     ESTABLISHED,
     GRE,
     I64,
@@ -64,8 +66,8 @@ PROTOCOLS = {ICMP: "icmp", TCP: "tcp", UDP: "udp", 33: "dccp", GRE: "gre", SCTP:
 _NUMBERS = {name: number for number, name in PROTOCOLS.items()}
 STATE_NAMES = {INVALID: "INVALID", NEW: "NEW", ESTABLISHED: "ESTABLISHED", RELATED: "RELATED", UNTRACKED: "UNTRACKED"}
 _STEPS = {state: Step(None, f"conntrack: {name}") for state, name in STATE_NAMES.items()}
-_HAS_TUPLE = np.zeros(256, bool)
-_HAS_TUPLE[list(PORTED)] = True
+_FULL = Step(None, "conntrack: table full")
+FULL = -2  # what `_open` says where there is no room
 
 Tuple = tuple[int, int, int, int, int]  # src, dst, sport, dport, proto
 FOREVER = 1 << 62
@@ -89,7 +91,7 @@ _COLUMNS = {
     "osrc": "u4", "odst": "u4", "osport": "u2", "odport": "u2",
     "rsrc": "u4", "rdst": "u4", "rsport": "u2", "rdport": "u2",
     "proto": "u1", "zone": "u2", "status": "u2", "mark": "u4",
-    "deadline": "i8", "created": "i8", "masq": "i2", "stored": "?", "counted": "?",
+    "deadline": "i8", "created": "i8", "born": "i8", "masq": "i2", "stored": "?", "counted": "?",
 }  # fmt: skip
 
 
@@ -99,6 +101,7 @@ class Conntrack:
     osrc odst osport odport   the original tuple; ICMP: osport is the id, odport is type << 8 | code
     rsrc rdst rsport rdport   the reply tuple, as `conntrack -L` prints it
     status   bits EXPECTED .. FIXED_TIMEOUT       deadline  int64 ns       created  int64 ns
+    born     serial number of the packet that began it
     masq     link that MASQUERADE chose for it, -1 none
     stored   both tuples are findable             packets, bytes  int64[flows, 2], original and reply (when counted)
     """
@@ -117,6 +120,7 @@ class Conntrack:
     mark: NDArray[np.uint32]
     deadline: I64
     created: I64
+    born: I64
     masq: NDArray[np.int16]
     stored: Mask
     counted: Mask
@@ -134,8 +138,12 @@ class Conntrack:
         self._fresh: list[int] = []  # begun in this run, not yet confirmed
         self._dead: list[int] = []  # deleted in this run; packets under way may still hold them
         self.mapped: dict[int, list[int]] = {}  # flows whose source was rewritten, by (protocol, source, port)
+        self._oldest: list[tuple[int, int]] = []  # (born, flow) of those that may be thrown out first
+        self._elders: deque[tuple[int, int]] = deque()  # and of the others, in this order
+        self.next_sweep = 0
         self.on = False
-        self.rst_needs_other_dir = node.kernel == "6.1"
+        self.ported = np.isin(np.arange(256), PORTED)  # protocols with two ports in their tuple
+        self.ported[DCCP] = node.kernel == "6.1"  # no longer tracked as what it is by later kernels
         self.read_sysctls()
 
     # ---- knobs -------------------------------------------------------------------------------------------------
@@ -161,7 +169,7 @@ class Conntrack:
     def shortest_timeout(self) -> int:
         """No timer that a packet sets is shorter than this (ns)."""
         return min(
-            [t for t in self.tcp.timeouts if t]
+            self.tcp.timeouts[1:]
             + [self.tcp.max_retrans_timeout, self.tcp.unacked_timeout, self.udp_timeout, self.udp_stream]
             + [self.icmp_timeout, self.generic_timeout, self.gre_timeout, self.gre_stream]
         )
@@ -177,6 +185,11 @@ class Conntrack:
 
     def __len__(self) -> int:
         return int(self.stored.sum())
+
+    @property
+    def places(self) -> int:
+        """How many more flows there is room for."""
+        return self.max - (self.capacity - len(self._free) - len(self._dead)) if self.max else 1 << 62
 
     def _allocate(self) -> int:
         if not self._free:
@@ -195,14 +208,14 @@ class Conntrack:
         self._fresh.append(flow)
         return flow
 
-    def begin(self, t: Tuple, now: int, zone: int = 0) -> int:
+    def begin(self, t: Tuple, now: int, zone: int = 0, born: int = -1) -> int:
         """A new flow that nobody can find yet; its reply tuple is the plain inverse."""
         f = self._allocate()
         src, dst, sport, dport, proto = t
         self.osrc[f], self.odst[f], self.osport[f], self.odport[f], self.proto[f] = src, dst, sport, dport, proto
         self.rsrc[f], self.rdst[f], self.rsport[f], self.rdport[f], _ = inverse(t)
         self.zone[f], self.status[f], self.mark[f] = zone, 0, 0
-        self.deadline[f], self.created[f] = FOREVER, now
+        self.deadline[f], self.created[f], self.born[f] = FOREVER, now, born
         self.masq[f], self.stored[f], self.counted[f] = -1, False, self.accounting
         self.packets[f] = self.bytes[f] = 0
         return f
@@ -245,18 +258,19 @@ class Conntrack:
         there, back = self.original(flow), self.reply(flow)
         if self.holder(there, now, zone) >= 0 or self.holder(back, now, zone) >= 0:
             return False
-        self.table.add_one(*key(there, zone), number=2 * flow)
         if back != there:
-            self.table.add_one(*key(back, zone), number=2 * flow + 1)
+            self.table.add_one(*key(there, zone), number=2 * flow)
+        # what is sent to itself counts as an answer: Linux meets the newest key first
+        self.table.add_one(*key(back, zone), number=2 * flow + 1)
         self.stored[flow] = True
         return True
 
     def kill(self, flow: int) -> None:
         """The flow is not there any more; its number stays taken until the run ends."""
         if self.stored[flow]:
-            self.table.remove_one(2 * flow)
+            self.table.remove_one(2 * flow + 1)
             if self.original(flow) != self.reply(flow):
-                self.table.remove_one(2 * flow + 1)
+                self.table.remove_one(2 * flow)
             self.stored[flow] = False
         if not self.status[flow] & DYING:
             self.status[flow] |= DYING
@@ -288,16 +302,50 @@ class Conntrack:
         self._dead.clear()
 
     def sweep(self, now: int) -> None:
-        """Drop every flow whose time is over."""
-        for flow in np.flatnonzero(self.stored & (self.deadline <= now)):
-            self.kill(int(flow))
+        """Drop the flows whose time was over when the last whole second began. Nobody can see it but `places`."""
+        second = now - now % SECOND
+        self.next_sweep = second + SECOND
+        self.kill_where(self.deadline <= second)
 
     def kill_where(self, mask: Mask) -> int:
         """Delete the stored flows of `mask` (bool[capacity]); how many there were."""
         flows = np.flatnonzero(self.stored & mask)
-        for flow in flows:
-            self.kill(int(flow))
+        if len(flows) < 16:
+            for flow in flows.tolist():
+                self.kill(flow)
+            return len(flows)
+        for flow in flows[(self.status[flows] & SRC_NAT) != 0].tolist():
+            self._unmap(flow)
+        two = np.zeros(len(flows), bool)
+        for there, back in ("osrc", "rsrc"), ("odst", "rdst"), ("osport", "rsport"), ("odport", "rdport"):
+            two |= getattr(self, there)[flows] != getattr(self, back)[flows]
+        self.table.remove(np.concatenate([2 * flows + 1, 2 * flows[two]]))
+        self.stored[flows] = False
+        self.status[flows] |= DYING
+        self._dead.extend(flows.tolist())
         return len(flows)
+
+    def _make_room(self, draw: int) -> bool:
+        """The table is full: throw out one flow that is not assured. Linux takes what it finds nearby; here one of the
+        sixty-four that began first is drawn. False: all are assured."""
+        fit = self._unsure
+        self._oldest = [flow for flow in self._oldest if fit(flow)]
+        if not self._oldest and not self._elders:
+            flows = np.flatnonzero(self.stored & ((self.status & (ASSURED | CONFIRMED)) == CONFIRMED))
+            flows = flows[np.lexsort((flows, self.born[flows]))]
+            self._elders.extend(zip(self.born[flows].tolist(), flows.tolist(), strict=True))
+        while len(self._oldest) < 64 and self._elders:
+            flow = self._elders.popleft()
+            if fit(flow):
+                self._oldest.append(flow)
+        if not self._oldest:
+            return False
+        self.kill(self._oldest.pop(draw % len(self._oldest))[1])
+        return True
+
+    def _unsure(self, one: tuple[int, int]) -> bool:
+        born, flow = one
+        return bool(self.stored[flow]) and not self.status[flow] & ASSURED and int(self.born[flow]) == born
 
     # ---- looking up --------------------------------------------------------------------------------------------
 
@@ -305,6 +353,8 @@ class Conntrack:
         """The two key words of each packet's tuple (ICMP: id in the place of the port, type and code beside it)."""
         proto = p.proto[rows]
         low, high = p.sport[rows], p.dport[rows]
+        if not self.ported[DCCP] and (proto == DCCP).any():
+            low, high = low * self.ported[proto], high * self.ported[proto]
         icmp = proto == ICMP
         if icmp.any():
             low = np.where(icmp, p.icmp_id[rows], low)
@@ -337,11 +387,16 @@ class Conntrack:
         udp = (proto == UDP) | (proto == UDPLITE)
         if udp.any():
             ok &= ~udp | (room >= 8)
-            for_length = np.flatnonzero(udp & ok & (p.cap[rows] >= p.ihl[rows] + 8))
-            if len(for_length) and not p.rebuilt:
-                place = p.at[rows[for_length]] + p.ihl[rows[for_length]] + 4
+            some = np.flatnonzero(udp & ok & (p.cap[rows] >= p.ihl[rows] + 8))
+            if len(some):
+                place = p.at[rows[some]] + p.ihl[rows[some]] + 4
+                place = np.minimum(place, len(p.data) - 2)  # of a packet put together from fragments: read below
                 said = (p.data[place].astype(np.int32) << 8) | p.data[place + 1]
-                ok[for_length] &= (said >= 8) & (said <= room[for_length])
+                for k in np.flatnonzero(np.isin(rows[some], list(p.rebuilt))) if p.rebuilt else ():
+                    row = int(rows[some[k]])
+                    (said[k],) = struct.unpack_from("!H", p.original(row), int(p.ihl[row]) + 4)
+                whole = (proto[some] == UDPLITE) & (said == 0)  # there it is how far the checksum reaches
+                ok[some] &= whole | ((said >= 8) & (said <= room[some]))
         icmp = proto == ICMP
         if icmp.any():
             ok &= ~icmp | ((room >= 8) & (p.icmp_type[rows] <= 18))
@@ -374,6 +429,11 @@ class Conntrack:
         plain = todo[good]
         if len(plain):
             self._track_plain(trip, plain)
+        lost = todo[p.fate[todo] != 0]
+        if len(lost):
+            todo, rows = trip.travelling(todo), trip.travelling(rows)
+            if not len(todo):
+                return rows
         for state in np.unique(p.state[todo]) if len(todo) > 1 else (p.state[todo[0]],):
             trip.step(todo[p.state[todo] == state], _STEPS[int(state)])
         trip.found[todo] = p.state[todo]
@@ -417,8 +477,17 @@ class Conntrack:
             self._packets(trip, flows[lane], rows[lane], reply[lane], fresh[lane])
 
     def _open(self, trip: Trip, row: int) -> int:
-        """Begin a flow with this packet: its id, or -1 where the protocol does not let it begin one."""
+        """Begin a flow with this packet: its id, or -1 where the protocol does not let it begin one.
+
+        Where there is no room for it the packet dies: FULL.
+        """
         p = trip.pkts
+        if self.places <= 0:
+            one = np.array([row])
+            if not self._make_room(int(trip.random(one, 0x4354)[0])):
+                trip.step(one, _FULL)
+                trip.end(one, "conntrack: table full")
+                return FULL
         proto = int(p.proto[row])
         if proto == ICMP:
             if not _OPENING[p.icmp_type[row]]:
@@ -426,8 +495,10 @@ class Conntrack:
             ports = int(p.icmp_id[row]), int(p.icmp_type[row]) << 8 | int(p.icmp_code[row])
         else:
             ports = int(p.sport[row]), int(p.dport[row])
+            if not self.ported[proto]:
+                ports = 0, 0
         now = int(p.time[row])
-        flow = self.begin((int(p.src[row]), int(p.dst[row]), *ports, proto), now)
+        flow = self.begin((int(p.src[row]), int(p.dst[row]), *ports, proto), now, born=int(p.serial[row]))
         if proto == TCP and not self.tcp.opens(flow, p, row):
             self.kill(flow)
             return -1
@@ -451,15 +522,16 @@ class Conntrack:
                 counts[k] = self._tcp(trip, flows[k], rows[k], reply[k])
             else:
                 self._refresh(kind, flows[k], p.time[rows[k]], seen[k])
-        accepted = p.ct[rows] >= 0
-        answered = np.flatnonzero(accepted & reply)
+        took = p.ct[rows]  # not `flows` where a SYN began a connection anew: then it is no answer either
+        accepted = took >= 0
+        answered = took[accepted & p.reply[rows]]
         if len(answered):
-            self.status[p.ct[rows[answered]]] |= SEEN_REPLY
+            self.status[answered] |= SEEN_REPLY
         if self.accounting or self.counted[flows].any():
-            some = np.flatnonzero(accepted & counts & self.counted[flows])
+            some = np.flatnonzero(accepted & counts & self.counted[took])
             d = p.reply[rows[some]].astype(np.intp)
-            self.packets[flows[some], d] += 1
-            self.bytes[flows[some], d] += p.length[rows[some]]
+            self.packets[took[some], d] += 1
+            self.bytes[took[some], d] += p.length[rows[some]]
 
     def _refresh(self, proto: int, flows: NDArray[np.intp], now: I64, seen: Mask) -> None:
         """Timers of everything that has no states: UDP and GRE have two timeouts, the rest one."""
@@ -513,6 +585,8 @@ class Conntrack:
         quoted = quoted_tuple(packet[ihl + 8 :])
         if quoted is None:
             return
+        if quoted[4] == DCCP and not self.ported[DCCP]:
+            quoted = (*quoted[:2], 0, 0, DCCP)
         found = self.holder(inverse(quoted), int(p.time[row]))
         if found < 0:
             return
@@ -639,8 +713,9 @@ class Conntrack:
             self.tcp.td[flow] = 0
             self.tcp.misc[flow, 9] = STATES.index(state) if state else 3
             self.tcp.misc[flow, 5] = 5
-        self.store(flow, now)
-        if status & SRC_NAT:
+        if not self.store(flow, now):
+            self.kill(flow)
+        elif status & SRC_NAT:
             self.remember_source(flow)
 
     def run(self, argv: list[str], now: int) -> str:
@@ -693,6 +768,8 @@ class Conntrack:
     def check(self) -> None:
         """Do the columns and the hash table say the same?"""
         self.table.check()
+        used = self.capacity - len(self._free)
+        assert len(set(self._free)) == len(self._free) and used == int(self.stored.sum()), "a flow number was lost"
         for flow in np.flatnonzero(self.stored).tolist():
             zone = int(self.zone[flow])
             assert self.table.find_one(*key(self.original(flow), zone)) >> 1 == flow
@@ -704,7 +781,7 @@ def _tuple_text(t: Tuple) -> str:
     text = f"src={dotted(src)} dst={dotted(dst)}"
     if proto == ICMP:
         return f"{text} type={dport >> 8} code={dport & 255} id={sport}"
-    if proto in PORTED:
+    if proto in PORTED and (proto != DCCP or sport or dport):
         return f"{text} sport={sport} dport={dport}"
     if proto == GRE:
         return f"{text} srckey=0x{sport:x} dstkey=0x{dport:x}"
@@ -728,17 +805,18 @@ def quoted_tuple(inner: bytes) -> Tuple | None:
         return None
     ihl = (inner[0] & 15) * 4
     (frag,) = struct.unpack_from("!H", inner, 6)
-    if ihl < 20 or frag & OFFSET_MASK or len(inner) < ihl + 8:
+    if ihl < 20 or frag & OFFSET_MASK:
         return None
     src, dst = struct.unpack_from("!II", inner, 12)
     proto = inner[9]
     if proto == ICMP:
-        kind, code = inner[ihl], inner[ihl + 1]
-        if kind not in PAIRED:
+        if len(inner) < ihl + 8 or inner[ihl] not in PAIRED:
             return None
-        (number,) = struct.unpack_from("!H", inner, ihl + 4)
+        kind, code, _, number = struct.unpack_from("!BBHH", inner, ihl)
         return src, dst, number, kind << 8 | code, proto
     if proto in PORTED:
+        if len(inner) < ihl + 4:
+            return None
         sport, dport = struct.unpack_from("!HH", inner, ihl)
         return src, dst, sport, dport, proto
     return src, dst, 0, 0, proto

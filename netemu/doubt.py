@@ -37,8 +37,6 @@ HARMLESS = frozenset(
     ("LOG", "NFLOG", "ULOG", "AUDIT", "TRACE", "LED", "RATEEST", "IDLETIMER", "SECMARK", "CONNSECMARK")
 )
 VERDICTS = {"ACCEPT": ACCEPT, "DROP": DROP}
-#: matches that switch connection tracking on
-_TRACKING = frozenset(("helper", "connlabel", "cluster"))
 ESTABLISHED = 2
 
 
@@ -128,7 +126,7 @@ def _kind(base: type[Extension], name: str, tracks: bool) -> type[Extension]:
 
 def unmodelled_match(name: str, tracks: bool = False) -> type[Extension]:
     """What stands for a match that netemu has no class for. It takes every option that nobody else knows."""
-    return _kind(UnmodelledMatch, name, tracks or name in _TRACKING)
+    return _kind(UnmodelledMatch, name, tracks)
 
 
 def unmodelled_target(name: str, tracks: bool = False) -> type[Extension]:

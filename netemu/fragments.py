@@ -1,20 +1,42 @@
 """Fragments: putting them together before tracking, cutting packets for the way out.
 
 With connection tracking on, nothing behind the first stop of PREROUTING and OUTPUT ever sees a fragment: the pieces wait
-until the packet is whole, travel as one, and leave cut again to at most the size of the largest piece that came in.
+until the packet is whole, travel as one, and leave cut again: where they came in if every piece still fits, otherwise to
+at most the size of the largest piece. Without tracking only what is delivered here is put together, before INPUT.
 """
 
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from netemu.packets import DONT_FRAGMENT, MORE_FRAGMENTS, OFFSET_MASK, checksum
 
+# what the ECN bits of all pieces make together: (a set of bits 1 << ECN) -> the packet's ECN, None: they cannot belong
+# together. Not-ECT mixed with anything else is such a case; one CE among ECT makes the whole CE.
+_NOT_ECT, _ECT1, _ECT0, _CE = 1, 2, 4, 8
+
+
+def _joint_ecn(seen: int) -> int | None:
+    """ECN bits to set in a packet whose pieces had the ECN values in `seen`, or None where they contradict.
+
+    >>> _joint_ecn(_ECT0 | _CE), _joint_ecn(_NOT_ECT), _joint_ecn(_NOT_ECT | _CE)
+    (3, 0, None)
+    """
+    if seen & _NOT_ECT and seen != _NOT_ECT:
+        return None
+    return 3 if seen & _CE and seen & (_ECT0 | _ECT1) else 0
+
 
 @dataclass
 class Assembly:
-    """Fragments of one packet that waits to be whole."""
+    """Fragments of one packet that waits to be whole.
+
+    since    when the first one came, ns       largest  size of the largest one, IP header included
+    sizes    payload of each piece, first to last, once the packet is whole
+    broken   why the pieces cannot be one packet: all of them are lost
+    """
 
     since: int
     largest: int = 0
@@ -22,67 +44,127 @@ class Assembly:
 
     def __post_init__(self) -> None:
         self.parts: dict[int, bytes] = {}
+        self.runs: list[list[int]] = []  # [start, end] of pieces that came one behind the other
         self.header = b""
-        self.total = -1
-        self.df = False
+        self.end = 0  # the furthest byte that a piece reached
+        self.last_in = False
+        self.largest_df = 0
+        self.ecn = 0
+        self.sizes: list[int] = []
 
     def add(self, packet: bytes) -> bytes | None:
-        """Take one more fragment; the whole packet once nothing is missing."""
+        """Take one more fragment; the whole packet once nothing is missing.
+
+        A piece that lies wholly inside what came in one go is a duplicate and is passed over (`repeated`); any other
+        overlap, an empty piece, or bytes beyond the last one, and all are lost (`broken`).
+        """
         ihl = (packet[0] & 15) * 4
         (word,) = struct.unpack_from("!H", packet, 6)
         offset, more = (word & OFFSET_MASK) * 8, bool(word & MORE_FRAGMENTS)
         body = packet[ihl:]
         if more:
             body = body[: len(body) & ~7]
-        last = offset + len(body)
-        if not more:
-            if (self.total >= 0 and self.total != last) or any(k + len(b) > last for k, b in self.parts.items()):
-                self.broken = "overlapping fragments"
-                return None
-            self.total = last
-        elif 0 <= self.total < last:
+        end = offset + len(body)
+        if (not more and (end < self.end or (self.last_in and end != self.end))) or (self.last_in and end > self.end):
             self.broken = "overlapping fragments"
+        elif not body:
+            self.broken = "an empty fragment"
+        if self.broken:
             return None
-        if offset in self.parts and len(self.parts[offset]) == len(body):
-            return None  # the same again
-        if any(offset < k + len(b) and k < last for k, b in self.parts.items()):
-            self.broken = "overlapping fragments"
+        self.last_in |= not more
+        self.end = max(self.end, end)
+        if self._repeats(offset, end) or self.broken:
             return None
         self.parts[offset] = body
-        self.largest = max(self.largest, len(packet))
+        self.largest = max(self.largest, ihl + len(body))
+        self.ecn |= 1 << (packet[1] & 3)
         if word & DONT_FRAGMENT:
-            self.df = True
+            self.largest_df = max(self.largest_df, ihl + len(body))
         if offset == 0:
             self.header = packet[:ihl]
-        if self.total < 0 or not self.header or sum(map(len, self.parts.values())) != self.total:
+        if not self.last_in or not self.header or sum(map(len, self.parts.values())) != self.end:
             return None
-        data = b"".join(self.parts[k] for k in sorted(self.parts))
+        return self._whole()
+
+    def _repeats(self, start: int, end: int) -> bool:
+        """Is it a duplicate? If not, note where it lies; `broken` when it overlaps."""
+        at = bisect_right(self.runs, start, key=lambda run: run[0])
+        before = self.runs[at - 1] if at else None
+        if before and start < before[1]:
+            if end <= before[1]:
+                return True
+            self.broken = "overlapping fragments"
+        elif at < len(self.runs) and end > self.runs[at][0]:
+            self.broken = "overlapping fragments"
+        elif before and at == len(self.runs) and start == before[1]:
+            before[1] = end
+        else:
+            self.runs.insert(at, [start, end])
+        return False
+
+    def _whole(self) -> bytes | None:
+        ecn = _joint_ecn(self.ecn)
+        places = sorted(self.parts)
+        data = b"".join(self.parts[k] for k in places)
+        if ecn is None:
+            self.broken = "fragments with contradicting ECN bits"
+        elif len(self.header) + len(data) > 65535:
+            self.broken = "fragments of more than 65535 bytes"
+        if self.broken or ecn is None:
+            return None
+        self.sizes = [len(self.parts[k]) for k in places]
         head = bytearray(self.header)
+        head[1] |= ecn
         struct.pack_into("!H", head, 2, len(head) + len(data))
-        struct.pack_into("!H", head, 6, DONT_FRAGMENT if self.df else 0)
+        # fragments that may not be cut further make a packet that may not, if the largest is one of them
+        struct.pack_into("!H", head, 6, DONT_FRAGMENT if self.largest_df == self.largest else 0)
         struct.pack_into("!H", head, 10, 0)
         struct.pack_into("!H", head, 10, checksum(bytes(head)))
         return bytes(head) + data
 
 
-def cut(packet: bytes, limit: int) -> list[bytes]:
-    """The fragments of a packet, each at most `limit` bytes long (options are repeated as they stand)."""
+def cut(packet: bytes, limit: int, sizes: list[int] | None = None) -> list[bytes]:
+    """The fragments of a packet, each at most `limit` bytes long.
+
+    sizes   payload of each piece that the packet was put together from: it is cut there again if all of them fit
+    Options that are not to be copied (bit 7 unset) become no-ops in all fragments but the first.
+    """
     ihl = (packet[0] & 15) * 4
     (word,) = struct.unpack_from("!H", packet, 6)
     start, more = word & OFFSET_MASK, word & MORE_FRAGMENTS
     body = packet[ihl:]
     size = (limit - ihl) & ~7
-    out = []
-    for k in range(0, len(body), size):
-        piece = body[k : k + size]
+    as_they_came = sizes is not None and sum(sizes) == len(body) and max(sizes) <= limit - ihl
+    keep = word & DONT_FRAGMENT if sizes is not None and not as_they_came else 0
+    out: list[bytes] = []
+    at = 0
+    while at < len(body):
+        piece = body[at : at + (sizes[len(out)] if as_they_came and sizes is not None else size)]
         head = bytearray(packet[:ihl])
-        last = k + size >= len(body)
+        if at:
+            _blank_options(head)
+        last = at + len(piece) >= len(body)
         struct.pack_into("!H", head, 2, ihl + len(piece))
-        struct.pack_into("!H", head, 6, (start + k // 8) | (more if last else MORE_FRAGMENTS))
+        struct.pack_into("!H", head, 6, (start + at // 8) | (more if last else MORE_FRAGMENTS) | keep)
         struct.pack_into("!H", head, 10, 0)
         struct.pack_into("!H", head, 10, checksum(bytes(head)))
         out.append(bytes(head) + piece)
+        at += len(piece)
     return out
+
+
+def _blank_options(head: bytearray) -> None:
+    k = 20
+    while k < len(head) and head[k]:
+        if head[k] == 1:
+            k += 1
+            continue
+        size = head[k + 1] if k + 1 < len(head) else 0
+        if size < 2 or k + size > len(head):
+            return
+        if not head[k] & 0x80:
+            head[k : k + size] = b"\1" * size
+        k += size
 
 
 def ip_packet(src: int, dst: int, proto: int, body: bytes, *, tos: int = 0, ttl: int = 64, flags: int = 0) -> bytes:

@@ -18,6 +18,10 @@ class Bad(Exception):
         self.what, self.word, self.hint = what, word, hint
 
 
+class Failed(Bad):
+    """A rule that the tool can read and the kernel would refuse: exit status 1, not 2."""
+
+
 class NotModelled(Exception):
     """Linux would take this; netemu does not model it."""
 
@@ -48,6 +52,7 @@ class RuleContext:
     table, chain   where the rule stands (chain may be a user chain)
     links   names of the node's links
     sets    name -> dimension of the type of each ipset (empty when unknown); missing: no such set
+    matches the rule's matches, for a target's `check`
     """
 
     table: str
@@ -57,6 +62,7 @@ class RuleContext:
     kernel: str = "6.18"
     fragments: bool = False
     sets: dict[str, int] = field(default_factory=dict)
+    matches: tuple[Extension, ...] = ()
 
 
 class Extension:
@@ -67,11 +73,13 @@ class Extension:
              packet. Empty for a pure question. "flow" is memory kept per connection (connmark); "rule" is memory of
              this very rule (limit, nth, quota); "recent:NAME", "set:NAME", "hashlimit:NAME" are shared by name.
     needs_conntrack  a rule with it switches connection tracking on
+    needs_defrag     a rule with it has fragments put together before PREROUTING and OUTPUT, as tracking has
     """
 
     name: ClassVar[str] = ""
     OPTIONS: ClassVar[dict[str, int]] = {}
     needs_conntrack: ClassVar[bool] = False
+    needs_defrag: ClassVar[bool] = False
 
     @property
     def touches(self) -> frozenset[str]:

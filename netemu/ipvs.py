@@ -14,24 +14,23 @@ schedulers read what they write. What Linux does here is the same in 6.1 and 6.1
 from __future__ import annotations
 
 import heapq
-import socket
 import struct
-from collections.abc import Callable, Iterator
-from functools import cmp_to_key
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from netemu import routing
-from netemu.clock import SECOND, minutes
+from netemu.clock import SECOND, at_jiffy, jiffies, minutes
 from netemu.conntrack import CONFIRMED, dotted
-from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported
-from netemu.hashing import Table
+from netemu.errors import Refused
+from netemu.hashing import Table, siphash13
 from netemu.packets import (
     ACK,
     DONT_FRAGMENT,
     FIN,
+    GRE,
     HOST,
     I32,
     I64,
@@ -51,7 +50,7 @@ from netemu.packets import (
     checksum,
 )
 from netemu.paths import Step
-from netemu.schedulers import SCHEDULERS, Asked, Scheduler
+from netemu.schedulers import SCHEDULERS, AddressCache, Asked, Scheduler
 
 if TYPE_CHECKING:
     from netemu.node import Node
@@ -61,10 +60,11 @@ NEVER = 1 << 62
 NAMES = {TCP: "tcp", UDP: "udp", SCTP: "sctp"}
 SERVED = np.isin(np.arange(256), list(NAMES))
 FTP, FTP_DATA = 21, 20
+IPIP = 4
+GUE_IPIP = 4 << 16  # the GUE header of a packet without options: version 0, and what protocol it holds
+PORT_RANGE = "net.ipv4.ip_local_port_range"
 
 MASQ, TUNNEL, ROUTE, BYPASS = 0, 2, 3, 4  # how packets reach the server
-METHODS = {MASQ: "Masq", TUNNEL: "Tunnel", ROUTE: "Route"}
-METHOD_OPTIONS = {MASQ: "-m", TUNNEL: "-i", ROUTE: "-g"}
 
 # flags of a connection
 TEMPLATE, INACTIVE, NO_OUTPUT, ONE_PACKET, TRACKED, FOUND, ASSURED = 1, 2, 4, 8, 16, 32, 64
@@ -167,8 +167,8 @@ def transitions(drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
 TRANSITIONS, SECURE_TRANSITIONS = transitions(NORMAL), transitions(SECURE)
 
 
-# SCTP, by the first chunk of a packet; DATA and whatever is not named changes nothing. Found by sending every chunk to
-# Linux 6.1 in every state that can be reached.
+# SCTP, by the first chunk of a packet ("data": DATA and all that is not named). Found by sending every chunk to Linux
+# 6.1 in every state that can be reached; the first column by sending it as the first packet of all, with sloppy_sctp.
 SCTP_STATES = (
     "NONE", "INIT1", "INIT", "C-SENT", "C-REPLIED", "C-WAIT", "COOKIE", "C-ECHOED", "ESTABLISHED", "S-SENT",
     "S-RECEIVED", "S-ACK-SENT", "REJECTED", "CLOSED",
@@ -180,18 +180,20 @@ SCTP_TIMEOUT = 61  # of every other state
 SCTP_INIT, SCTP_ABORT = 1, 6
 #: chunk type -> row in a block of the drawing
 SCTP_CHUNKS = {1: 0, 2: 1, 6: 2, 7: 3, 8: 4, 9: 5, 10: 6, 11: 7, 14: 8}
+SCTP_DATA = 9
 SCTP_TRANSITIONS = grid(
     """
     seen         NO I1 IN CS CR CW CO CE ES SS SR SA RJ CL
     in  init     I1 IN IN .  .  .  .  .  .  .  .  .  IN IN
     in  initack  CW CW CW .  .  CO .  .  .  .  .  .  .  .
     in  abort    CL CL CL CL CL RJ CL CL CL CL CL CL CL CL
-    in  shutdown .  .  .  .  .  .  .  .  SR .  .  .  .  .
-    in  shutack  IN IN .  .  .  .  .  .  .  CL .  CL .  .
-    in  error    .  .  .  .  .  .  .  CL .  .  .  .  .  .
-    in  cookie   IN IN .  CR .  .  .  .  .  .  .  .  .  .
-    in  cookack  .  .  .  .  .  .  .  ES .  .  .  .  .  .
+    in  shutdown SR .  .  .  .  .  .  .  SR .  .  .  .  .
+    in  shutack  CL IN .  .  .  .  .  .  .  CL .  CL .  .
+    in  error    CL .  .  .  .  .  .  CL .  .  .  .  .  .
+    in  cookie   CR IN .  CR .  .  .  .  .  .  .  .  .  .
+    in  cookack  ES .  .  .  .  .  .  ES .  .  .  .  .  .
     in  done     CL CL CL .  .  .  .  .  .  .  .  CL .  .
+    in  data     ES .  .  .  .  .  .  .  .  .  .  .  .  .
     out init     CW CW CW CW CW CW CW CW .  CW CW CW CW CW
     out initack  CS CS CS .  .  .  .  .  .  .  .  .  .  .
     out abort    RJ RJ CL CL CL CL CL CL CL CL CL CL CL CL
@@ -201,21 +203,49 @@ SCTP_TRANSITIONS = grid(
     out cookie   CE CE CE CE CE CE CE CE .  .  .  .  .  .
     out cookack  ES ES ES ES ES ES ES ES ES .  .  .  .  .
     out done     .  .  .  .  .  .  .  .  .  .  .  .  .  .
+    out data     .  .  .  .  .  .  .  .  .  .  .  .  .  .
     one init     I1 IN IN .  .  .  .  .  .  .  .  .  IN IN
     one initack  CE CE CE .  .  .  .  .  .  .  .  .  .  .
     one abort    CL CL CL CL CL CL CL CL CL CL CL CL CL CL
-    one shutdown .  .  .  .  .  .  .  .  SR .  .  .  .  .
-    one shutack  IN IN IN .  .  .  .  .  CL .  .  .  .  .
-    one error    .  .  .  .  .  .  .  .  .  .  .  .  .  .
+    one shutdown SR .  .  .  .  .  .  .  SR .  .  .  .  .
+    one shutack  CL IN IN .  .  .  .  .  CL .  .  .  .  .
+    one error    CL .  .  .  .  .  .  .  .  .  .  .  .  .
     one cookie   ES ES ES .  .  .  .  .  .  .  .  .  .  .
-    one cookack  .  .  .  .  .  .  .  ES .  .  .  .  .  .
+    one cookack  ES .  .  .  .  .  .  ES .  .  .  .  .  .
     one done     CL CL CL .  .  .  .  .  .  .  CL .  .  .
+    one data     ES .  .  .  .  .  .  .  .  .  .  .  .  .
 """,
     SCTP_SHORT,
-).reshape(3, len(SCTP_CHUNKS), len(SCTP_STATES))
+).reshape(3, SCTP_DATA + 1, len(SCTP_STATES))
 
 
 # ---- services and servers ---------------------------------------------------------------------------------------
+
+
+class Encapsulation(NamedTuple):
+    """What packets to a tunnelled server travel in: ipip, gre or gue; port of gue; checksum: nocsum, csum, remcsum."""
+
+    kind: str = "ipip"
+    port: int = 0
+    checksum: str = "nocsum"
+
+    @property
+    def size(self) -> int:
+        """Bytes between the outer IP header and the packet."""
+        return {"ipip": 0, "gre": 4 if self.checksum == "nocsum" else 8, "gue": 12}[self.kind]
+
+
+PLAIN_TUNNEL = Encapsulation()
+
+
+class Settings(NamedTuple):
+    """What `ipvsadm -a` and `-e` say of a server."""
+
+    method: int = ROUTE
+    weight: int = 1
+    upper: int = 0
+    lower: int = 0
+    tunnel: Encapsulation = PLAIN_TUNNEL
 
 
 class Destination:
@@ -230,7 +260,7 @@ class Destination:
 
     __slots__ = (
         "active", "addr", "available", "home", "idle", "inactive", "last_weight", "lower", "method", "number",
-        "overloaded", "persistent", "port", "service", "stat", "text", "upper", "weight",
+        "overloaded", "persistent", "port", "service", "stat", "text", "tunnel", "upper", "weight",
     )  # fmt: skip
 
     def __init__(self, number: int, service: Service, addr: int, port: int) -> None:
@@ -240,6 +270,7 @@ class Destination:
         self.addr, self.port = addr, port
         self.text = f"{dotted(addr)}:{port}"
         self.method = ROUTE
+        self.tunnel = PLAIN_TUNNEL
         self.weight = self.last_weight = 1
         self.upper = self.lower = 0
         self.active = self.inactive = self.persistent = 0
@@ -300,6 +331,7 @@ _COLUMNS = {
     "method": "u1", "flags": "i4", "state": "u1", "dest": "i4", "timeout": "i8", "deadline": "i8", "parent": "i4",
     "children": "i4", "mark": "u4", "service": "i4", "known": "i4", "answer": "i4", "queued": "i8", "serial": "i8",
     "client_key": "i4", "server_key": "i4", "client_older": "i4", "server_older": "i4", "live": "?",
+    "requests": "u4",
 }  # fmt: skip
 
 
@@ -313,6 +345,7 @@ class Connections:
     flags     TEMPLATE .. ASSURED                        service   text number of the service it was made for
     timeout   ns that its state gives it                 deadline  when it goes, ns
     known, answer   step numbers: packets to the server, to the client
+    requests  packets to the server, counted while drop_entry is on (in columns) or they go one by one
     queued    time under which the timer knows it, NEVER: not at all; serial: counts connections, never reused
     """
 
@@ -342,6 +375,7 @@ class Connections:
     client_older: I32
     server_older: I32
     live: Mask
+    requests: NDArray[np.uint32]
 
     def __init__(self, seed: int) -> None:
         self.capacity = 0
@@ -464,6 +498,31 @@ class Ask(NamedTuple):
     quoted: bool = False
 
 
+class Candidate(NamedTuple):
+    """A server as it stood when one was chosen: connections without the new one."""
+
+    server: str
+    weight: int
+    active: int
+    inactive: int
+    full: bool
+    chosen: bool
+
+
+class Choice(NamedTuple):
+    """How a packet came to its server.
+
+    kind  "new": the scheduler was asked; "template": the client's template decided; "existing": its connection did;
+          "none": nobody takes it
+    """
+
+    kind: str
+    service: str
+    scheduler: str
+    why: str
+    candidates: tuple[Candidate, ...] = ()
+
+
 # what becomes of a packet at the in-hook
 GO_ON, SENT, ENDED = 0, 1, 2
 CONNS, IN_PACKETS, OUT_PACKETS, IN_BYTES, OUT_BYTES = range(5)
@@ -500,10 +559,16 @@ class Ipvs:
         self._dest_stat: I32 = np.zeros(0, np.int32)
         self._service_stat: I32 = np.zeros(0, np.int32)
         self._way: NDArray[np.int64] = np.zeros((0, 5), np.int64)  # routing version, kind, link, next hop, mtu
-        self._timers: list[tuple[int, int, int]] = []  # (time, serial, connection); below 0: SPECIAL
+        # (time, -serial, connection); below 0: SPECIAL. Of two set for one moment the younger rings first, as in
+        # Linux's timer wheel: a connection goes before the template that controls it, which may then go too
+        self._timers: list[tuple[int, int, int]] = []
         self._spent: list[int] = []  # numbers of connections that went
         self._depth = 0  # calls of the in-hook under way: what it sends passes the hooks too
         self._drop_counter = 0
+        self._todrop = [0] * (SHORT_TALK + 1)  # of connections with so many packets, how many more drop_entry spares
+        self._defending = False
+        self._times: tuple[I64, I64] | None = None
+        self.tell = False  # write down in Trip.choices how each packet came to its server
 
     @property
     def active(self) -> bool:
@@ -537,7 +602,7 @@ class Ipvs:
         fates = np.zeros(len(rows), np.uint8)
         picked = np.full(len(rows), -1, np.int32)  # connection of each packet that is to be translated
         steps = np.zeros(len(rows), np.int32)
-        if len(rows) > FEW:
+        if len(rows) > FEW and not self.tell:
             candidates = np.flatnonzero(mine)
             left = self._settled_requests(trip, rows, candidates, fates, picked, steps)
         else:
@@ -623,6 +688,8 @@ class Ipvs:
             c, rk = found[k], r[k]
             self._touch(c, p.time[rk])
             self._count(c, p.length[rk], IN_PACKETS, IN_BYTES)
+            if self._defending:
+                np.add.at(t.requests, c, 1)
             fates[todo[k]] = SENT
             picked[todo[k]] = c
             steps[todo[k]] = t.known[c]
@@ -646,21 +713,26 @@ class Ipvs:
         Answers come after requests here, whatever their times, so of deadlines by one timeout the latest counts.
         """
         t = self.conns
-        udp = t.proto[conns] == UDP
-        timeout = self._timeout_column[t.state[conns]]
-        timeout[udp] = self.udp_timeout * SECOND
+        timeouts, granules = self._state_times
+        which = np.where(t.proto[conns] == UDP, len(STATES), t.state[conns])
+        timeout = timeouts[which]
         until = times + timeout
         t.deadline[conns[t.timeout[conns] != timeout]] = 0  # set by another timeout, maybe a longer one
         t.timeout[conns] = timeout
         np.maximum.at(t.deadline, conns, until)
-        late = t.queued[conns] > t.deadline[conns]
+        granule = granules[which]
+        late = t.queued[conns] > (t.deadline[conns] // granule + 1) * granule
         if late.any():  # `ipvsadm --set` made the timeout shorter meanwhile
             for c in set(conns[late].tolist()):
                 self._set_timer(c, int(t.deadline[c]))
 
     @property
-    def _timeout_column(self) -> I64:
-        return np.array([self.timeouts[s] for s in range(len(STATES))], np.int64) * SECOND
+    def _state_times(self) -> tuple[I64, I64]:
+        """ns by TCP state, UDP behind them: timeouts, and what their timers are rounded up to."""
+        if self._times is None:
+            timeouts = [*(self.timeouts[s] * SECOND for s in range(len(STATES))), self.udp_timeout * SECOND]
+            self._times = np.array(timeouts, np.int64), np.array([self._granule(t) for t in timeouts], np.int64)
+        return self._times
 
     def _count(self, conns: I32, lengths: I32, packets: int, size: int) -> None:
         """Add packets to the counters of server, service and everything; a deleted server's do not count."""
@@ -702,7 +774,7 @@ class Ipvs:
             if not self._on("expire_nodest_conn"):
                 self._die(trip, row, "ipvs: the real server is gone")
                 return ENDED, -1, 0
-            tracked = self._holds_old_flow(trip, row, c)
+            tracked = self._holds_old_flow(trip, row)
             if not tracked:
                 t.flags[c] &= ~TRACKED
             self._expire_now(c, now)
@@ -712,6 +784,8 @@ class Ipvs:
             c = -1
         if c >= 0:
             step = int(t.known[c])
+            if self.tell:
+                trip.choices[row] = self._told_existing(c, now)
         else:
             made = self._try_schedule(trip, row, ask)
             if made is None:
@@ -720,6 +794,7 @@ class Ipvs:
             if c < 0:
                 return ENDED, -1, 0
         self._count_one(c, int(p.length[row]), IN_PACKETS, IN_BYTES)
+        t.requests[c] += 1
         self._next_state(c, proto, p, row, False)
         fate = self._send_one(trip, row, c)
         if fate == ENDED:
@@ -749,10 +824,10 @@ class Ipvs:
             return SCTP_ABORT
         return kind
 
-    def _holds_old_flow(self, trip: Trip, row: int, c: int) -> bool:
-        """The packet belongs to a tracked flow that was confirmed under this very connection."""
+    def _holds_old_flow(self, trip: Trip, row: int) -> bool:
+        """The packet belongs to a flow that is tracked since before (whether IPVS told tracking of servers or not)."""
         flow = int(trip.pkts.ct[row])
-        return bool(self.conns.flags[c] & TRACKED) and flow >= 0 and bool(self.node.conntrack.status[flow] & CONFIRMED)
+        return flow >= 0 and bool(self.node.conntrack.status[flow] & CONFIRMED)
 
     def _reopened(self, trip: Trip, row: int, c: int, now: int) -> bool | None:
         """A SYN on a connection that exists: False keep it, True forget it and schedule anew, None drop the packet."""
@@ -760,9 +835,9 @@ class Ipvs:
         dest = int(t.dest[c])
         mode = self._on("conn_reuse_mode")
         if dest >= 0 and self._dests[dest].weight == 0 and self._on("expire_nodest_conn"):
-            tracked = self._holds_old_flow(trip, row, c)
+            tracked = self._holds_old_flow(trip, row)
         elif mode and t.parent[c] < 0 and self._worn_out(c, mode):
-            tracked = self._holds_old_flow(trip, row, c)
+            tracked = self._holds_old_flow(trip, row)
             if t.children[c] and tracked:
                 return False
         else:
@@ -861,9 +936,36 @@ class Ipvs:
         return self._no_server(trip, row, service, ask)
 
     def _choose(self, trip: Trip, row: int, service: Service, ask: Ask) -> Destination | None:
-        draw = int(trip.random(np.array([row]), 0x1B5)[0]) if service.scheduler.name == "twos" else 0
+        scheduler = service.scheduler
+        draw = int(trip.random(np.array([row]), 0x1B5)[0]) if scheduler.name == "twos" else 0
         target = ask.caddr if ask.quoted else ask.vaddr  # the quoted packet goes to the client
-        return service.scheduler.choose(Asked(ask.caddr, ask.cport, target, ask.vport, int(trip.pkts.time[row]), draw))
+        asked = Asked(ask.caddr, ask.cport, target, ask.vport, int(trip.pkts.time[row]), draw)
+        if isinstance(scheduler, AddressCache):
+            scheduler.expiration = self._on(f"{scheduler.name}_expiration") * SECOND
+        dest = scheduler.choose(asked)
+        if self.tell:
+            why = "no server takes new connections" if dest is None else scheduler.why(asked, dest)
+            trip.choices[row] = self._told("none" if dest is None else "new", service, why, dest)
+        return dest
+
+    @staticmethod
+    def _told(kind: str, service: Service, why: str, chosen: Destination | None) -> Choice:
+        servers = tuple(
+            Candidate(d.text, d.weight, d.active, d.inactive, d.overloaded, d is chosen) for d in service.destinations
+        )
+        return Choice(kind, service.text, service.scheduler.name, why, servers)
+
+    def _told_existing(self, c: int, now: int) -> Choice:
+        t = self.conns
+        proto, left = int(t.proto[c]), minutes(int(t.deadline[c]), now)
+        state = {TCP: STATES, SCTP: SCTP_STATES}.get(proto, ("UDP",))[int(t.state[c])]
+        why = f"its connection exists, state {state}, {left} left"
+        number = int(t.dest[c])
+        dest = self._dests[number] if number >= 0 else None
+        if dest is not None and not dest.available:
+            why += "; the server was deleted meanwhile"
+        name = dest.service.scheduler.name if dest is not None else "none"
+        return Choice("existing", self.node.paths.texts[int(t.service[c])] or "", name, why)
 
     def _no_server(self, trip: Trip, row: int, service: Service, ask: Ask) -> tuple[int, int] | None:
         """Nobody can take it."""
@@ -915,6 +1017,12 @@ class Ipvs:
             t.timeout[template] = service.timeout * SECOND
         else:
             dest = self._dests[int(t.dest[template])]
+            if self.tell:
+                left = minutes(int(t.deadline[template]), now)
+                why = (
+                    f"the template of {dotted(net)} binds it to {dest.text} ({left} left); the scheduler was not asked"
+                )
+                trip.choices[row] = self._told("template", service, why, dest)
         port = dest.port if ask.vport == service.port and dest.port else ask.vport
         c = self._connect(ask, dest, port, service, ONE_PACKET if service.one_packet else 0, now)
         t.parent[c] = template
@@ -961,6 +1069,10 @@ class Ipvs:
         dest.crowded()
         if not flags & ONE_PACKET:
             t.enlist(c)
+        t.requests[c] = 0
+        if not self._defending and self._on("drop_entry") == 3:
+            self._defending = True
+            heapq.heappush(self._timers, (now // SECOND * SECOND + SECOND, 0, -3))
         return c
 
     def _bypass(self, ask: Ask, service: Service, now: int) -> int:
@@ -1003,8 +1115,8 @@ class Ipvs:
             active, real = new in ACTIVE, new == ES
             timeout = self.timeouts[new]
         else:
-            event = SCTP_CHUNKS.get(self._sctp_chunk(p, row))
-            new = old if event is None else int(SCTP_TRANSITIONS[direction, event, old])
+            chunk = self._sctp_chunk(p, row)
+            new = old if chunk < 0 else int(SCTP_TRANSITIONS[direction, SCTP_CHUNKS.get(chunk, SCTP_DATA), old])
             active = real = new == SCTP_ES
             timeout = SCTP_TIMEOUTS.get(SCTP_STATES[new], SCTP_TIMEOUT)
         if new != old:
@@ -1084,7 +1196,7 @@ class Ipvs:
             return ENDED
         tunnel = t.method[c] == TUNNEL
         if tunnel:
-            mtu -= 20
+            mtu -= 20 + self._dests[int(t.dest[c])].tunnel.size
         if p.length[row] > mtu and p.frag[row] & DONT_FRAGMENT and (not tunnel or self._on("pmtu_disc")):
             p.ttl[row] -= 1
             trip.cause_icmp(one, 3, 4, mtu)
@@ -1159,24 +1271,45 @@ class Ipvs:
             ct.alter_reply(flow, (src, dst, sport, dport, proto))
 
     def _wrap(self, trip: Trip, row: int, c: int) -> None:
-        """Put a packet into an outer IP header (IPIP), as a new packet of the node's."""
+        """Put a packet into an outer IP header (and GRE's, or UDP's and GUE's), as a new packet of the node's."""
         p = trip.pkts
         inner = p.bytes(row)
-        number = int(self.conns.dest[c])
-        server = self._dests[number].addr if number >= 0 else int(p.dst[row])
-        source = self.node.routing.source_for(server)
+        dest = self._dests[int(self.conns.dest[c])]
+        source = self.node.routing.source_for(dest.addr) or 0
         tos = inner[1]
         if tos & 3 == 3:  # "congestion experienced" stays inside; outside it says "capable"
             tos = (tos & 0xFC) | 2
         keep = struct.unpack_from("!H", inner, 6)[0] & DONT_FRAGMENT if self._on("pmtu_disc") else 0
-        head = struct.pack("!BBHHHBBHII", 0x45, tos, 20 + len(inner), 0, keep, inner[8], 4, 0, source or 0, server)
+        proto, body = self._encapsulated(dest, source, inner)
+        head = struct.pack("!BBHHHBBHII", 0x45, tos, 20 + len(body), 0, keep, inner[8], proto, 0, source, dest.addr)
         head = head[:10] + struct.pack("!H", checksum(head)) + head[12:]
         if p.ct[row] >= 0 and self.conns.flags[c] & TRACKED:
             self.node.conntrack.confirm(trip, np.array([row]))
             if p.fate[row]:
                 return
-        p.rebuild(row, head + inner)
+        p.rebuild(row, head + body)
         p.ct[row], p.state[row], p.reply[row] = -1, INVALID, False
+
+    def _encapsulated(self, dest: Destination, source: int, inner: bytes) -> tuple[int, bytes]:
+        """(protocol, bytes behind the outer IP header)."""
+        kind, port, check = dest.tunnel
+        if kind == "ipip":
+            return IPIP, inner
+        if kind == "gre":
+            if check == "nocsum":
+                return GRE, struct.pack("!HH", 0, 0x0800) + inner
+            whole = struct.pack("!HHI", 0x8000, 0x0800, 0) + inner
+            return GRE, whole[:4] + struct.pack("!H", checksum(whole)) + whole[6:]
+        # the source port tells flows apart: Linux hashes them with a key of its own, netemu with its seed
+        flow = int.from_bytes(inner[9:10] + inner[12:20] + inner[(inner[0] & 15) * 4 :][:4], "big")
+        low, high = (int(word) for word in str(self.node.sysctl.get(PORT_RANGE) or "32768 60999").split())
+        drawn = siphash13(flow & 0xFFFFFFFF ^ flow >> 32 & 0xFFFFFFFF ^ flow >> 64, self.node.seed)
+        size = 12 + len(inner)
+        whole = struct.pack("!HHHHI", low + (drawn * (high - low) >> 32), port, size, 0, GUE_IPIP) + inner
+        if check != "nocsum":
+            pseudo = struct.pack("!IIBBH", source, dest.addr, 0, UDP, size)
+            whole = whole[:6] + struct.pack("!H", checksum(pseudo + whole) or 0xFFFF) + whole[8:]
+        return UDP, whole
 
     # ---- the out-hook ------------------------------------------------------------------------------------------
 
@@ -1476,13 +1609,34 @@ class Ipvs:
         """ns before which no timer falls due (a lower bound), 2**62 when there is none."""
         return self._timers[0][0] if self._timers else NEVER
 
+    def _granule(self, timeout: int) -> int:
+        """ns that a timer of this length is rounded up to.
+
+        Linux's timer wheel (Documentation/timers, 4.8 and later) has eight levels, each eight times as coarse as the
+        one before: a timer of 60 s may ring 5 s late at 100 ticks a second. That matters here, since timers that ring
+        together ring youngest first. Where the wheel stood at time zero no dump tells: netemu says at a full turn.
+        """
+        tick = SECOND // self.node.hz
+        span, granule = 63 * tick, tick
+        while timeout >= span:
+            span, granule = span * 8, granule * 8
+        return granule
+
+    def _ring(self, c: int) -> int:
+        """When the alarm of a connection goes off, by its deadline and timeout."""
+        granule = self._granule(int(self.conns.timeout[c]))
+        return (int(self.conns.deadline[c]) // granule + 1) * granule
+
     def _set_timer(self, c: int, deadline: int) -> None:
         """Connections live until `deadline`. Later ones cost nothing: the old alarm rings, and is set anew."""
+        self.conns.deadline[c] = deadline
+        self._alarm(c, self._ring(c))
+
+    def _alarm(self, c: int, at: int) -> None:
         t = self.conns
-        t.deadline[c] = deadline
-        if deadline < t.queued[c]:
-            t.queued[c] = deadline
-            heapq.heappush(self._timers, (deadline, int(t.serial[c]), c))
+        if at < t.queued[c]:
+            t.queued[c] = at
+            heapq.heappush(self._timers, (at, -int(t.serial[c]), c))
 
     def advance(self, now: int) -> None:
         """Let every timer ring that falls due until `now`, in order of time."""
@@ -1492,20 +1646,32 @@ class Ipvs:
             if c < 0:
                 SPECIAL[c](self, at)
                 continue
-            if not t.live[c] or t.serial[c] != serial or t.queued[c] != at:
-                continue
-            deadline = int(t.deadline[c])
-            if deadline > at:
-                t.queued[c] = deadline
-                heapq.heappush(timers, (deadline, serial, c))
+            if not t.live[c] or t.serial[c] != -serial or t.queued[c] != at:
                 continue
             t.queued[c] = NEVER
+            if int(t.deadline[c]) > at:
+                self._alarm(c, self._ring(c))
+                continue
             self._expire(c, at)
             self._over()
 
     def _expire_now(self, c: int, now: int) -> None:
-        """It goes before the next packet comes (Linux: with the next tick of its timer)."""
-        self._set_timer(c, now)
+        """It goes with the next tick of the timer."""
+        self.conns.deadline[c] = now
+        self._alarm(c, self._tick_after(now))
+
+    def look(self, now: int) -> None:
+        """Somebody looks at the tables, which takes longer than a tick: what was told to go has gone by then."""
+        self.advance(now)
+        if self._timers and self._timers[0][0] <= self._tick_after(now):
+            t = self.conns
+            for c in np.flatnonzero(t.live & (t.deadline <= now) & (t.queued <= self._tick_after(now))).tolist():
+                self._expire(c, now)
+            self._over()
+
+    def _tick_after(self, now: int) -> int:
+        hz = self.node.hz
+        return at_jiffy(jiffies(now, hz) + 1, hz)
 
     def _expire(self, c: int, now: int, *, deleted: bool = False) -> None:
         """Its time is over. What controls others stays, a minute at a time."""
@@ -1566,6 +1732,38 @@ class Ipvs:
                 self._expire(parent, now, deleted=True)
         self._over()
 
+    def _drop_entries(self, now: int) -> None:
+        """drop_entry = 3: every second, of a 32nd of all connections, those go that are not open yet, some that idle.
+
+        Which are looked at, Linux draws at random and netemu from its seed.
+        """
+        t = self.conns
+        self._defending = self._on("drop_entry") == 3
+        if not self._defending:
+            return
+        heapq.heappush(self._timers, (now + SECOND, 0, -3))
+        for c in np.flatnonzero(t.live & ((t.flags & TEMPLATE) == 0)).tolist():
+            mixed = (int(t.serial[c]) * 0x9E3779B1 ^ now // SECOND) & 0xFFFFFFFF
+            if siphash13(mixed, self.node.seed ^ 0xD2) & 31 == 0 and t.live[c] and not t.children[c]:
+                proto, state = int(t.proto[c]), int(t.state[c])
+                opening = OPENING.get(proto, ())
+                settled = proto == UDP or state == (ES if proto == TCP else SCTP_ES)
+                if state in opening or (settled and self._idle_enough(c, now)):
+                    self._expire(c, now, deleted=True)
+        self._over()
+
+    def _idle_enough(self, c: int, now: int) -> bool:
+        """It was quiet for a minute after a short talk, and it is its turn: one of as many as it had packets."""
+        t = self.conns
+        talk = int(t.requests[c])
+        if int(t.deadline[c]) - int(t.timeout[c]) + MINUTE > now or not 0 < talk <= SHORT_TALK:
+            return False
+        self._todrop[talk] -= 1
+        if self._todrop[talk] > 0:
+            return False
+        self._todrop[talk] = talk
+        return True
+
     def _empty_trash(self, now: int) -> None:
         """Deleted servers that nothing has used for two minutes are forgotten."""
         kept = []
@@ -1593,9 +1791,7 @@ class Ipvs:
         """Raises Refused when there is one already, or no such scheduler."""
         if self.named(service.identity) is not None:
             raise Refused("Service already exists", status=255)
-        if scheduler not in SCHEDULERS:
-            raise Refused("Scheduler or persistence engine not found", status=255)
-        service.scheduler = SCHEDULERS[scheduler](service)
+        self.set_scheduler(service, scheduler)
         service.stat = self._new_stat()
         self.services.append(service)
         if service.mark:
@@ -1606,6 +1802,14 @@ class Ipvs:
         if service.mark or service.port in (0, FTP):
             self._wildcards += 1
             self._ftp += service.port == FTP
+
+    def set_scheduler(self, service: Service, name: str) -> None:
+        """Let another scheduler choose. It begins afresh, unless it is the one that the service has."""
+        if name not in SCHEDULERS:
+            raise Refused("Scheduler or persistence engine not found", status=255)
+        if service.scheduler.name != name:
+            service.scheduler = SCHEDULERS[name](service)
+            service.scheduler.began = self.node.now
 
     def named(self, identity: tuple[int, int, int, int]) -> Service | None:
         proto, addr, port, mark = identity
@@ -1627,8 +1831,8 @@ class Ipvs:
             self._bin(dest, now)
         service.destinations = []
 
-    def add_destination(self, service: Service, addr: int, port: int, how: dict[str, int]) -> None:
-        """`how`: method, weight, upper, lower. A deleted server of the same service comes back as it was."""
+    def add_destination(self, service: Service, addr: int, port: int, how: Settings) -> None:
+        """A deleted server of the same service comes back as it was."""
         self._check_thresholds(how)
         if any(d.addr == addr and d.port == port for d in service.destinations):
             raise Refused("Destination already exists", status=255)
@@ -1653,29 +1857,29 @@ class Ipvs:
         if not uses:
             self._servers.add_one(addr)
         dest.idle = -1
-        dest.last_weight = how["weight"]
+        dest.last_weight = how.weight
         self._set_up(dest, service, how)
         service.destinations.insert(0, dest)
         service.scheduler.added(dest)
 
-    def _set_up(self, dest: Destination, service: Service, how: dict[str, int]) -> None:
+    def _set_up(self, dest: Destination, service: Service, how: Settings) -> None:
         dest.available = True
         self._up[dest.number] = True
         self._service_stat[dest.number] = service.stat
-        dest.method, dest.weight = how["method"], how["weight"]
+        dest.method, dest.weight, dest.tunnel = how.method, how.weight, how.tunnel
         service.tracks |= dest.method == MASQ and service.port == FTP
-        if how["weight"]:
-            dest.last_weight = how["weight"]
-        if how["upper"] == 0 or how["upper"] > dest.upper:
+        if how.weight:
+            dest.last_weight = how.weight
+        if how.upper == 0 or how.upper > dest.upper:
             dest.overloaded = False
-        dest.upper, dest.lower = how["upper"], how["lower"]
+        dest.upper, dest.lower = how.upper, how.lower
 
     @staticmethod
-    def _check_thresholds(how: dict[str, int]) -> None:
-        if how["lower"] > how["upper"]:
+    def _check_thresholds(how: Settings) -> None:
+        if how.lower > how.upper:
             raise Refused("Numerical result out of range", status=255)
 
-    def edit_destination(self, service: Service, dest: Destination, how: dict[str, int]) -> None:
+    def edit_destination(self, service: Service, dest: Destination, how: Settings) -> None:
         """New settings; its place in the list and its connections stay."""
         self._check_thresholds(how)
         self._set_up(dest, service, how)
@@ -1686,6 +1890,7 @@ class Ipvs:
         self.timeouts[ES] = tcp or self.timeouts[ES]
         self.timeouts[FW] = tcp_fin or self.timeouts[FW]
         self.udp_timeout = udp or self.udp_timeout
+        self._times = None
 
     def _bin(self, dest: Destination, now: int) -> None:
         dest.available = False
@@ -1720,129 +1925,6 @@ class Ipvs:
         else:
             self.counters[[service.stat, *(d.stat for d in service.destinations)]] = 0
 
-    # ---- texts -------------------------------------------------------------------------------------------------
-
-    def restore(self, text: str, file: str, problems: list[Problem]) -> None:
-        """Take `ipvsadm -Sn` text; what cannot be taken goes to `problems`. Comments are passed over."""
-        for number, line in enumerate(text.splitlines(), 1):
-            words = line.split()
-            if not words or words[0].startswith("#"):
-                continue
-            if words[0] == "ipvsadm":
-                words = words[1:]
-            try:
-                if words and words[0] in ("-L", "-l", "-S", "-R", "--list", "--save", "--restore"):
-                    raise Refused(f"`{words[0]}` changes nothing: only lines that add, edit or delete belong here")
-                Command(words).run(self, 0)
-            except (Refused, Unsupported) as e:
-                for problem in e.problems:
-                    kind = REFUSED if isinstance(e, Refused) else UNSUPPORTED
-                    problems.append(
-                        Problem(kind, problem.what, file, number, line, _span(line, problem.text), problem.hint)
-                    )
-
-    def run(self, argv: list[str], now: int, stdin: str = "") -> str:
-        """An `ipvsadm` command (with or without that first word); what it prints. Raises Refused, Unsupported."""
-        words = argv[1:] if argv and argv[0].rsplit("/", 1)[-1] == "ipvsadm" else argv
-        return Command(words).run(self, now, stdin)
-
-    def save(self) -> str:
-        """`ipvsadm -Sn`."""
-        return "".join(f"{line}\n" for service in self._sorted(self.services) for line in self._save_lines(service))
-
-    def _save_lines(self, service: Service) -> Iterator[str]:
-        name = (
-            f"-f {_signed(service.mark)}"
-            if service.mark
-            else f"{PROTO_OPTIONS[service.proto]} {dotted(service.addr)}:{service.port}"
-        )
-        line = f"-A {name} -s {service.scheduler.name}"
-        if service.timeout:
-            line += f" -p {service.timeout}"
-            if service.netmask != 0xFFFFFFFF:
-                line += f" -M {dotted(service.netmask)}"
-        if service.one_packet:
-            line += " -o"
-        if service.flags:
-            line += " -b " + ",".join(service.flags)
-        yield line
-        for dest in _merge_sorted(service.destinations, _dest_order):
-            tunnel = " --tun-type ipip" if dest.method == TUNNEL else ""
-            yield f"-a {name} -r {dest.text} {METHOD_OPTIONS[dest.method]} -w {dest.weight}{tunnel}"
-
-    def _sorted(self, services: list[Service]) -> list[Service]:
-        known = sorted(services, key=lambda s: s.identity)
-        return _merge_sorted(known, _service_order)
-
-    def list(
-        self, *, services: list[Service] | None = None, what: str = "", exact: bool = False, sort: bool = True
-    ) -> str:
-        """`ipvsadm -Ln`; `what`: "", "stats", "thresholds", "persistent-conn" or "tun-info"."""
-        self.advance(self.node.now)
-        out = [] if services is not None else [f"IP Virtual Server version 1.2.1 (size={CONN_TAB_SIZE})"]
-        out += LIST_HEADS[what]
-        chosen = list(reversed(self.services)) if services is None else services
-        for service in self._sorted(chosen) if sort else chosen:
-            name = (
-                f"FWM  {_signed(service.mark)}"
-                if service.mark
-                else f"{NAMES[service.proto].upper():<4} {dotted(service.addr)}:{service.port}"
-            )
-            if what == "stats":
-                out.append(f"{name:<33}" + self._numbers(service.stat, exact))
-            else:
-                out.append(name + self._settings(service))
-            for dest in _merge_sorted(service.destinations, _dest_order) if sort else service.destinations:
-                out.append(f"  -> {dest.text:<28}" + self._dest_line(dest, what, exact))
-        return "".join(f"{line}\n" for line in out)
-
-    def _settings(self, service: Service) -> str:
-        line = f" {service.scheduler.name}"
-        if service.flags:
-            line += f" ({','.join(service.flags)})"
-        if service.timeout:
-            line += f" persistent {service.timeout}"
-            if service.netmask != 0xFFFFFFFF:
-                line += f" mask {dotted(service.netmask)}"
-        return line + (" ops" if service.one_packet else "")
-
-    def _dest_line(self, d: Destination, what: str, exact: bool) -> str:
-        if what == "stats":
-            return self._numbers(d.stat, exact)
-        if what == "thresholds":
-            return f" {d.upper:<10d} {d.lower:<10d} {d.active:<10d} {d.inactive:<10d}"
-        if what == "persistent-conn":
-            return f" {d.weight:<9d} {d.persistent:<11d} {d.active:<10d} {d.inactive:<10d}"
-        tunnel = f" {'ipip' if d.method == TUNNEL else 'n/a':<13}" if what == "tun-info" else ""
-        return f" {METHODS[d.method]:<7}{tunnel} {d.weight:<6d} {d.active:<10d} {d.inactive:<10d}"
-
-    def _numbers(self, stat: int, exact: bool) -> str:
-        return "".join(_large(int(n), exact) for n in self.counters[stat])
-
-    def stats(self) -> str:
-        """`ipvsadm -Ln --stats --exact`, up to the last packet (Linux shows them up to two seconds late)."""
-        return self.list(what="stats", exact=True)
-
-    def connections(self, now: int) -> str:
-        """`ipvsadm -Lnc`, oldest first (Linux: in hash order)."""
-        self.advance(now)
-        t = self.conns
-        out = ["IPVS connection entries", "pro expire state       source             virtual            destination"]
-        live = np.flatnonzero(t.live & ((t.flags & FOUND) != 0))
-        for c in live[np.argsort(t.serial[live])].tolist():
-            proto, flags = int(t.proto[c]), int(t.flags[c])
-            if flags & TEMPLATE:
-                state = "ASSURED" if flags & ASSURED else "NONE"
-            else:
-                state = "UDP" if proto == UDP else (STATES if proto == TCP else SCTP_STATES)[int(t.state[c])]
-            client, virtual, server = (
-                f"{dotted(int(addr[c]))}:{port[c]}"
-                for addr, port in ((t.caddr, t.cport), (t.vaddr, t.vport), (t.daddr, t.dport))
-            )
-            name = NAMES[proto].upper() if proto else "IP"
-            out.append(f"{name:<3} {minutes(int(t.deadline[c]), now)}  {state:<11} {client:<18} {virtual:<18} {server}")
-        return "".join(f"{line}\n" for line in out)
-
     # ---- invariants --------------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -1859,14 +1941,21 @@ class Ipvs:
             assert dest.available == bool(self._up[dest.number]), "server column"
         for c in live.tolist():
             assert t.children[c] == int((t.parent[live] == c).sum()), "children of a template"
-            assert t.queued[c] <= t.deadline[c], "a timer that rings too late"
+            assert t.queued[c] <= self._ring(c), "a timer that rings too late"
         t.client.table.check()
         t.server.table.check()
 
 
 TRASH_LIFE = 120 * SECOND
-CONN_TAB_SIZE = 4096
-SPECIAL: dict[int, Callable[[Ipvs, int], None]] = {-1: Ipvs._flush_orphans, -2: Ipvs._empty_trash}
+MINUTE = 60 * SECOND
+SHORT_TALK = 8  # packets: who had more is spared by drop_entry
+#: states that drop_entry ends, by protocol
+OPENING = {TCP: (SR, SA), SCTP: (SCTP_SHORT.index("I1"), SCTP_SHORT.index("IN"))}
+SPECIAL: dict[int, Callable[[Ipvs, int], None]] = {
+    -1: Ipvs._flush_orphans,
+    -2: Ipvs._empty_trash,
+    -3: Ipvs._drop_entries,
+}
 
 
 def _meeting(a: Rows, b: Rows) -> int:
@@ -1876,467 +1965,3 @@ def _meeting(a: Rows, b: Rows) -> int:
 
 def _service_key(service: Service) -> int:
     return service.proto << 48 | service.addr << 16 | service.port
-
-
-# ---- how ipvsadm prints -----------------------------------------------------------------------------------------
-
-PROTO_OPTIONS = {TCP: "-t", UDP: "-u", SCTP: "--sctp-service"}
-_STATS_HEAD = "Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes"
-LIST_HEADS = {
-    "": [
-        "Prot LocalAddress:Port Scheduler Flags",
-        "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn",
-    ],
-    "stats": [_STATS_HEAD, "  -> RemoteAddress:Port"],
-    "thresholds": [
-        "Prot LocalAddress:Port            Uthreshold Lthreshold ActiveConn InActConn ",
-        "  -> RemoteAddress:Port",
-    ],
-    "persistent-conn": [
-        "Prot LocalAddress:Port            Weight    PersistConn ActiveConn InActConn ",
-        "  -> RemoteAddress:Port",
-    ],
-    "tun-info": [
-        "Prot LocalAddress:Port Scheduler Flags",
-        "  -> RemoteAddress:Port           Forward TunnelInfo    Weight ActiveConn InActConn",
-    ],
-}
-
-
-def _large(n: int, exact: bool) -> str:
-    """A counter in nine columns, as ipvsadm abbreviates it.
-
-    >>> _large(99999999, False), _large(123456789, False), _large(5 * 10**12, False), _large(123456789, True)
-    (' 99999999', '  123456K', '    5000G', ' 123456789')
-    """
-    if exact:
-        return f"{n:>9d}" if n < 10**8 else f" {n:d}"
-    if n < 10**8:
-        return f"{n:>9d}"
-    for limit, unit, letter in ((10**9, 10**3, "K"), (10**11, 10**6, "M"), (10**14, 10**9, "G")):
-        if n < limit:
-            return f"{n // unit:>8d}{letter}"
-    return f"{n // 10**12:>8d}T"
-
-
-def _signed(word: int) -> int:
-    """A 32-bit word as a signed int.
-
-    >>> _signed(7), _signed(0xFFFFFFFF)
-    (7, -1)
-    """
-    return word - (1 << 32) if word & 0x80000000 else word
-
-
-def _service_order(a: Service, b: Service) -> int:
-    """As ipvsadm sorts: it subtracts, so addresses more than half the space apart compare the other way round."""
-    return (
-        _signed((a.mark - b.mark) & 0xFFFFFFFF)
-        or a.proto - b.proto
-        or _signed((a.addr - b.addr) & 0xFFFFFFFF)
-        or a.port - b.port
-    )
-
-
-def _dest_order(a: Destination, b: Destination) -> int:
-    return _signed((a.addr - b.addr) & 0xFFFFFFFF) or a.port - b.port
-
-
-def _merge_sorted(items: list[Any], order: Callable[[Any, Any], int]) -> list[Any]:
-    """A merge sort, spelt out: with an order that is not transitive (see _service_order) the method shows.
-
-    >>> _merge_sorted([3, 1, 2], lambda a, b: a - b)
-    [1, 2, 3]
-    """
-    if len(items) < 2:
-        return list(items)
-    if len(items) > 16 and all(getattr(x, "addr", 0) < 1 << 31 for x in items):
-        return sorted(items, key=cmp_to_key(order))  # all in one half: an order like any other
-    half = len(items) // 2
-    left, right = _merge_sorted(items[:half], order), _merge_sorted(items[half:], order)
-    out, i, j = [], 0, 0
-    while i < len(left) and j < len(right):
-        if order(left[i], right[j]) <= 0:
-            out.append(left[i])
-            i += 1
-        else:
-            out.append(right[j])
-            j += 1
-    return out + left[i:] + right[j:]
-
-
-def _span(line: str, word: str) -> tuple[int, int] | None:
-    at = line.find(word) if word else -1
-    return None if at < 0 else (at, at + len(word))
-
-
-# ---- commands ---------------------------------------------------------------------------------------------------
-
-ILLEGAL, USAGE, KERNEL = 2, 255, 255  # exit statuses: wrong options, unknown options, what the kernel refused
-LONGEST = 31 * 24 * 3600
-
-_VERBS = {
-    "add-service": "A", "edit-service": "E", "delete-service": "D", "clear": "C", "restore": "R", "save": "S",
-    "add-server": "a", "edit-server": "e", "delete-server": "d", "list": "Ll", "zero": "Z", "set": "",
-    "start-daemon": "", "stop-daemon": "", "help": "h",
-}  # fmt: skip
-#: long name -> (letter, how many words follow: 0, 1, or -1 for "one, perhaps")
-_OPTIONS = {
-    "tcp-service": ("t", 1), "udp-service": ("u", 1), "sctp-service": ("", 1), "fwmark-service": ("f", 1),
-    "scheduler": ("s", 1), "persistent": ("p", -1), "netmask": ("M", 1), "real-server": ("r", 1),
-    "masquerading": ("m", 0), "ipip": ("i", 0), "gatewaying": ("g", 0), "weight": ("w", 1), "u-threshold": ("x", 1),
-    "l-threshold": ("y", 1), "numeric": ("n", 0), "connection": ("c", 0), "timeout": ("", 0), "daemon": ("", 0),
-    "stats": ("", 0), "rate": ("", 0), "thresholds": ("", 0), "persistent-conn": ("", 0), "nosort": ("", 0),
-    "sort": ("", 0), "exact": ("", 0), "ipv6": ("6", 0), "ops": ("o", 0), "pe": ("", 1), "sched-flags": ("b", 1),
-    "tun-info": ("", 0), "tun-type": ("", 1), "tun-port": ("", 1), "tun-nocsum": ("", 0), "tun-csum": ("", 0),
-    "tun-remcsum": ("", 0), "syncid": ("", 1), "mcast-interface": ("", 1), "sync-maxlen": ("", 1),
-}  # fmt: skip
-_LETTERS = {letter: (name, words) for name, (letter, words) in _OPTIONS.items() if letter}
-_VERB_LETTERS = {letter: name for name, letters in _VERBS.items() for letter in letters}
-_GROUPS = {
-    **dict.fromkeys(("tcp-service", "udp-service", "sctp-service", "fwmark-service"), "service-address"),
-    **dict.fromkeys(("masquerading", "ipip", "gatewaying"), "forwarding-method"),
-}
-_TUNNEL = {"tun-type", "tun-port", "tun-nocsum", "tun-csum", "tun-remcsum"}
-_SERVICE = {"scheduler", "persistent", "netmask", "ops", "pe", "sched-flags", "ipv6"}
-_SERVER = {"forwarding-method", "weight", "u-threshold", "l-threshold", "ipv6"} | _TUNNEL
-_LIST = {
-    "service-address", "numeric", "connection", "timeout", "daemon", "stats", "rate", "thresholds", "persistent-conn",
-    "nosort", "sort", "exact", "ipv6", "tun-info",
-}  # fmt: skip
-_ADDRESS, _BOTH = {"service-address"}, {"service-address", "real-server"}
-#: verb -> (options that it needs, options that it takes)
-_TAKES: dict[str, tuple[set[str], set[str]]] = {
-    "add-service": (_ADDRESS, _SERVICE), "edit-service": (_ADDRESS, _SERVICE), "delete-service": (_ADDRESS, {"ipv6"}),
-    "clear": (set(), set()), "restore": (set(), set()), "save": (set(), {"numeric"}),
-    "add-server": (_BOTH, _SERVER), "edit-server": (_BOTH, _SERVER), "delete-server": (_BOTH, {"ipv6"}),
-    "list": (set(), _LIST), "zero": (set(), {"service-address", "ipv6"}), "set": (set(), set()),
-    "start-daemon": (set(), {"syncid", "mcast-interface", "sync-maxlen"}), "stop-daemon": (set(), {"syncid"}),
-    "help": (set(), set(_OPTIONS)),
-}  # fmt: skip
-_METHODS = {"masquerading": MASQ, "ipip": TUNNEL, "gatewaying": ROUTE}
-_PROTOS = {"tcp-service": TCP, "udp-service": UDP, "sctp-service": SCTP}
-_FLAG_NAMES = {"flag-1": 0, "flag-2": 1, "flag-3": 2, "sh-fallback": 0, "sh-port": 1, "mh-fallback": 0, "mh-port": 1}
-_TRY = "Try `ipvsadm -h' or 'ipvsadm --help' for more information."
-
-
-class Command:
-    """One `ipvsadm` command line. Raises Refused in the tool's own words and with its exit status."""
-
-    def __init__(self, words: list[str]) -> None:
-        self.verb = ""
-        self.given: dict[str, str] = {}  # option (or the group it belongs to) -> its word
-        self.chosen: dict[str, str] = {}  # group -> which of its options
-        self.rest: list[str] = []
-        if not words:
-            self.verb = "list"
-        self._read(words)
-        if not self.verb:
-            raise Refused(_TRY, status=USAGE)
-        if self.rest and self.verb != "set":
-            raise Refused(f"unexpected argument {self.rest[0]}", status=ILLEGAL, text=self.rest[0])
-        self._allowed()
-
-    def _read(self, words: list[str]) -> None:
-        todo = list(words)
-        while todo:
-            word = todo.pop(0)
-            if word == "--":
-                self.rest += todo
-                break
-            if word.startswith("--"):
-                name, equals, value = word[2:].partition("=")
-                if name in _VERBS:
-                    self._take_verb(name, word)
-                elif name in _OPTIONS:
-                    self._take(name, _OPTIONS[name][1], value if equals else None, todo, word)
-                else:
-                    raise Refused(f"{word}: unknown option", status=USAGE, text=word)
-            elif word.startswith("-") and len(word) > 1:
-                self._read_letters(word, todo)
-            else:
-                self.rest.append(word)
-
-    def _read_letters(self, word: str, todo: list[str]) -> None:
-        at = 1
-        while at < len(word):
-            letter = word[at]
-            at += 1
-            if letter in _VERB_LETTERS:
-                self._take_verb(_VERB_LETTERS[letter], f"-{letter}")
-            elif letter in _LETTERS:
-                name, words = _LETTERS[letter]
-                joined = word[at:].removeprefix("=") or None
-                self._take(name, words, joined if words else None, todo, word)
-                if words and joined is not None:
-                    return
-            else:
-                raise Refused(f"{word}: unknown option", status=USAGE, text=word)
-
-    def _take_verb(self, name: str, word: str) -> None:
-        if self.verb:
-            raise Refused(f"invalid option `{word}'", status=ILLEGAL, text=word)
-        self.verb = name
-
-    def _take(self, name: str, words: int, value: str | None, todo: list[str], word: str) -> None:
-        if not self.verb:  # the command comes first
-            raise Refused(_TRY, status=USAGE)
-        if words == 1 and value is None:
-            if not todo:
-                raise Refused(f"{word}: missing argument", status=USAGE, text=word)
-            value = todo.pop(0)
-        elif words < 0 and value is None and todo and not todo[0].startswith("-"):
-            value = todo.pop(0)
-        group = _GROUPS.get(name, name)
-        if group in self.given:
-            raise Refused(f"multiple '{group}' options specified", status=ILLEGAL, text=word)
-        self.given[group], self.chosen[group] = value or "", name
-
-    def _allowed(self) -> None:
-        needs, takes = _TAKES[self.verb]
-        shown = {"clear": "flush"}.get(self.verb, self.verb)
-        for name in sorted(needs - set(self.given), reverse=True):
-            raise Refused(f"You need to supply the '{name}' option for the '{shown}' command", status=ILLEGAL)
-        for name in self.given:
-            if name not in needs | takes:
-                raise Refused(f"Illegal '{name}' option with the '{shown}' command", status=ILLEGAL)
-
-    # ---- words ---------------------------------------------------------------------------------------------------
-
-    def _number(self, name: str, lowest: int, highest: int, message: str) -> int:
-        word = self.given[name]
-        if not (word.isascii() and word.isdigit() and lowest <= int(word) <= highest):
-            raise Refused(message.format(word), status=ILLEGAL, text=word)
-        return int(word)
-
-    def _endpoint(self, word: str, proto: int, message: str) -> tuple[int, int | None]:
-        """(address, port or None) of `addr[:port]`."""
-        if word.startswith("[") or word.count(":") > 1:
-            raise Unsupported(f"IPv6 address {word}", text=word, hint="IPVS is modelled for IPv4 only")
-        host, colon, name = word.partition(":")
-        port: int | None = None
-        try:
-            if host != host.strip():
-                raise OSError
-            addr = int.from_bytes(socket.inet_aton(host), "big")
-            if colon:
-                port = (
-                    int(name)
-                    if name.isascii() and name.isdigit()
-                    else socket.getservbyname(name, NAMES.get(proto, "tcp"))
-                )
-                if port > 0xFFFF:
-                    raise OSError
-        except (OSError, ValueError):
-            raise Refused(message, status=ILLEGAL, text=word) from None
-        return addr, port
-
-    def _identity(self) -> tuple[int, int, int, int]:
-        option, word = self.chosen["service-address"], self.given["service-address"]
-        if "ipv6" in self.given:
-            raise Unsupported("-6: IPVS is modelled for IPv4 only", text="-6")
-        if option == "fwmark-service":
-            return 0, 0, 0, self._number("service-address", 1, 0xFFFFFFFF, "invalid fwmark value `{}' specified")
-        proto = _PROTOS[option]
-        addr, port = self._endpoint(word, proto, "illegal virtual server address[:port] specified")
-        return proto, addr, port or 0, 0
-
-    def _service_of(self, ipvs: Ipvs, message: str, status: int = KERNEL) -> Service:
-        service = ipvs.named(self._identity())
-        if service is None:
-            raise Refused(message, status=status, text=self.given["service-address"])
-        return service
-
-    # ---- deeds -----------------------------------------------------------------------------------------------------
-
-    def run(self, ipvs: Ipvs, now: int, stdin: str = "") -> str:
-        """Do it; returns what it prints."""
-        deed = getattr(self, "_" + self.verb.replace("-", "_"))
-        out: str | None = deed(ipvs, now, stdin)
-        return out or ""
-
-    def _add_service(self, ipvs: Ipvs, now: int, stdin: str) -> None:
-        service = Service(*self._identity())
-        scheduler = self._settings(service)
-        ipvs.add_service(service, scheduler)
-
-    def _edit_service(self, ipvs: Ipvs, now: int, stdin: str) -> None:
-        wish = Service(*self._identity())
-        scheduler = self._settings(wish)
-        service = self._service_of(ipvs, "No such service")
-        if scheduler not in SCHEDULERS:
-            raise Refused("Scheduler or persistence engine not found", status=KERNEL, text=scheduler)
-        service.flags, service.timeout, service.netmask = wish.flags, wish.timeout, wish.netmask
-        service.one_packet = wish.one_packet
-        if service.scheduler.name != scheduler:
-            service.scheduler = SCHEDULERS[scheduler](service)
-
-    def _settings(self, service: Service) -> str:
-        """Read the options of a service into it; the scheduler's name."""
-        scheduler = self.given.get("scheduler") or "wlc"
-        if "pe" in self.given:
-            if self.given["pe"] != "sip":
-                raise Refused("Scheduler or persistence engine not found", status=KERNEL, text=self.given["pe"])
-            raise Unsupported("persistence engine `sip'", text="--pe")
-        if "persistent" in self.given:
-            service.timeout = 360
-            if self.given["persistent"]:
-                service.timeout = self._number("persistent", 1, LONGEST, "invalid timeout value `{}' specified")
-        if "netmask" in self.given:
-            try:
-                service.netmask = int.from_bytes(socket.inet_aton(self.given["netmask"]), "big")
-            except OSError:
-                raise Refused(
-                    "illegal virtual server persistent mask specified", status=ILLEGAL, text=self.given["netmask"]
-                ) from None
-        if "ops" in self.given:
-            if service.proto not in (UDP, 0):
-                raise Refused("One-Packet Scheduling is only for UDP virtual services", status=ILLEGAL)
-            service.one_packet = True
-        if not service.mark and not service.port and not service.timeout:
-            raise Refused(
-                "Zero port specified for non-persistent service", status=ILLEGAL, text=self.given["service-address"]
-            )
-        service.flags = self._flags(scheduler)
-        return scheduler
-
-    def _flags(self, scheduler: str) -> tuple[str, ...]:
-        bits = set()
-        for word in filter(None, self.given.get("sched-flags", "").split(",")):
-            if word not in _FLAG_NAMES:
-                raise Refused(f"invalid scheduler flag `{word}'", status=ILLEGAL, text=word)
-            if not word.startswith(("flag-", f"{scheduler}-")):
-                raise Refused(f"incompatible scheduler flag `{word}'", status=ILLEGAL, text=word)
-            bits.add(_FLAG_NAMES[word])
-        own = SCHEDULERS[scheduler].FLAGS if scheduler in SCHEDULERS else ()
-        return tuple(own[bit] if bit < len(own) else f"flag-{bit + 1}" for bit in sorted(bits))
-
-    def _delete_service(self, ipvs: Ipvs, now: int, stdin: str) -> None:
-        ipvs.delete_service(self._service_of(ipvs, "No such service"), now)
-
-    def _clear(self, ipvs: Ipvs, now: int, stdin: str) -> None:
-        ipvs.flush(now)
-
-    def _restore(self, ipvs: Ipvs, now: int, stdin: str) -> None:
-        if not stdin:
-            raise Unsupported(
-                "ipvsadm -R reads its standard input, which a command here does not have",
-                hint="put the lines into ipvsadm.save, or run them one by one",
-            )
-        for line in stdin.splitlines():
-            command = Command(line.split())
-            try:
-                command.run(ipvs, now)
-            except Refused as e:
-                if e.status != KERNEL:
-                    raise  # what only the kernel refuses is told, and the next line is read
-
-    def _save(self, ipvs: Ipvs, now: int, stdin: str) -> str:
-        self._numeric()
-        return ipvs.save()
-
-    def _numeric(self) -> None:
-        if "numeric" not in self.given:
-            raise Unsupported("names of hosts and ports are not looked up", hint="add -n")
-
-    def _server(self, service: Service) -> tuple[int, int, dict[str, int]]:
-        """(address, port, settings) of `-r`."""
-        method = _METHODS[self.chosen["forwarding-method"]] if "forwarding-method" in self.given else ROUTE
-        addr, port = self._endpoint(
-            self.given["real-server"], service.proto, "illegal real server address[:port] specified"
-        )
-        how = {"method": method, "weight": 1, "upper": 0, "lower": 0}
-        for name, key in (("weight", "weight"), ("u-threshold", "upper"), ("l-threshold", "lower")):
-            if name in self.given:
-                how[key] = self._number(name, 0, 0x7FFFFFFF, f"illegal {name.replace('-', '_')} specified")
-        self._tunnel(method)
-        if port is None:
-            port = service.port
-        if method != MASQ and not service.mark and self.verb != "delete-server":
-            port = service.port  # no translation, so no other port
-        return addr, port, how
-
-    def _tunnel(self, method: int) -> None:
-        if not _TUNNEL & set(self.given):
-            return
-        kind = self.given.get("tun-type", "ipip")
-        if kind not in ("ipip", "gue", "gre"):
-            raise Refused("illegal tunnel type specified", status=ILLEGAL, text=kind)
-        if method != TUNNEL:
-            raise Refused("Tunnel options conflict with forward method", status=ILLEGAL)
-        if kind == "gue" and "tun-port" not in self.given:
-            raise Refused("You need to supply the 'tun-port' option for the 'gue' tunnel type", status=ILLEGAL)
-        if kind != "gue" and "tun-port" in self.given:
-            raise Refused(f"Illegal 'tun-port' option with the '{kind}' tunnel type", status=ILLEGAL)
-        if kind != "ipip":
-            raise Unsupported(f"tunnels of type {kind}", text=kind, hint="ipip is modelled")
-
-    def _add_server(self, ipvs: Ipvs, now: int, stdin: str) -> None:
-        service = self._service_of(ipvs, "Service not defined")
-        ipvs.add_destination(service, *self._server(service))
-
-    def _edit_server(self, ipvs: Ipvs, now: int, stdin: str) -> None:
-        service = self._service_of(ipvs, "Service not defined")
-        addr, port, how = self._server(service)
-        ipvs.edit_destination(service, self._destination(service, addr, port), how)
-
-    def _delete_server(self, ipvs: Ipvs, now: int, stdin: str) -> None:
-        service = self._service_of(ipvs, "Service not defined")
-        addr, port, _ = self._server(service)
-        ipvs.delete_destination(service, self._destination(service, addr, port), now)
-
-    def _destination(self, service: Service, addr: int, port: int) -> Destination:
-        for dest in service.destinations:
-            if dest.addr == addr and dest.port == port:
-                return dest
-        raise Refused("No such destination", status=KERNEL, text=self.given["real-server"])
-
-    def _zero(self, ipvs: Ipvs, now: int, stdin: str) -> None:
-        ipvs.zero(self._service_of(ipvs, "No such service") if "service-address" in self.given else None)
-
-    def _set(self, ipvs: Ipvs, now: int, stdin: str) -> None:
-        if len(self.rest) != 3:
-            raise Refused("--set option requires 3 timeout values", status=ILLEGAL)
-        values = []
-        for word in self.rest:
-            if not (word.isascii() and word.isdigit() and int(word) <= LONGEST):
-                raise Refused(f"invalid timeout value `{word}' specified", status=ILLEGAL, text=word)
-            values.append(int(word))
-        ipvs.set_timeouts(*values)
-
-    def _list(self, ipvs: Ipvs, now: int, stdin: str) -> str:
-        given = self.given
-        shows = {"stats", "rate", "thresholds", "persistent-conn", "tun-info"} & set(given)
-        for name in ("connection", "timeout", "daemon"):
-            if name not in given:
-                continue
-            for other in ("service-address", "connection", "timeout", "daemon"):
-                if other in given and other != name:
-                    first, second = (other, name) if name == "connection" else (name, other)
-                    raise Refused(
-                        f"The option '{first}' conflicts with the '{second}' option in the 'list' command",
-                        status=ILLEGAL,
-                    )
-            if shows - {"tun-info"}:
-                raise Refused("options conflicts in the list command", status=ILLEGAL)
-        if "timeout" in given:
-            return f"Timeout (tcp tcpfin udp): {ipvs.timeouts[ES]} {ipvs.timeouts[FW]} {ipvs.udp_timeout}\n"
-        if "daemon" in given:
-            return ""
-        self._numeric()
-        if "connection" in given:
-            return ipvs.connections(now)
-        if "rate" in given and "stats" not in given:
-            raise Unsupported("--rate: the kernel's two-second estimator is not modelled", hint="--stats is exact")
-        chosen = [self._service_of(ipvs, "No such service", 1)] if "service-address" in given else None
-        what = next((w for w in ("stats", "thresholds", "persistent-conn", "tun-info") if w in given), "")
-        return ipvs.list(services=chosen, what=what, exact="exact" in given, sort="nosort" not in given)
-
-    def _start_daemon(self, ipvs: Ipvs, now: int, stdin: str) -> None:
-        raise Unsupported("connection synchronisation between directors")
-
-    def _stop_daemon(self, ipvs: Ipvs, now: int, stdin: str) -> None:
-        raise Refused("No such process", status=KERNEL)
-
-    def _help(self, ipvs: Ipvs, now: int, stdin: str) -> str:
-        return "ipvsadm v1.31, as netemu reads it: see man ipvsadm\n"

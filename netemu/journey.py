@@ -16,6 +16,9 @@ untracked unless the conntrack sysctl is on. A packet over `lo` runs OUTPUT, POS
 `Road` drives packets along it, a run at a time. Packets go through one at a time, in order: that is the meaning. A run is a
 stretch of packets that may be asked the same question together because none of them can see what another one changes;
 `Road.run_end` says where a run must end, and why. With runs of one packet this is the reference that longer runs must equal.
+
+ICMP errors that a run causes leave when it is over, in the order of the packets that they are about: Linux counts them, and
+sends none when there were too many (`Limits`).
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from numpy.typing import NDArray
 
 from netemu import clock
 from netemu import routing as R
-from netemu.conntrack import DST_NAT_DONE, SRC_NAT_DONE, dotted
+from netemu.conntrack import DST_NAT_DONE, SEEN_REPLY, SRC_NAT, SRC_NAT_DONE, dotted
 from netemu.fragments import Assembly, cut, ip_packet
 from netemu.packets import (
     DELIVERED,
@@ -50,10 +53,13 @@ from netemu.packets import (
     RST,
     SYN,
     TCP,
+    UDP,
     Mask,
     Packets,
     Rows,
     checksum,
+    options,
+    segment_ok,
 )
 from netemu.paths import Step
 from netemu.routing import REASONS
@@ -79,9 +85,76 @@ _DECIDED = SRC_NAT_DONE | DST_NAT_DONE
 _ORDERLY = {"PREROUTING", "INPUT", "FORWARD"}  # a run from links comes here all together, in order
 Stop = Callable[[Trip, Rows], Rows]
 _ERROR_TYPE = np.isin(np.arange(256), ICMP_ERRORS)
+#: ICMP types that Linux sends no error about: the errors, those that never were, and router advertisement, solicitation
+NEVER_ANSWERED = (1, 2, *ICMP_ERRORS, 6, 7, 9, 10)
 _DELIVERED = Step(None, "local: delivered")
+_FOR_US = Step(None, "routing: for this node")
 _HELD = Step(None, "defrag: waits for the rest")
 _WHOLE = Step(None, "defrag: reassembled")
+
+
+class Limits:
+    """How many ICMP errors leave: so many a second in all, and so many a second to one address.
+
+    Both are token buckets filled by the packets' own clock, in ticks. net.ipv4.icmp_msgs_per_sec and icmp_msgs_burst limit
+    all together (Linux takes 0 to 2 tokens at random for each, one on average; here it is one), net.ipv4.icmp_ratelimit
+    each receiver; only the types in icmp_ratemask count. Packets without a route have a bucket of their own price in
+    the same account. What the node sends to itself is not limited.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.accounts: dict[int, tuple[int, int]] = {}  # address -> (ticks saved up, tick of the last change)
+        self.credit = 0
+        self.stamp = -(1 << 40)
+
+    def read_sysctls(self) -> None:
+        """Take over net.ipv4.icmp_*."""
+        get, hz = self.node.sysctl.int, self.node.hz
+        self.wait = -(-get("net.ipv4.icmp_ratelimit") * hz // 1000)
+        self.mask = get("net.ipv4.icmp_ratemask")
+        self.a_second, self.burst = get("net.ipv4.icmp_msgs_per_sec"), get("net.ipv4.icmp_msgs_burst")
+
+    def _account(self, to: int, tick: int) -> tuple[int, int]:
+        if len(self.accounts) > 1 << 16:
+            self.accounts = {a: x for a, x in self.accounts.items() if tick - x[1] < 600 * self.node.hz}
+        return self.accounts.get(to, (0, tick - 60 * self.node.hz))
+
+    def routeless(self, to: int, now: int) -> bool:
+        """May `to` be told that there is no route? One second saved up buys one; at most five are saved."""
+        hz = self.node.hz
+        tick = clock.jiffies(now, hz)
+        saved, last = self._account(to, tick)
+        saved = min(saved + tick - last, 5 * hz)
+        yes = saved >= hz
+        self.accounts[to] = saved - hz * yes, tick
+        return yes
+
+    def allow(self, kind: int, code: int, to: int, now: int, *, looped: bool) -> bool:
+        """May this error leave? If so it is paid for.   looped: what it is about came in on `lo`"""
+        if not self.mask >> kind & 1 or (kind, code) == (3, 4):
+            return True
+        hz = self.node.hz
+        tick = clock.jiffies(now, hz)
+        if not looped and self.credit <= 0:
+            passed = min(tick - self.stamp, hz)
+            more = self.a_second * passed // hz
+            if passed < hz // 50 or not more:
+                return False
+            self.credit, self.stamp = min(self.credit + more, self.burst), tick
+        if not self.node.routing.is_local(np.array([to], np.uint32))[0] and not self._pays(to, tick):
+            return False
+        if not looped:
+            self.credit -= 1
+        return True
+
+    def _pays(self, to: int, tick: int) -> bool:
+        saved, last = self._account(to, tick)
+        if tick != last or self.node.kernel == "6.1":
+            saved = min(saved + tick - last, 6 * self.wait)
+        yes = saved >= self.wait
+        self.accounts[to] = saved - self.wait * yes, tick
+        return yes
 
 
 class Road:
@@ -92,9 +165,14 @@ class Road:
         self.stops: dict[str, list[Stop]] = {}
         self._out_steps: dict[tuple[str, int, int], Step] = {}
         self._redirected: dict[int, tuple[int, int]] = {}  # sender -> (redirects told, time of the last)
-        self.fragments: dict[tuple[int, int, int, int], Assembly] = {}
+        self.fragments: dict[tuple[int, int, int, int, str], Assembly] = {}
+        self.limits = Limits(node)
         self.window = 64
         self.alone_in = self.alone_out = self.one_a_flow = self.one_asking = False  # see _memories
+        self.resets = 0  # see _find_resets
+        self.moved = False  # see _find_movers
+        self.routes = -1  # version of the routes when it was last asked
+        self.up = np.zeros(0, bool)
 
     # ---- stops -------------------------------------------------------------------------------------------------
 
@@ -126,6 +204,15 @@ class Road:
                     )
             self.stops[hook] = line
         self._memories()
+        self.resets = self._find_resets()
+        self.moved = self._find_movers()
+        self.limits.read_sysctls()
+        self.up = np.array([link.up for link in node.routing.links])
+        get = node.sysctl.int
+        self.default_ttl = get("net.ipv4.ip_default_ttl")
+        self.reflect = bool(get("net.ipv4.fwmark_reflect"))
+        self.fragment_time = get("net.ipv4.ipfrag_time") * SECOND
+        self.nat_on = node.conntrack.on and any(node.tables.has("nat", hook) for hook in STOPS)
 
     def _memories(self) -> None:
         """What the rules remember, as far as it limits runs.
@@ -153,6 +240,35 @@ class Road:
         elsewhere = {m.touch for m in own if m.table != "nat"}
         self.alone_in = any(m.table != "nat" or m.touch in elsewhere - {"rule"} for m in disorderly)
         self.one_asking = bool(disorderly)
+
+    def _find_resets(self) -> int:
+        """Which packets a rule may answer with a TCP reset, that closes their connection behind the back of later ones.
+
+        0   none: there is no such rule
+        1   only those of connections that nobody answered yet: rules before it take all ESTABLISHED and INVALID ones
+        2   any
+        """
+        worst = 0
+        left: dict[str, set[str]] = {}  # built-in chain -> states of the packets that come as far as this rule
+        for table, chain, _, rule in self.node.tables.rules():
+            if table != "filter" or rule.target is None:
+                continue
+            states = left.setdefault(chain.name, {"ESTABLISHED", "INVALID"})
+            if getattr(rule.target, "kind", "") == "tcp-reset":
+                worst = max(worst, 1 if chain.name in STOPS and not states else 2)
+            elif rule.target.name in ("ACCEPT", "DROP"):
+                states -= _all_of(" ".join(rule.criteria()))
+        return worst
+
+    def _find_movers(self) -> bool:
+        """May packets of a masqueraded connection leave by another link than its first one did? That is its end."""
+        routing = self.node.routing
+        before, self.routes = self.routes, routing.version
+        alive = bool((self.node.conntrack.masq[self.node.conntrack.stored] >= 0).any())
+        by_more = any(r.tos or r.fwmask or r.iif or r.oif for r in routing.rules) or any(
+            e.tos for table in routing.tables.values() for e in table.all()
+        )
+        return by_more or (alive and (self.moved or before != routing.version))
 
     def _table(self, table: str) -> Stop:
         walk = self.node.tables.walk
@@ -236,6 +352,11 @@ class Road:
     def receive(self, trip: Trip, rows: Rows) -> None:
         """Packets that came in on a link."""
         p = trip.pkts
+        if not self.up.all():
+            down = ~self.up[p.arrived[rows]]
+            if down.any():
+                trip.end(rows[down], "the link is down")
+                rows = rows[~down]
         rows = self._sane(trip, rows)
         p.link_in[rows] = p.arrived[rows]
         p.link_out[rows] = -1
@@ -244,13 +365,17 @@ class Road:
             return
         way = self.node.routing.input(p.src[rows], p.dst[rows], p.link_in[rows], p.mark[rows], p.tos[rows])
         self._attach(trip, rows, way)
-        kind = way.kind
+        kind, redirect = way.kind, way.redirect
+        if (p.ihl[rows] > 20).any():
+            self._options(trip, rows, kind)
+            on = p.fate[rows] == 0
+            rows, kind, redirect = rows[on], kind[on], redirect[on]
         local = (kind == R.LOCAL) | (kind == R.BROADCAST) | (kind == R.MULTICAST)
         unicast = kind == R.UNICAST
         if local.any():
             self._deliver(trip, rows[local])
         if unicast.any():
-            self._forward(trip, rows[unicast], way.redirect[unicast])
+            self._forward(trip, rows[unicast], redirect[unicast])
         other = ~local & ~unicast
         if other.any():
             self._unroutable(trip, rows[other], kind[other])
@@ -262,7 +387,7 @@ class Road:
         if not good.all():
             trip.end(rows[~good], "addressed to another host on the link")
             rows = rows[good]
-        first = p.data[p.at[rows]] if not p.rebuilt else np.array([p.original(int(r))[0] for r in rows], np.uint8)
+        first = p.data[p.at[rows]]
         short = (
             (p.ihl[rows] < 20) | (first >> 4 != 4) | (p.length[rows] < p.ihl[rows]) | (p.wire[rows] < p.length[rows])
         )
@@ -274,6 +399,22 @@ class Road:
             trip.end(rows[~summed], "wrong IP header checksum")
             rows = rows[summed]
         return rows
+
+    def _options(self, trip: Trip, rows: Rows, kind: NDArray[np.int8]) -> None:
+        """IP options: source routes are not taken, nonsense is answered, the others are passed on as they are."""
+        p = trip.pkts
+        fine = (kind == R.LOCAL) | (kind == R.BROADCAST) | (kind == R.MULTICAST) | (kind == R.UNICAST)
+        for row in rows[fine & (p.ihl[rows] > 20)].tolist():
+            one = np.array([row])
+            bad, kinds = options(p.original(row)[: int(p.ihl[row])])
+            if bad is not None:
+                trip.step(one, Step(None, "routing: bad IP options"))
+                trip.cause_icmp(one, 12, 0, bad << 24)
+                trip.end(one, "bad IP options", REJECTED)
+            elif kinds & {131, 137}:
+                trip.end(one, "source routes are not accepted")
+            elif kinds & {7, 68}:
+                self.node.caveat("record-route and timestamp options are passed on without the node's own entry")
 
     def _attach(self, trip: Trip, rows: Rows, way: R.Route) -> None:
         trip.route_kind[rows] = way.kind
@@ -301,12 +442,14 @@ class Road:
             trip.step(some, Step(None, f"routing: {REASONS[k]}"))
             error = R.ICMP_ERROR.get(k)
             if error is not None:
-                trip.cause_icmp(some, *error)
+                self.cause_icmp(trip, some, *error, routeless=True)
             trip.end(some, REASONS[k], DROPPED if error is None else REJECTED)
 
     def _deliver(self, trip: Trip, rows: Rows) -> None:
         """To a local process, through INPUT."""
-        trip.step(rows, Step(None, "routing: for this node"))
+        trip.step(rows, _FOR_US)
+        if not self.node.conntrack.on:
+            rows = self._defrag(trip, rows)
         rows = self.hook(trip, "INPUT", rows)
         if len(rows):
             trip.step(rows, _DELIVERED)
@@ -341,6 +484,9 @@ class Road:
         p = trip.pkts
         long = (p.length[rows] > trip.mtu[rows]) & ((p.frag[rows] & DONT_FRAGMENT) != 0)
         if long.any():
+            for k in np.flatnonzero(long) if trip.whole else ():
+                parts = trip.whole.get(int(rows[k]))  # it is the fragments that must fit
+                long[k] = parts is None or parts.largest > trip.mtu[rows[k]]
             for row in rows[long]:
                 one = np.array([row])
                 trip.step(one, Step(None, f"routing: does not fit the mtu {trip.mtu[row]}"))
@@ -388,15 +534,15 @@ class Road:
             if not len(rows):
                 return
         p.link_out[rows] = trip.route_link[rows]
-        down = np.array([not self.node.routing.links[k].up for k in range(len(self.node.routing.links))])[
-            p.link_out[rows]
-        ]
-        if down.any():
-            trip.end(rows[down], "the link is down")
-            rows = rows[~down]
+        up = self.up[p.link_out[rows]]
+        if not up.all():
+            trip.end(rows[~up], "the link is down")
+            rows = rows[up]
             if not len(rows):
                 return
-        big = (p.length[rows] > trip.mtu[rows]) | np.isin(rows, list(trip.largest) or [-1])
+        big = p.length[rows] > trip.mtu[rows]
+        if trip.whole:
+            big |= np.isin(rows, list(trip.whole))
         for row in rows[big].tolist():
             self._fragment(trip, row)
         rows = trip.travelling(rows)
@@ -464,75 +610,119 @@ class Road:
     def _gather(self, trip: Trip, row: int) -> None:
         p = trip.pkts
         one = np.array([row])
-        name = (int(p.src[row]), int(p.dst[row]), int(p.ident[row]), int(p.proto[row]))
+        where = trip.hook if self.node.conntrack.on else ""
+        name = (int(p.src[row]), int(p.dst[row]), int(p.ident[row]), int(p.proto[row]), where)
         now = int(p.time[row])
         held = self.fragments.get(name)
-        life = int(self.node.sysctl.get("net.ipv4.ipfrag_time") or 30) * SECOND
-        if held is None or held.since + life <= now:
+        if held is None or held.since + self.fragment_time <= now:
+            if len(self.fragments) > 1024:  # those that nobody will complete any more
+                self.fragments = {k: a for k, a in self.fragments.items() if a.since + self.fragment_time > now}
             held = self.fragments[name] = Assembly(now)
+        before = len(held.parts)
         whole = held.add(p.bytes(row))
         if whole is None:
-            trip.step(one, _HELD)
-            trip.end(one, "waits for the other fragments", HELD)
             if held.broken:
-                p.fate[row] = DROPPED
-                p.reason[row] = trip.paths.text_id(held.broken)
+                trip.end(one, held.broken)
                 del self.fragments[name]
+            elif len(held.parts) == before:
+                trip.end(one, "a fragment that came before")
+            else:
+                trip.step(one, _HELD)
+                trip.end(one, "waits for the other fragments", HELD)
             return
         del self.fragments[name]
         p.rebuild(row, whole)
-        p.wire[row] = p.cap[row] = len(whole)
-        trip.largest[row] = held.largest
+        trip.whole[row] = held
         trip.step(one, _WHOLE)
 
     def _fragment(self, trip: Trip, row: int) -> None:
-        """Cut a packet to the mtu, or to the size of the largest fragment it was reassembled from."""
+        """Cut a packet to the mtu, or where it was put together."""
         p = trip.pkts
         limit = int(trip.mtu[row])
-        largest = trip.largest.get(row)
+        parts = trip.whole.get(row)
         packet = p.bytes(row)
-        if largest is not None:
-            if largest > limit and p.frag[row] & DONT_FRAGMENT:
-                one = np.array([row])
-                trip.cause_icmp(one, 3, 4, limit)
-                trip.end(one, "fragmentation needed", REJECTED)
-                return
-            limit = min(limit, largest)
-        if len(packet) <= limit:
-            return
-        if p.frag[row] & DONT_FRAGMENT and largest is None:
+        if p.frag[row] & DONT_FRAGMENT and (parts is None or parts.largest > limit):
             one = np.array([row])
             if not p.local[row]:
                 trip.cause_icmp(one, 3, 4, limit)
-            trip.end(one, "fragmentation needed", REJECTED)
-            return
-        trip.outs[row] = cut(packet, limit)
+            trip.end(one, "fragmentation needed", DROPPED if p.local[row] else REJECTED)
+        elif parts is not None:
+            trip.outs[row] = cut(packet, min(limit, parts.largest), parts.sizes)
+        elif len(packet) > limit:
+            trip.outs[row] = cut(packet, limit)
 
     # ---- packets that the node makes ---------------------------------------------------------------------------
 
-    def cause_icmp(self, trip: Trip, rows: Rows, kind: int, code: int, info: int = 0) -> None:
-        """The ICMP error about each of `rows`, sent on its way; see KERNEL 1.5 for when none is sent.
+    def cause_icmp(
+        self, trip: Trip, rows: Rows, kind: int, code: int, info: int = 0, *, verify: bool = False, routeless: bool = False
+    ) -> None:
+        """Make the ICMP error about each of `rows`; KERNEL 1.5 says when none is made.
 
-        Not modelled: Linux's rate limits for these messages.
+        They quote the packet as it is now, but leave when the run is over (`_pay`), in the order of the packets. A redirect
+        leaves at once: it is not limited, and goes on its way before the packet does.
+        verify     not about packets with a wrong TCP, UDP or ICMP checksum
+        routeless  there is no route: these have a limit of their own
         """
-        p = trip.pkts
-        made, parents = [], []
+        now = []
         for row in rows.tolist():
-            if not self._may_complain(trip, row):
-                continue
-            quote = p.bytes(row)[:548]
-            src = int(p.dst[row]) if trip.route_kind[row] in (R.LOCAL,) else 0
-            dst = int(p.src[row])
+            packet = self._complaint(trip, row, kind, code, info, verify)
+            if packet is None:
+                trip.silent.append(row)
+            elif kind == 5:
+                now.append((row, packet))
+            else:
+                trip.owed.append((row, packet, kind, code, routeless))
+        self._cause(trip, [packet for _, packet in now], [row for row, _ in now], socket=True)
+
+    def _complaint(self, trip: Trip, row: int, kind: int, code: int, info: int, verify: bool) -> bytes | None:
+        p = trip.pkts
+        if not self._may_complain(trip, row):
+            return None
+        quote = p.bytes(row)
+        if verify and not p.local[row] and self._wrong_sum(p, row, quote):
+            return None
+        src = int(p.dst[row]) if trip.route_kind[row] == R.LOCAL else 0
+        dst = int(p.src[row])
+        if not src:
+            src = self.node.routing.source_for(dst)
             if not src:
-                src = self.node.routing.source_for(dst)
-                if not src:
-                    continue
-            body = bytearray(struct.pack("!BBHI", kind, code, 0, info) + quote)
-            struct.pack_into("!H", body, 2, checksum(bytes(body)))
-            tos = (int(p.tos[row]) & 0x1E) | 0xC0
-            made.append(ip_packet(src, dst, ICMP, bytes(body), tos=tos, flags=0))
-            parents.append(row)
-        self._cause(trip, made, parents, socket=True)
+                return None
+        back = self.node.routing.output(
+            np.array([dst], np.uint32), np.array([src], np.uint32), np.zeros(1, np.uint32), np.zeros(1, np.uint8)
+        )
+        room = min(576, int(back.mtu[0])) - 28
+        body = bytearray(struct.pack("!BBHI", kind, code, 0, info) + quote[:room])
+        struct.pack_into("!H", body, 2, checksum(bytes(body)))
+        tos = (int(p.tos[row]) & 0x1E) | 0xC0
+        return ip_packet(src, dst, ICMP, bytes(body), tos=tos, ttl=self.default_ttl)
+
+    @staticmethod
+    def _wrong_sum(p: Packets, row: int, packet: bytes) -> bool:
+        """The transport checksum of a packet can be checked, and is wrong."""
+        known = p.proto[row] in (TCP, UDP, ICMP) and p.length[row] >= p.ihl[row] + 8
+        whole = p.cap[row] >= p.length[row] and not p.frag[row] & (OFFSET_MASK | MORE_FRAGMENTS)
+        return bool(known and whole) and not segment_ok(packet)
+
+    def _pay(self, trip: Trip, rows: Rows) -> None:
+        """The run is over: send the ICMP errors that it caused, as far as Linux's limits let them."""
+        p = trip.pkts
+        while trip.owed:
+            owed, trip.owed = sorted(trip.owed, key=lambda o: o[0]), []
+            made, parents = [], []
+            for row, packet, kind, code, routeless in owed:
+                to, now = int.from_bytes(packet[16:20], "big"), int(p.time[row])
+                may = not routeless or self.limits.routeless(to, now)
+                if may and self.limits.allow(kind, code, to, now, looped=int(p.arrived[row]) == LO):
+                    made.append(packet)
+                    parents.append(row)
+                else:
+                    trip.silent.append(row)
+            self._cause(trip, made, parents, socket=True)
+        if trip.silent:
+            quiet = np.array(trip.silent)
+            quiet = quiet[p.fate[quiet] == REJECTED]  # nobody was told
+            p.fate[quiet] = DROPPED
+            trip.silent.clear()
 
     def _may_complain(self, trip: Trip, row: int) -> bool:
         p = trip.pkts
@@ -543,7 +733,7 @@ class Road:
         if p.proto[row] == ICMP:
             packet = p.original(row)
             ihl = int(p.ihl[row])
-            if len(packet) <= ihl or packet[ihl] > 18 or packet[ihl] in ICMP_ERRORS:
+            if len(packet) <= ihl or packet[ihl] in NEVER_ANSWERED or packet[ihl] > 18:
                 return False
         return True
 
@@ -553,11 +743,12 @@ class Road:
         made, parents = [], []
         for row in rows.tolist():
             flags = int(p.flags[row])
-            if p.proto[row] != TCP or p.frag[row] & OFFSET_MASK or flags & RST or p.pkttype[row] != HOST:
-                continue
-            if trip.route_kind[row] in (R.BROADCAST, R.MULTICAST):
-                continue
-            if not p.local[row] and not p.l4_checksum_ok(np.array([row]))[0]:
+            if (
+                (p.proto[row] != TCP or p.frag[row] & OFFSET_MASK or flags & RST or p.pkttype[row] != HOST)
+                or trip.route_kind[row] in (R.BROADCAST, R.MULTICAST)
+                or (not p.local[row] and self._wrong_sum(p, row, p.bytes(row)))
+            ):
+                trip.silent.append(row)
                 continue
             payload = int(p.length[row]) - int(p.ihl[row]) - int(p.doff[row])
             if flags & 16:
@@ -570,7 +761,7 @@ class Road:
             )
             pseudo = struct.pack("!IIBBH", src, dst, 0, TCP, len(seg))
             struct.pack_into("!H", seg, 16, checksum(pseudo + bytes(seg)))
-            made.append(ip_packet(src, dst, TCP, bytes(seg), flags=DONT_FRAGMENT))
+            made.append(ip_packet(src, dst, TCP, bytes(seg), ttl=self.default_ttl, flags=DONT_FRAGMENT))
             parents.append(row)
         for row in parents:
             flow = int(p.ct[row])
@@ -587,10 +778,10 @@ class Road:
         rows = np.array(parents)
         pkts = Packets.from_bytes(made)
         pkts.time[:] = p.time[rows]
-        pkts.serial[:] = p.serial[rows] + (1 << 40) * (1 + np.arange(len(rows)) * 0)
-        ttl = int(self.node.sysctl.get("net.ipv4.ip_default_ttl") or 64)
-        assert ttl  # packets are built with the default already
+        pkts.serial[:] = p.serial[rows] + (1 << 40)
         pkts.socket[:] = socket
+        if self.reflect:
+            pkts.mark[:] = p.mark[rows]
         of = p.ct[rows] >= 0
         pkts.ct[of] = p.ct[rows[of]]
         pkts.state[of] = RELATED
@@ -599,6 +790,7 @@ class Road:
         child.remember = trip.remember
         trip.children.append(child)
         self.send(child, np.arange(len(made)))
+        self._pay(child, np.arange(len(made)))
 
     def _redirect(self, trip: Trip, rows: Rows) -> None:
         """Out where it came in: tell an on-link sender the shorter way, less and less often."""
@@ -623,11 +815,15 @@ class Road:
         now = int(p.time[rows[0]])
         if node.ipvs.next_due <= now:
             node.ipvs.advance(now)
+        if now >= node.conntrack.next_sweep:
+            node.conntrack.sweep(now)
         node.now = max(node.now, int(p.time[rows[-1]]))
         if p.arrived[rows[0]] < 0:
             self.send(trip, rows)
         else:
             self.receive(trip, rows)
+        if trip.owed or trip.silent:
+            self._pay(trip, rows)
         node.conntrack.end_run()
 
     def run_end(self, p: Packets, start: int, limit: int) -> int:
@@ -678,6 +874,14 @@ class Road:
             follows[order[1:]] = f[order[1:]] == f[order[:-1]]
             if self.one_a_flow:
                 end = _first_at(where[follows], end)
+            if self.resets:  # a rule may close the connection
+                closing = p.proto[rows[where]] == TCP
+                if self.resets == 1:
+                    closing &= (ct.status[f] & SEEN_REPLY) == 0
+                end = _first_at(where[follows & closing], end)
+            if self.moved:  # its route may end the connection
+                masqueraded = where[ct.masq[f] >= 0]
+                end = min(end, max(_first_at(masqueraded, end), 1))
             # a SYN or RST may end the flow, so what follows it in the flow must wait
             sharp = (p.proto[rows[where]] == TCP) & ((p.flags[rows[where]] & (SYN | RST)) != 0)
             late = ct.deadline[f] <= p.time[rows[where]]
@@ -695,11 +899,54 @@ class Road:
             status = np.where(known, ct.status[np.maximum(flows, 0)], 0)
             asking = np.flatnonzero((status & _DECIDED) != _DECIDED)
             end = _first_at(asking[1:], end)
-        strangers = np.flatnonzero(~known[:end])
-        if len(strangers) > 1:
-            end = min(end, self._strangers_end(p, rows, strangers, end))
+        if ct.on:
+            strangers = np.flatnonzero(~known[:end])
+            if len(strangers) > ct.places:  # the table fills: one at a time, and somebody has to go
+                end = min(end, max(int(strangers[max(ct.places, 0)]), 1))
+            if len(strangers) and self.nat_on:
+                end = min(end, self._choices_end(p, rows, strangers, np.where(known, flows, -1), end))
+            strangers = strangers[strangers < end]
+            if len(strangers) > 1:
+                end = min(end, self._strangers_end(p, rows, strangers, end))
         if node.ipvs.active:
             end = min(end, node.ipvs.run_end(p, rows[:end]))
+        return end
+
+    def _choices_end(
+        self, p: Packets, rows: Rows, strangers: NDArray[np.intp], flows: NDArray[np.intp], end: int
+    ) -> int:
+        """New connections are given ports that no other one uses: none may be freed or taken out of turn meanwhile.
+
+        strangers  places of packets that no connection knows     flows  the connection of every packet, -1: none
+        """
+        ct, rewrites = self.node.conntrack, self.node.rewritten
+        r = rows[strangers]
+        tcp = p.proto[rows] == TCP
+        if rewrites.draws and len(r) > 1:  # the destination's port is chosen long before the flow is in the table
+            ports = np.where(p.proto[r] == ICMP, 0, p.sport[r]).astype(np.uint64)
+            client = (p.proto[r].astype(np.uint64) << np.uint64(48)) | (p.src[r].astype(np.uint64) << np.uint64(16)) | ports
+            _, first = np.unique(client, return_index=True)
+            again = np.ones(len(r), bool)
+            again[first] = False
+            again[1:] |= rewrites.source(p.src[r[1:]])
+            end = _first_at(strangers[again], end)
+        # what may end a connection, which frees its tuple, comes before the choices of those that it overtook
+        ending = np.flatnonzero((flows >= 0) & tcp & ((p.flags[rows] & (SYN | RST)) != 0))
+        ending = ending[ending > strangers[0]]
+        if len(ending):
+            if not rewrites.narrow:
+                ending = ending[np.isin(ct.rdport[flows[ending]], p.sport[r])]
+            end = _first_at(ending, end)
+        if rewrites.narrow and self.node.kernel != "6.1":  # a new SYN may take the place of a closing connection
+            opening = strangers[tcp[strangers] & ((p.flags[r] & SYN) != 0)]
+            older = np.flatnonzero((flows >= 0) & tcp & ((ct.status[flows] & SRC_NAT) != 0))
+            if len(opening) and len(older):
+                end = min(end, max(int(opening[0]), int(older[0])))
+        if self.node.ipvs.active and len(r) > 1:  # IPVS's packets leave while the others still stand before FORWARD
+            served = self.node.ipvs._may_serve(p, r)
+            direct = ~served & (rewrites.dnat | np.isin(p.dst[r].astype(np.uint64), rewrites.servers))
+            if served.any() and direct.any():
+                end = min(end, max(int(strangers[served.argmax()]), int(strangers[direct.argmax()])))
         return end
 
     def _strangers_end(self, p: Packets, rows: Rows, strangers: NDArray[np.intp], end: int) -> int:
@@ -726,6 +973,17 @@ class Road:
 
 
 FOREVER_NS = 1 << 62
+
+
+def _all_of(criteria: str) -> set[str]:
+    """The connection states all of whose packets meet these criteria, as iptables-save prints them.
+
+    >>> sorted(_all_of("-m conntrack --ctstate RELATED,ESTABLISHED")), _all_of("-i eth0 -m state --state INVALID")
+    (['ESTABLISHED', 'RELATED'], set())
+    """
+    words = criteria.split()
+    plain = words[:-1] in (["-m", "conntrack", "--ctstate"], ["-m", "state", "--state"])
+    return set(words[-1].split(",")) if plain else set()
 
 
 def _first(mask: Mask, end: int) -> int:

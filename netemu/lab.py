@@ -1,9 +1,9 @@
 """The lab: the same packets on a real kernel, and the comparison.
 
-A `Case` is a node (the files of a model directory) and what happens to it: packets and commands, each at its time. `play`
-has a real kernel go through it and writes down what happened, a `Recording`; `compare` has netemu go through the same
-and lists every `Disagreement`. A case and its recording are kept in one text file (`save`, `load`), so that it can be
-compared for ever after without a kernel.
+A `Case` is a node (the files of a model directory) and what happens to it: packets and commands, each at its time.
+`play` has a real kernel go through it and writes down what happened, a `Recording`; `compare` has netemu go through the
+same and lists every `Disagreement`. A case and its recording are kept in one text file (`save`, `load`), so that it can
+be compared for ever after without a kernel.
 
     Case --play--> Recording --compare--> [Disagreement]
       |                |
@@ -46,7 +46,7 @@ from netemu.errors import NetemuError, Problem, Refused, Unsupported, raise_all
 from netemu.matches import Statistic
 from netemu.model import FILES, KERNELS, Model, read_model
 from netemu.node import EPOCH_TIMES, Journey, Node
-from netemu.packets import Rows
+from netemu.packets import U64, Rows
 from netemu.player import ERRORS, ICMP, TCP, UDP, port_places, with_port
 from netemu.routing import format_mac, parse_mac
 from netemu.sysctl import canonical
@@ -56,10 +56,26 @@ TOOLS = ("iptables", "iptables-legacy", "ipset", "ipvsadm", "conntrack", "sysctl
 SENDER = player.SENDER
 #: switched off in the kernel: netemu has no limit on ICMP errors, and its local stack says nothing
 QUIET = {
-    "net.ipv4.icmp_ratelimit": "0",
+    "net.ipv4.icmp_ratemask": "0",
     "net.ipv4.icmp_msgs_per_sec": "100000",
     "net.ipv4.icmp_msgs_burst": "10000",
 }
+
+#: knobs of links that a new namespace takes over from the machine's own, and that decide about packets
+INHERITED = [
+    "forwarding",
+    "rp_filter",
+    "accept_local",
+    "route_localnet",
+    "send_redirects",
+    "accept_redirects",
+    "shared_media",
+    "src_valid_mark",
+    "accept_source_route",
+    "bc_forwarding",
+    "promote_secondaries",
+    "ignore_routes_with_linkdown",
+]
 
 
 # ---- what is played, and what came of it ----------------------------------------------------------------------------
@@ -87,7 +103,11 @@ class Event:
 
 @dataclass
 class Case:
-    """texts: the files of a model directory (node.toml, iptables.save, ...); end: seconds, how long to wait after it all."""
+    """A node and what happens to it.
+
+    texts  the files of a model directory (node.toml, iptables.save, ...)
+    end    the tables are read not before that many seconds after the start
+    """
 
     name: str
     story: str
@@ -119,13 +139,19 @@ class Recording:
     """What a kernel did with a case. `trouble`: it could not be played, and why.
 
     tables   conntrack, counters, and where the case has them ipset, ipvs, connections, stats: as the tools print them
+    read     when each table was read, in seconds after the start
     """
 
     release: str
     events: list[Happened] = field(default_factory=list)
-    end: float = 0.0
     tables: dict[str, str] = field(default_factory=dict)
+    read: dict[str, float] = field(default_factory=dict)
     trouble: str = ""
+
+    @property
+    def end(self) -> float:
+        """When all was over."""
+        return max(self.read.values(), default=0.0)
 
     @property
     def kernel(self) -> str:
@@ -223,8 +249,8 @@ def model_of(case: Case) -> Model:
         model = read_model(folder, problems)
     problems = [replace(p, file=os.path.basename(p.file)) for p in problems]
     raise_all(problems)
-    for text in model.texts.values():
-        object.__setattr__(text, "file", os.path.basename(text.file))
+    for name, held in model.texts.items():
+        model.texts[name] = replace(held, file=name)
     taken = {parse_mac(link.mac) for link in model.links if link.mac}
     fresh = 0x0200_0000_FD00
     for link in model.links:
@@ -270,7 +296,7 @@ def _commands(model: Model) -> list[list[str]]:
             at = words.index("type")
             kind = words[at + 1]
             del words[at : at + 2]
-            words.insert(0, kind)
+            words = [kind, *(words[1:] if words[0] == "to" else words)]
         out.append(["ip", "route", "add", *words])
     if any(r.dumped for r in model.rules):
         out += [["ip", "rule", "del", "priority", p] for p in ("32766", "32767")]
@@ -282,9 +308,14 @@ def _commands(model: Model) -> list[list[str]]:
 
 
 def _sysctls(model: Model, node: Node) -> list[tuple[str, str, bool]]:
-    """(name, value, whether the model asks for it): all that netemu believes, forwarding first."""
+    """(name, value, whether the model asks), forwarding first: what is asked for, and what a new namespace inherits."""
     asked = {canonical(name) for name in model.sysctl}
-    values = {name: str(value) for name, value in node.sysctl.all().items()}
+    values = {
+        name: str(value)
+        for name, value in node.sysctl.all().items()
+        if name in asked or (name.startswith("net.ipv4.conf.") and name.rpartition(".")[2] in INHERITED)
+    }
+    values["net.ipv4.ip_forward"] = str(node.sysctl.get("net.ipv4.ip_forward"))
     values.update({name: value for name, value in QUIET.items() if name not in asked})
     values["net.ipv4.icmp_echo_ignore_all"] = "1"
     order = sorted(values, key=lambda n: (not n.endswith(".forwarding"), n))
@@ -338,16 +369,25 @@ def plan(case: Case) -> dict[str, Any]:
         "sets": "ipset.save" in model.texts or any(e.command and "ipset" in e.command for e in case.events),
         "raw": "*raw" in case.texts.get("iptables.save", "")
         or any(e.command and " raw " in e.command for e in case.events),
+        "renew": _renewing(case.texts.get("ipset.save", "")),
         "ports": sorted(p for p in ports if 0 < p < 65536),
         "events": events,
         "end": case.end,
     }
 
 
-def play(cases: Sequence[Case], kernel: str, together: int | None = None) -> list[Recording]:
+def _renewing(text: str) -> str:
+    """The `add` lines of sets whose members have a time to live."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    lasting = {w[1] for w in map(str.split, lines) if w[0] in ("create", "-N") and "timeout" in w}
+    return "".join(f"{line}\n" for line in lines if line.split()[0] == "add" and line.split()[1] in lasting)
+
+
+def play(cases: Sequence[Case], kernel: str, together: int | None = None, stats: bool = False) -> list[Recording]:
     """Have a real kernel go through the cases; one Recording for each, in order. One start of the kernel serves all.
 
     kernel    "host" or "uml"           together  how many cases may run at a time, each in a namespace of its own
+    stats     read the statistics of IPVS too, which the kernel brings up to date every two seconds: takes as long
     Raises    Refused   when that kernel cannot be asked, or did not come to an end
     Cost      as long as the cases last, plus some 0.1 s a case, and 4 s to start User Mode Linux
     """
@@ -357,7 +397,7 @@ def play(cases: Sequence[Case], kernel: str, together: int | None = None) -> lis
     out: list[Recording] = [Recording("") for _ in cases]
     for k, case in enumerate(cases):
         try:
-            plans.append({**plan(case), "case": k})
+            plans.append({**plan(case), "case": k, "stats": stats})
         except NetemuError as e:
             out[k].trouble = str(e)
     if not plans:
@@ -393,7 +433,9 @@ def _recording(got: dict[str, Any]) -> Recording:
         )
         for e in got["events"]
     ]
-    return Recording(got["release"], events, got["end"], got["tables"])
+    tables = got["tables"]
+    texts, times = ({name: entry[k] for name, entry in tables.items()} for k in (1, 0))
+    return Recording(got["release"], events, texts, times)
 
 
 def _booting(folder: str, words: list[str]) -> list[str]:
@@ -489,7 +531,7 @@ class Drawn:
         return pairs.get(key) or next((v for k, v in pairs.items() if k[:3] == key[:3]), None)
 
     def learn(self, sent: bytes, kernel: bytes, ours: bytes, trace: Sequence[str]) -> None:
-        """Remember that the source ports differ, if a draw explains it: a new flow asked nat, both drew from one pool."""
+        """Remember that the source ports differ, if a draw explains it: a new flow asked nat, both are of one pool."""
         was, e, g = ends(sent), ends(kernel), ends(ours)
         if not (was and e and g) or e[:2] + e[3:] != g[:2] + g[3:] or e[2] == g[2]:
             return
@@ -556,7 +598,7 @@ def _checksum(data: bytes) -> int:
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    return int(~total & 0xFFFF)
 
 
 class Dice:
@@ -567,19 +609,27 @@ class Dice:
     """
 
     def __init__(self, node: Node) -> None:
-        self.rules: dict[int, list[tuple[str, int, bool]]] = {}
+        self.rules: list[tuple[str, Statistic]] = []
+        self.by_salt: dict[int, list[tuple[str, Statistic]]] = {}
         self.by_serial: dict[int, tuple[set[str], Counter[int]]] = {}
         self.node = node
         self.read_rules()
 
     def read_rules(self) -> None:
         """Find the rules that draw (again, after a command)."""
-        self.rules.clear()
-        for table, chain, number, rule in self.node.tables.rules():
-            for match in rule.matches:
-                if isinstance(match, Statistic) and match.mode == "random":
-                    step = f"{table}:{chain}:rule:{number}"
-                    self.rules.setdefault(match.salt, []).append((step, match.threshold, match.invert))
+        self.rules = [
+            (f"{table}:{chain.name}:rule:{number}", match)
+            for table, chain, number, rule in self.node.tables.rules()
+            for match in rule.matches
+            if isinstance(match, Statistic) and match.mode == "random"
+        ]
+        self.by_salt.clear()
+
+    def drawing(self, salt: int) -> list[tuple[str, Statistic]]:
+        """The rules that draw with this salt: those of one chain that read the same."""
+        if salt not in self.by_salt:  # a rule has its salt only once it was met
+            self.by_salt[salt] = [(step, match) for step, match in self.rules if match.salt == salt]
+        return self.by_salt[salt]
 
     def expect(self, serial: int, trace: Sequence[str]) -> None:
         """The packet with this serial number met these rules."""
@@ -594,21 +644,21 @@ class Dice:
             return
         fair = trip.Trip.random
 
-        def random(journey: trip.Trip, rows: Rows, salt: int) -> trip.U64:
+        def random(journey: trip.Trip, rows: Rows, salt: int) -> U64:
             drawn = fair(journey, rows, salt)
-            known = self.rules.get(salt)
-            if known is None or journey.node is not self.node:
+            known = self.drawing(salt)
+            if not known or journey.node is not self.node:
                 return drawn
             for k, serial in enumerate(journey.pkts.serial[rows].tolist()):
                 if serial in self.by_serial:
                     trace, asked = self.by_serial[serial]
-                    step, threshold, invert = known[min(asked[salt], len(known) - 1)]
+                    step, match = known[min(asked[salt], len(known) - 1)]
                     asked[salt] += 1
-                    hit = (step in trace) != invert
-                    drawn[k] = (0 if hit else min(threshold, 2**31 - 1)) << 33
+                    hit = (step in trace) != match.invert
+                    drawn[k] = (0 if hit else min(match.threshold, 2**31 - 1)) << 33
             return drawn
 
-        trip.Trip.random = random  # type: ignore[method-assign]
+        trip.Trip.random = random  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:
@@ -660,12 +710,18 @@ class Comparison:
                 continue
             packet = self.drawn.inward(happened.sent or event.packet or b"")
             sent.append(packet)
+            if not self.arrived(k):
+                continue
             dice.expect(node.serial, happened.trace)
             with dice.loaded():
                 journey = self._send(node, event, packet, happened.at)
             self._judge(k, packet, journey)
         self._tables(node)
         return sent
+
+    def arrived(self, k: int) -> bool:
+        """Whether the kernel could be made to take packet `k` in: a link that is down takes none."""
+        return self.case.events[k].link is None or not self.recording.events[k].error
 
     def in_batches(self, sent: Sequence[bytes], run_length: int | None) -> None:
         """Stretches of packets between commands, as captures."""
@@ -689,6 +745,8 @@ class Comparison:
                 flush()
                 self._run(node, k)
                 dice.read_rules()
+            elif not self.arrived(k):
+                continue
             elif event.link is None:
                 flush()
                 dice.expect(node.serial, happened.trace)
@@ -786,48 +844,37 @@ class Comparison:
             say("path", theirs_step, our_step, (words(packet), words(packet)))
         links = sorted({link for link, _ in (*ours, *kernels)})
         for name in links:
-            a = [_own_id_gone(b, packet) for link, b in kernels if link == name]
-            b = [_own_id_gone(b, packet) for link, b in ours if link == name]
-            if a == b:
+            they_left = [_own_id_gone(b, packet) for link, b in kernels if link == name]
+            we_left = [_own_id_gone(b, packet) for link, b in ours if link == name]
+            if len(they_left) != len(we_left):
+                they_said, we_said = ("; ".join(map(words, side)) or "nothing" for side in (they_left, we_left))
+                say(f"packets out on {name}", str(len(they_left)), str(len(we_left)), (they_said, we_said))
                 continue
-            if len(a) != len(b):
-                said = tuple("; ".join(map(words, side)) or "nothing" for side in (a, b))
-                say(f"packets out on {name}", str(len(a)), str(len(b)), (said[0], said[1]))
-                continue
-            for theirs, own in zip(a, b, strict=True):
+            for theirs, own in zip(they_left, we_left, strict=True):
                 if theirs != own:
                     what, kernel, netemu = first_difference(theirs, own)
                     say(what, kernel, netemu, (f"{name} {words(theirs)}", f"{name} {words(own)}"))
                     break
 
     def _tables(self, node: Node) -> None:
+        """Each table at the time when the kernel's was read."""
         recording, drawn = self.recording, self.drawn
-        node.advance(at=recording.end)
-        tables = recording.tables
-        pairs: list[tuple[str, list[Row], list[Row]]] = [
-            (
-                "conntrack",
-                conntrack_rows(tables["conntrack"], Drawn()),
-                conntrack_rows(node.dump("conntrack"), drawn),
-            )
-        ]
-        if "ipset" in tables:
-            pairs.append(("ipset", ipset_rows(tables["ipset"]), ipset_rows(node.dump("ipset-save"))))
-        if "connections" in tables:
-            pairs.append(
-                (
-                    "IPVS connections",
-                    connection_rows(tables["connections"], Drawn()),
-                    connection_rows(node.dump("ipvsadm-connections"), drawn),
-                )
-            )
-        for name, theirs, ours in pairs:
-            self._rows(name, theirs, ours)
-        self._lines("counters", counter_lines(tables["counters"]), counter_lines(node.dump("iptables-save")))
-        if "ipvs" in tables:
-            self._lines("IPVS", list_lines(tables["ipvs"]), list_lines(node.dump("ipvsadm-list")))
-        if "stats" in tables:
-            self._lines("IPVS statistics", list_lines(tables["stats"]), list_lines(node.dump("ipvsadm-stats")))
+        for name in sorted(recording.tables, key=lambda n: recording.read.get(n, 0.0)):
+            node.advance(at=recording.read.get(name, 0.0))
+            theirs = recording.tables[name]
+            if name == "conntrack":
+                self._rows(name, conntrack_rows(theirs, Drawn()), conntrack_rows(node.dump(name), drawn))
+            elif name == "ipset":
+                self._rows(name, ipset_rows(theirs), ipset_rows(node.dump("ipset-save")))
+            elif name == "connections":
+                ours = connection_rows(node.dump("ipvsadm-connections"))
+                self._rows("IPVS connections", connection_rows(theirs), ours)
+            elif name == "counters":
+                self._lines(name, counter_lines(theirs), counter_lines(node.dump("iptables-save")))
+            elif name == "ipvs":
+                self._lines("IPVS", list_lines(theirs), list_lines(node.dump("ipvsadm-list")))
+            elif name == "stats":
+                self._lines("IPVS statistics", list_lines(theirs), list_lines(node.dump("ipvsadm-stats")))
 
     def _rows(self, name: str, theirs: list[Row], ours: list[Row]) -> None:
         a, b = sorted(text for text, _ in theirs), sorted(text for text, _ in ours)
@@ -902,7 +949,7 @@ def ipset_rows(text: str) -> list[Row]:
     return out
 
 
-def connection_rows(text: str, drawn: Drawn) -> list[Row]:
+def connection_rows(text: str) -> list[Row]:
     """(entry, seconds left) of each line of `ipvsadm -Lnc`."""
     out: list[Row] = []
     for line in text.splitlines()[2:]:
@@ -1037,6 +1084,7 @@ def from_traces(
     case = Case(Path(folder).resolve().name, "", texts_of(folder), [])
     node = Node(model_of(case), seed=1)
     capture = read_capture(list(traces))
+    macs: dict[str | None, int | None] = {link.name: link.mac for link in node.routing.links}
     events: list[Event] = []
     remarks: list[str] = []
     cut_short = off_lo = 0
@@ -1057,7 +1105,7 @@ def from_traces(
                 off_lo += whole
                 continue
             packet = frames.data[start : start + (total if 20 <= total <= cap else cap)].tobytes()
-            at = (int(frames.time[k]) - (zero or 0)) / 1e9
+            at, to = (int(frames.time[k]) - (zero or 0)) / 1e9, int(frames.dmac[k])
             ether = bool(frames.ether[k]) and name is not None
             events.append(
                 Event(
@@ -1065,7 +1113,7 @@ def from_traces(
                     name,
                     packet,
                     source=format_mac(int(frames.smac[k])) if ether else SENDER,
-                    to=format_mac(int(frames.dmac[k])) if ether and frames.dmac[k] else "",
+                    to=format_mac(to) if ether and to not in (0, macs.get(name)) else "",
                 )
             )
             if len(events) == count:
@@ -1159,7 +1207,7 @@ def as_text(case: Case, recording: Recording) -> str:
     == conntrack -L -o extended      the tables after all
     """
     out = [f"# {case.name}", *(f"# {line}".rstrip() for line in case.story.strip().splitlines() if case.story.strip())]
-    out += [f"kernel {recording.release.partition('-')[0]}", f"end {recording.end:.6f}"]
+    out.append(f"kernel {recording.release.partition('-')[0]}")
     for name, text in case.texts.items():
         out += [f"== {name}", *text.rstrip("\n").split("\n")]
     out.append("== events")
@@ -1180,7 +1228,8 @@ def as_text(case: Case, recording: Recording) -> str:
     for name, command in PRINTED.items():
         if name in recording.tables:
             lines = recording.tables[name].rstrip("\n").split("\n")
-            out += [f"== {command}", *(line.rstrip() for line in lines if not line.startswith("# "))]
+            out.append(f"== at {recording.read[name]:.6f} $ {command}")
+            out += [line.rstrip() for line in lines if not line.startswith("# ")]
     return "\n".join(out) + "\n"
 
 
@@ -1200,9 +1249,13 @@ def from_text(text: str, file: str = "") -> tuple[Case, Recording]:
     sections: dict[str, list[tuple[int, str]]] = {}
     current: list[tuple[int, str]] | None = None
     values: dict[str, str] = {}
+    read: dict[str, float] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("== "):
-            current = sections.setdefault(line[3:], [])
+            when, dollar, command = line[3:].partition(" $ ")
+            current = sections.setdefault(command or when, [])
+            if dollar:
+                read[command] = float(when.removeprefix("at "))
         elif current is not None:
             current.append((number, line))
         elif line.startswith("#"):
@@ -1217,11 +1270,11 @@ def from_text(text: str, file: str = "") -> tuple[Case, Recording]:
         name: "".join(f"{line}\n" for _, line in sections[name]) for name in (*FILES, "node.toml") if name in sections
     }
     case = Case(head[0], "\n".join(head[1:]), {name: texts[name] for name in sections if name in texts}, [])
-    recording = Recording(values["kernel"], end=float(values.get("end", "0")))
-    case.end = 0.0
+    recording = Recording(values["kernel"])
     for name, command in PRINTED.items():
         if command in sections:
             recording.tables[name] = "".join(f"{line}\n" for _, line in sections[command])
+            recording.read[name] = read.get(command, 0.0)
     for number, line in sections["events"]:
         try:
             _read_event(line, case, recording)
@@ -1277,7 +1330,7 @@ def _read_event(line: str, case: Case, recording: Recording) -> None:
 
 # ---- making a disagreement small ------------------------------------------------------------------------------------
 
-_RULE = re.compile(r"(\[\d+:\d+\]\s*)?-[AaI]\s|add\s|create\s|\"?net\.")
+_RULE = re.compile(r":\S+ -\s|(\[\d+:\d+\]\s*)?-[AaI]\s|add\s|create\s|\"?net\.")
 _AT_ONCE = 24
 
 
@@ -1316,10 +1369,7 @@ def shrink(case: Case, kernel: str, say: Callable[[str], None] = lambda _: None)
         case = _reduced(case, len(_rule_lines(case)), _without_lines, disagreement, say, "lines")
         if _size(case) == before:
             break
-    story = f"Shrunk from {case.name}.\n" + "\n".join(
-        sorted(f"{'table' if t else 'packet'}: {f}" for t, f in wanted)[:4]
-    )
-    return replace(case, story=f"{case.story}\n{story}".strip())
+    return replace(case, name=f"{case.name}, shrunk")
 
 
 def _loads(case: Case) -> bool:
@@ -1428,9 +1478,9 @@ class Verdict:
     def __str__(self) -> str:
         facts = self.as_dict()
         out = [f"note: {remark}" for remark in self.remarks]
-        out += [str(d) for d in self.disagreements[:20]]
-        if len(self.disagreements) > 20:
-            out.append(f"... and {len(self.disagreements) - 20} more")
+        out += [str(d) for d in self.disagreements[:10]]
+        if len(self.disagreements) > 10:
+            out.append(f"... and {len(self.disagreements) - 10} more")
         where = "User Mode Linux" if self.kernel == "uml" else "this machine's kernel"
         commands = f" and {facts['commands']} commands" if facts["commands"] else ""
         asked = f"{self.case.name}: {facts['packets']} packets{commands} on Linux {self.recording.release} ({where})"
@@ -1445,11 +1495,14 @@ def verify(case: Case, kernel: str = "auto", remarks: Sequence[str] = ()) -> Ver
     Raises  Refused when no kernel can be asked, or the kernel does not take the model
     """
     asked = choose(kernel, case)
-    (recording,) = play([case], asked)
+    (recording,) = play([case], asked, stats=True)
     if recording.trouble:
         raise Refused(f"the {asked} kernel could not play {case.name}: {recording.trouble}")
     found = compare(case, recording, 1) or compare(case, recording, None)
     said = list(remarks)
+    refused = [h for e, h in zip(case.events, recording.events, strict=True) if e.link is not None and h.error]
+    if refused:
+        said.append(f"{len(refused)} packets could not be made to come in ({refused[0].error}: a link that is down?)")
     wants = model_of(case).kernel
     if wants != recording.kernel:
         said.append(

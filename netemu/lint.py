@@ -151,20 +151,26 @@ class Box:
 
     def meet(self, other: Box) -> Box | None:
         """What both let through; None: nothing."""
-        if self.conflict(other):
+        proto, states = self.proto & other.proto, self.states & other.states
+        link_in, link_out = self.link_in & other.link_in, self.link_out & other.link_out
+        if (
+            not (proto and states and link_in and link_out)
+            or _apart(self.src, other.src)
+            or _apart(self.dst, other.dst)
+        ):
             return None
         one = Box(
             (self.src[0] | other.src[0], self.src[1] | other.src[1]),
             (self.dst[0] | other.dst[0], self.dst[1] | other.dst[1]),
-            tuple(dict.fromkeys(self.src_not + other.src_not)),
-            tuple(dict.fromkeys(self.dst_not + other.dst_not)),
-            self.proto & other.proto,
-            self.link_in & other.link_in,
-            self.link_out & other.link_out,
+            tuple(dict.fromkeys(self.src_not + other.src_not)) if other.src_not else self.src_not,
+            tuple(dict.fromkeys(self.dst_not + other.dst_not)) if other.dst_not else self.dst_not,
+            proto,
+            link_in,
+            link_out,
             self.sport if other.sport is ANY_PORTS else _both(self.sport, other.sport),
             self.dport if other.dport is ANY_PORTS else _both(self.dport, other.dport),
-            self.states & other.states,
-            self.rest | other.rest,
+            states,
+            self.rest | other.rest if other.rest else self.rest,
             self.memory or other.memory,
         )
         return None if one.empty else one

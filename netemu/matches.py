@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netemu.clock import SECOND, jiffies
-from netemu.grammar import Bad, Extension, Given, NotModelled, RuleContext
+from netemu.grammar import Bad, Extension, Failed, Given, NotModelled, RuleContext
 from netemu.ipset import SetOptions
 from netemu.ipvs import MASQ, ROUTE, TUNNEL
 from netemu.packets import (
@@ -50,13 +50,13 @@ if TYPE_CHECKING:
 
 MATCHES: dict[str, type[Match]] = {}
 
-#: matches that iptables has and netemu does not model
-OTHER_MATCHES = frozenset(
-    (
-        *("ah", "bpf", "cgroup", "cluster", "connlabel", "cpu", "devgroup", "esp", "helper", "ipcomp", "osf", "policy"),
-        *("rateest", "socket"),
-    )
-)
+#: matches that iptables has and netemu does not model, and why
+OTHER_MATCHES = {
+    "cgroup": "packets do not say which process sent them",
+    "cpu": "which processor handles a packet is chance",
+    "osf": "the fingerprints are no part of a node's dumps",
+    "rateest": "the estimator's timer runs on the kernel's own clock",
+}
 
 ALL_HOOKS = frozenset(("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"))
 NONE: frozenset[str] = frozenset()
@@ -170,7 +170,7 @@ class Match(Extension):
         match = cls.build(cls._sorted_out(given), rule)
         why = match.check(rule)
         if why:
-            raise Bad(why)
+            raise Failed(f"Invalid argument: {why}")
         return match
 
     @classmethod
@@ -1542,6 +1542,32 @@ class Addrtype(Match, name="addrtype"):
         assert yes is not None
         return yes
 
+    @cached_property
+    def _known(self) -> dict[tuple[str, int, int], bool]:
+        """Answers for single packets by (column, address, link), of the routing that `_routing` names."""
+        return {}
+
+    @cached_property
+    def _routing(self) -> list[object]:
+        return [None, -1]
+
+    def says(self, trip: Trip, row: int) -> bool:
+        p, routing, known = trip.pkts, trip.node.routing, self._known
+        if self._routing[0] is not routing or self._routing[1] != routing.version or len(known) > 1 << 16:
+            known.clear()
+            self._routing[:] = [routing, routing.version]
+        link = (p.link_in if self.limit == "in" else p.link_out).item(row) if self.limit else -1
+        for column, answers in self._answers.items():
+            addresses: NDArray[np.uint32] = getattr(p, column)
+            key = (column, addresses.item(row), link)
+            yes = known.get(key)
+            if yes is None:
+                links = np.array([link], np.int16) if self.limit else None
+                yes = known[key] = bool(answers[routing.addr_type(addresses[row : row + 1], links)][0])
+            if not yes:
+                return False
+        return True
+
 
 def _link_pattern(name: str) -> str:
     if len(name) > 15:
@@ -1675,7 +1701,7 @@ class Owner(Match, name="owner"):
         if "--suppl-groups" in o and "--gid-owner" not in o:
             raise Bad('owner: Bad value for "--suppl-groups" option: "you need to use --gid-owner first"')
         if rule.chain in ALL_HOOKS - cls._hooks:
-            raise Bad(f"match `owner' is not valid in the chain {rule.chain}")
+            raise Failed(f"Invalid argument: match `owner' is not valid in the chain {rule.chain}")
         for option in ("--uid-owner", "--gid-owner"):
             if option in o:
                 text = o[option].value

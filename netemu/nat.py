@@ -28,10 +28,10 @@ from netemu.conntrack import (
 )
 from netemu.hashing import jhash2
 from netemu.packets import (
+    GRE,
     ICMP,
     ICMP_ERRORS,
     NEW,
-    PORTED,
     RELATED,
     SCTP,
     SYN,
@@ -84,6 +84,7 @@ class Nat:
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self._wished: dict[int, Range] = {}  # row -> what its rule wishes for, during a walk
 
     # ---- at the four hooks -------------------------------------------------------------------------------------
 
@@ -91,7 +92,7 @@ class Nat:
         """The nat stop: ask the table for flows that are not decided, then translate. Returns the rows that go on."""
         p, ct = trip.pkts, self.node.conntrack
         manip = DESTINATION if trip.hook in ("PREROUTING", "OUTPUT") else SOURCE
-        bit, done = _BITS[manip]
+        done = _BITS[manip][1]
         with_flow = rows[p.ct[rows] >= 0]
         if not len(with_flow):
             return rows
@@ -105,9 +106,8 @@ class Nat:
         if asking.any():
             died = self._ask(trip, with_flow[asking], manip)
         if manip == SOURCE and trip.hook == "POSTROUTING":
-            elsewhere = (
-                ~asking & (ct.masq[flows] >= 0) & (ct.masq[flows] != p.link_out[with_flow]) & ~p.reply[with_flow]
-            )
+            elsewhere = ~asking & ~errors & ~p.reply[with_flow]
+            elsewhere &= (ct.masq[flows] >= 0) & (ct.masq[flows] != p.link_out[with_flow])
             if elsewhere.any():
                 died = True
                 for row in with_flow[elsewhere].tolist():
@@ -133,22 +133,23 @@ class Nat:
             return died
         verdict = self.node.tables.walk(trip, "nat", rows)
         on = trip.travelling(rows[verdict == ACCEPT])
-        done = _BITS[manip][1]
-        for row in on[(ct.status[p.ct[on]] & done) == 0].tolist():
-            self._null_binding(trip, row, manip)
+        # rows come to different rules at different times, but tuples are given out in arrival order
+        wished, self._wished = self._wished, {}
+        for row in on.tolist():
+            flow = int(p.ct[row])
+            wish = wished.get(row)
+            if wish is None:
+                # no target wanted this flow: keep the address, and the port unless somebody else's answers would clash
+                current = inverse(ct.reply(flow))
+                address = current[0] if manip == SOURCE else current[1]
+                wish = Range(lo=address, hi=address)
+            self._set_up(trip, row, flow, manip, wish)
         return len(on) < len(rows)
 
-    def _null_binding(self, trip: Trip, row: int, manip: str) -> None:
-        """No target wanted this flow: keep the address, and the port unless somebody else's answers would clash."""
-        flow = int(trip.pkts.ct[row])
-        current = inverse(self.node.conntrack.reply(flow))
-        address = current[0] if manip == SOURCE else current[1]
-        self._set_up(trip, row, flow, manip, Range(lo=address, hi=address))
-
     def choose(self, trip: Trip, rows: Rows, manip: str, wish: Range, step: Step) -> NDArray[np.int8]:
-        """A target's wish for new flows, in arrival order: int8[len(rows)] of ACCEPT or DROP.
+        """A target's wish for new flows: int8[len(rows)] of ACCEPT or DROP (there is no address to be had).
 
-        Runs once for a flow; the choice becomes its reply tuple. Source: KERNEL 4.2, 4.3.
+        Runs once for a flow. What is chosen for it becomes its reply tuple, when the walk is over and in arrival order.
         """
         out = np.full(len(rows), ACCEPT, np.int8)
         for k, row in enumerate(rows.tolist()):
@@ -160,7 +161,7 @@ class Nat:
                 out[k] = DROP
                 trip.end(rows[k : k + 1], f"nat: {wish.kind} found no address")
             elif concrete.kind != "nothing":
-                self._set_up(trip, row, flow, manip, concrete)
+                self._wished[row] = concrete
         return out
 
     def _concrete(self, trip: Trip, row: int, flow: int, manip: str, wish: Range) -> Range | None:
@@ -333,7 +334,7 @@ class Nat:
         if icmp.any():
             ids = np.where(reply, ct.osport[flows], ct.rsport[flows])
             trip.rewrite(rows[icmp], "icmp_id", ids[icmp], _TRANSLATED)
-        ported = ~icmp & np.isin(proto, PORTED)
+        ported = ct.ported[proto]
         if ported.any():
             trip.rewrite(rows[ported], column, port[ported], _TRANSLATED)
 
@@ -359,6 +360,10 @@ class Nat:
             return True
         target = inverse(ct.original(flow) if reply else ct.reply(flow))  # how the error itself travels
         inner = inverse(target)  # how the quoted packet travelled
+        quote = packet[ihl + 8 :]
+        if quote[9] in (TCP, UDP, UDPLITE, SCTP, ICMP, GRE) and len(quote) < (quote[0] & 15) * 4 + 8:
+            trip.end(one, "nat: an ICMP error quotes too little to be rewritten")
+            return False
         # the side of the quoted packet that answers the side of the error which this hook rewrites
         quoted_side = SOURCE if manip == DESTINATION else DESTINATION
         body = bytearray(packet[ihl:])
@@ -399,7 +404,7 @@ def _rewrite_quoted(trip: Trip, row: int, body: bytearray, side: str, t: Tuple) 
         new, where, check_at, name = t[2], ihl + 4, ihl + 2, "inner.id"
         old_words: tuple[int, ...] = (old,)
         new_words: tuple[int, ...] = (new,)
-    elif proto in PORTED:
+    elif trip.node.conntrack.ported[proto]:
         (old,) = struct.unpack_from("!H", inner, ihl + port_place)
         new, where, name = port, ihl + port_place, "inner.sport" if side == SOURCE else "inner.dport"
         check_at = {TCP: ihl + 16, UDP: ihl + 6, UDPLITE: ihl + 6}.get(proto, 1 << 20)

@@ -23,6 +23,7 @@ from netemu.doubt import FAIL, UNCERTAIN, Doubts, put_aside, remarks
 from netemu.errors import Problem, Refused, Unsupported, raise_all
 from netemu.ipset import Sets
 from netemu.ipvs import Ipvs
+from netemu.ipvsadm import Ipvsadm
 from netemu.journey import CHUNK, Road
 from netemu.model import Model, read_model
 from netemu.nat import Nat, Range
@@ -264,13 +265,23 @@ def wishes(tables: Tables) -> Iterator[tuple[Range, str]]:
 
 
 class Rewritten:
-    """Which addresses rules and services may rewrite to: what the answer to a new flow can look like."""
+    """Which addresses rules and services may rewrite to: what the answer to a new flow can look like.
+
+    none     nothing is rewritten             servers  uint64, the real servers of IPVS
+    draws    a rule chooses among ports for destinations   narrow  ... for sources, or draws one for each
+    """
 
     def __init__(self, node: Node) -> None:
         self.destinations: list[tuple[int, int]] = []
         self.sources: list[tuple[int, int]] = []
+        self.draws = self.narrow = wished = False
         own = sorted({a.ip for link in node.routing.links for a in link.addresses})
         for wish, manip in wishes(node.tables):
+            wished = True
+            if manip == "dst":
+                self.draws |= wish.port_lo != wish.port_hi
+            else:
+                self.narrow |= wish.port_lo is not None or wish.random
             side = self.destinations if manip == "dst" else self.sources
             if wish.kind == "range" and wish.lo is not None:
                 side.append((wish.lo, wish.lo if wish.hi is None else wish.hi))
@@ -281,8 +292,10 @@ class Rewritten:
                 if wish.kind == "redirect":
                     side.append((0x7F000001, 0x7F000001))
         servers = {d.addr for service in node.ipvs.services for d in service.destinations}
+        self.dnat = bool(self.destinations)
         self.destinations.extend((a, a) for a in servers)
-        self.none = not self.destinations and not self.sources
+        self.servers = np.array(sorted(servers), np.uint64)
+        self.none = not wished and not servers
         self._tables = [self._merged(self.destinations), self._merged(self.sources)]
 
     @staticmethod
@@ -335,6 +348,7 @@ class Node:
         self.conntrack = Conntrack(self)
         self.nat = Nat(self)
         self.ipvs = Ipvs(self)
+        self.ipvsadm = Ipvsadm(self.ipvs)
         self.tables = Tables(self)
         self.tables.uncertain = unsupported == UNCERTAIN
         self.doubts = Doubts() if unsupported == UNCERTAIN else None
@@ -383,7 +397,7 @@ class Node:
         model.build(self.routing, problems)
         for name, reader in (
             ("ipset.save", self.sets.restore),
-            ("ipvsadm.save", self.ipvs.restore),
+            ("ipvsadm.save", self.ipvsadm.restore),
             ("iptables.save", self.tables.read),
             ("conntrack.list", self.conntrack.read),
         ):
@@ -585,7 +599,7 @@ class Node:
             "iptables": lambda a: self.tables.run(a, self.now),
             "iptables-legacy": lambda a: self.tables.run(a, self.now),
             "ipset": lambda a: self.sets.run(a, self.now),
-            "ipvsadm": lambda a: self.ipvs.run(a, self.now),
+            "ipvsadm": lambda a: self.ipvsadm.run(a, self.now),
             "conntrack": lambda a: self.conntrack.run(a, self.now),
             "sysctl": self.sysctl.run,
             "ip": self.routing.run,
@@ -613,10 +627,10 @@ class Node:
             "ip6tables-save": lambda: "",
             "ipset-save": lambda: self.sets.save(self.now),
             "conntrack": lambda: self.conntrack.dump(self.now),
-            "ipvsadm-save": self.ipvs.save,
-            "ipvsadm-list": self.ipvs.list,
-            "ipvsadm-stats": self.ipvs.stats,
-            "ipvsadm-connections": lambda: self.ipvs.connections(self.now),
+            "ipvsadm-save": self.ipvsadm.save,
+            "ipvsadm-list": self.ipvsadm.list,
+            "ipvsadm-stats": self.ipvsadm.stats,
+            "ipvsadm-connections": lambda: self.ipvsadm.connections(self.now),
         }
         if what not in dumps:
             raise Refused(f"no dump {what!r}", hint="dumps: " + ", ".join(dumps))

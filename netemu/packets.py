@@ -272,6 +272,9 @@ class Packets:
                         if proto in (UDP, UDPLITE) and c == 0:
                             c = 0xFFFF
                         struct.pack_into("!H", b, ihl + place, c)
+                if proto == SCTP and old_ports != new_ports and len(b) >= max(ihl + 12, length):
+                    struct.pack_into("<I", b, ihl + 8, 0)
+                    struct.pack_into("<I", b, ihl + 8, crc32c(b[ihl:length]))
         return builtins.bytes(b)
 
     def rebuild(self, row: int, packet: builtins.bytes) -> None:
@@ -349,7 +352,7 @@ class Packets:
         know &= (proto == TCP) | (proto == UDP) | (proto == ICMP)
         if self.rebuilt:
             for k in np.flatnonzero(know & np.isin(rows, list(self.rebuilt))):
-                ok[k] = _segment_ok(self.original(int(rows[k])))
+                ok[k] = segment_ok(self.original(int(rows[k])))
                 know[k] = False
         who = np.flatnonzero(know)
         if not len(who):
@@ -433,6 +436,50 @@ def _sum16(data: U8, start: I64, size: I64) -> U64:
     return out
 
 
+def options(header: bytes) -> tuple[int | None, set[int]]:
+    """What the options of an IP header say: where the first bad one is (None: all are good), and which kinds there are.
+
+    >>> options(bytes(20) + bytes([7, 40, 4, 0])), options(bytes(20) + bytes([131, 7, 4, 10, 0, 0, 9, 0]))
+    ((20, set()), (None, {131}))
+    """
+    kinds: set[int] = set()
+    k, end = 20, len(header)
+    while k < end and header[k]:
+        kind = header[k]
+        if kind == 1:
+            k += 1
+            continue
+        size = header[k + 1] if k + 1 < end else 0
+        if size < 2 or k + size > end:
+            return k, kinds
+        if kind in (131, 137):  # loose and strict source route
+            if size < 3:
+                return k + 1, kinds
+            if header[k + 2] < 4:
+                return k + 2, kinds
+            if kinds & {131, 137}:
+                return k, kinds
+        elif kind == 7:  # record route
+            if kinds & {7}:
+                return k, kinds
+            if size < 3:
+                return k + 1, kinds
+            if header[k + 2] < 4 or header[k + 2] <= size < header[k + 2] + 3:
+                return k + 2, kinds
+        elif kind == 68:  # timestamps
+            if kinds & {68}:
+                return k, kinds
+            if size < 4:
+                return k + 1, kinds
+            if header[k + 2] < 5:
+                return k + 2, kinds
+        elif kind == 148 and size < 4:  # router alert
+            return k + 1, kinds
+        kinds.add(kind)
+        k += size
+    return None, kinds
+
+
 def checksum(data: bytes) -> int:
     """The Internet checksum of `data`; 0 when `data` holds a right one."""
     if len(data) % 2:
@@ -441,6 +488,30 @@ def checksum(data: bytes) -> int:
     while s >> 16:
         s = (s & 0xFFFF) + (s >> 16)
     return ~s & 0xFFFF
+
+
+def _crc_table() -> tuple[int, ...]:
+    table = []
+    for n in range(256):
+        for _ in range(8):
+            n = n >> 1 ^ (0x82F63B78 if n & 1 else 0)
+        table.append(n)
+    return tuple(table)
+
+
+_CRC = _crc_table()
+
+
+def crc32c(data: bytes | bytearray) -> int:
+    """SCTP's checksum (RFC 4960, appendix B: Castagnoli); it stands in the packet lowest byte first.
+
+    >>> hex(crc32c(b"123456789"))
+    '0xe3069283'
+    """
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC[(crc ^ byte) & 255] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
 
 
 def patched(check: int, old: tuple[int, ...], new: tuple[int, ...]) -> int:
@@ -458,7 +529,8 @@ def patched(check: int, old: tuple[int, ...], new: tuple[int, ...]) -> int:
     return ~s & 0xFFFF
 
 
-def _segment_ok(packet: bytes) -> bool:
+def segment_ok(packet: bytes) -> bool:
+    """Is the TCP, UDP or ICMP checksum of a whole packet right (or absent, as UDP's may be)?"""
     ihl = (packet[0] & 15) * 4
     seg = packet[ihl:]
     if packet[9] == ICMP:

@@ -1,12 +1,12 @@
 """Plays packets through the kernel that it runs on, and notes what came of them.
 
-    player.py IN OUT N    play the plans in IN (JSON), at most N at a time, write what happened to OUT (a JSON line each)
+    player.py IN OUT N    play the plans in IN (JSON), N at a time, write what happened to OUT (JSON lines)
     player.py guard DIR COMMAND...   run a command until our standard input is closed, then end it and remove DIR
     player.py probe       can it be done here? says why not, and leaves with status 1
 
 `lab.py` writes the plans and starts this program: as root on the running kernel, or inside User Mode Linux. It stands
-alone, on Python's own library, and does everything in a network namespace made for the plan: nothing outside is touched,
-and when the process goes, however it goes, everything it made goes with it.
+alone, on Python's own library, and does everything in a network namespace made for the plan: nothing outside is
+touched, and when the process goes, however it goes, everything it made goes with it.
 
 * TAP devices are the links, without ARP: what is written to one arrives there, what is read from one has left.
 * The TRACE of every packet comes from a rule of nf_tables that stands before all tables and switches tracing on, so the
@@ -33,7 +33,7 @@ import struct
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -41,6 +41,7 @@ TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 2, 0x1000
 SO_ATTACH_FILTER, SO_RCVBUFFORCE = 26, 33
 SENDER = "02:00:00:00:00:fe"
 TCP, UDP, ICMP, UDPLITE = 6, 17, 1, 136
+STATISTICS = 2.2  # seconds after which the statistics of IPVS show every packet
 ERRORS = (3, 4, 5, 11, 12)  # ICMP types that quote a packet
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -92,7 +93,7 @@ class Tracer:
     BATCH_BEGIN, BATCH_END = 0x10, 0x11
     NFTABLES, ULOG = 10 << 8, 4 << 8
     LINE = re.compile(r"TRACE: (\w+):([^:]+):(\w+):(\d+)")
-    ADDED = {
+    ADDED: ClassVar[dict[str, list[str]]] = {
         "PREROUTING": ["-j TRACE"],
         # the local stack's socket has no file, and so no owner
         "OUTPUT": ["-j TRACE", "-p icmp --icmp-type 14 -m owner ! --uid-owner 0-4294967294 -j DROP"],
@@ -130,7 +131,7 @@ class Tracer:
             raise OSError(-code, f"nfnetlink_log: {os.strerror(-code)}")
 
     def switch_on(self) -> None:
-        """`nft` would say: table ip netemu { chain in { type filter hook prerouting priority -350; meta nftrace set 1; } ... }"""
+        """`nft` would say: chain in { type filter hook prerouting priority -350; meta nftrace set 1; }, and so on."""
         ip, name = socket.AF_INET, text(1, "netemu")
         create, last = 1 | 0x400, 1 | 0x400 | 4
         parts = [self.message(self.BATCH_BEGIN, 1, 0, 0, 10, b""), self.message(self.NFTABLES, create, 1, ip, 0, name)]
@@ -164,9 +165,8 @@ class Tracer:
 
     def add(self) -> None:
         """Rules of ours, before all others of raw."""
-        for chain, rules in self.ADDED.items():
-            for rule in rules:
-                tool(["iptables-legacy", "-t", "raw", "-I", chain, *rule.split()])
+        lines = [f"-I {chain} {rule}" for chain, rules in self.ADDED.items() for rule in rules]
+        tool(["iptables-legacy-restore", "--noflush"], "\n".join(["*raw", *lines, "COMMIT", ""]))
 
     def remove(self) -> None:
         """Take them out again."""
@@ -184,12 +184,13 @@ class Tracer:
         return [f"{table}:{chain}:{kind}:{place}"]
 
     def counters(self) -> str:
-        """`iptables-save -c` without rules of ours. Tracing ends."""
-        if self.added:
-            self.remove()
+        """`iptables-save -c` without rules of ours."""
         saved = tool(["iptables-legacy-save", "-c"])
         if self.added and not self.raw:
-            saved = re.sub(r"^(#.*\n)?\*raw\n[\s\S]*?^COMMIT\n(#.*\n)?", "", saved, flags=re.M)
+            return re.sub(r"^(#.*\n)?\*raw\n[\s\S]*?^COMMIT\n(#.*\n)?", "", saved, flags=re.M)
+        if self.added:
+            for ours in (r"PREROUTING -j TRACE", r"OUTPUT -p icmp .*--icmp-type 14 .*-j DROP", r"OUTPUT -j TRACE"):
+                saved = re.sub(rf"^\[\d+:\d+\] -A {ours}\n", "", saved, count=1, flags=re.M)
         return saved
 
     @staticmethod
@@ -210,7 +211,7 @@ class Tracer:
 
     def drain(self) -> list[str]:
         """`table:chain:kind:number` of each rule met since the last call."""
-        out = []
+        out: list[str] = []
         while True:
             try:
                 data = self.socket.recv(1 << 17)
@@ -297,14 +298,15 @@ class Host:
     def __init__(self, plan: dict[str, Any]) -> None:
         self.taps: dict[str, int] = {}
         self.macs: dict[str, bytes] = {}
-        tool(["ip", "link", "set", "lo", "up"])
+        first = ["link set lo up"]
         for link in plan["links"]:
             name = link["name"]
             self.taps[name] = tap(name)
             self.macs[name] = bytes.fromhex(link["mac"].replace(":", ""))
             if os.path.isdir("/proc/sys/net/ipv6"):
                 write_sysctl(f"net/ipv6/conf/{name}/disable_ipv6", "1")
-            tool(["ip", "link", "set", name, "address", link["mac"], "arp", "off", "mtu", str(link["mtu"])])
+            first.append(f"link set {name} address {link['mac']} arp off mtu {link['mtu']}")
+        tool(["ip", "-batch", "-"], "\n".join(first))
         if "ipvsadm.save" in plan["texts"]:
             tool(["ipvsadm", "-C"])  # has the kernel load IPVS, and its sysctls with it
         for name, value, asked in plan["sysctl"]:
@@ -324,25 +326,21 @@ class Host:
 
     @staticmethod
     def _commands(commands: list[list[str]]) -> None:
-        """Each in turn; one that leans on another further down is tried again once the others were run."""
+        """Each in turn; routes may lean on others further down, so those that fail are tried again after the rest."""
         waiting = commands
         while waiting:
-            failed, why = [], ""
-            for argv in waiting:
-                try:
-                    tool(argv)
-                except RuntimeError as e:
-                    failed.append(argv)
-                    why = str(e)
-                    if argv[:2] != ["ip", "route"]:
-                        raise
-            if len(failed) == len(waiting):
-                raise RuntimeError(why)
+            lines = "\n".join(" ".join(argv[1:]) for argv in waiting)
+            done = subprocess.run(["ip", "-force", "-batch", "-"], input=lines, capture_output=True, text=True)
+            failed = [waiting[int(n) - 1] for n in re.findall(r"^Command failed -:(\d+)$", done.stderr, re.M)]
+            if len(failed) == len(waiting) or any(argv[1] != "route" for argv in failed):
+                raise RuntimeError(f"{' '.join(failed[0])}: {done.stderr.strip()}")
+            if done.returncode and not failed:
+                raise RuntimeError(done.stderr.strip())
             waiting = failed
 
     def left(self) -> list[list[str]]:
         """[link, hex from the IP header on] of each IPv4 packet that left since the last call."""
-        out = []
+        out: list[list[str]] = []
         for name, fd in self.taps.items():
             while True:
                 try:
@@ -467,6 +465,8 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
     tracer = Tracer(plan["raw"])
     sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     sender.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
+    if plan["renew"]:
+        tool(["ipset", "-exist", "restore"], plan["renew"])  # the time that members have left counts from now
     host.left()  # what bringing the links up had them send
     tracer.drain()
     results: list[dict[str, Any]] = []
@@ -492,6 +492,7 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
             try:
                 if event["link"] is None:
                     sender.sendto(packet, (socket.inet_ntoa(packet[16:20]), 0))
+                    time.sleep(0.001)  # what goes over lo is taken up later, perhaps by a thread of the kernel
                 else:
                     to = bytes.fromhex(event["to"].replace(":", "")) if event.get("to") else host.macs[event["link"]]
                     source = bytes.fromhex(event.get("source", SENDER).replace(":", ""))
@@ -503,17 +504,23 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
     rest = plan["end"] - (time.monotonic() - start)
     if rest > 0:
         time.sleep(rest)
-    end = round(time.monotonic() - start, 6)
-    tables = {"conntrack": tool(["conntrack", "-L", "-o", "extended"])}
-    tables["counters"] = tracer.counters()
+    tables: dict[str, tuple[float, str]] = {}
+
+    def read(name: str, argv: list[str]) -> None:
+        text = tool(argv)
+        tables[name] = (round(time.monotonic() - start, 6), text)  # a tool takes longest to start, so this is near
+
+    read("conntrack", ["conntrack", "-L", "-o", "extended"])
     if plan["sets"]:
-        tables["ipset"] = tool(["ipset", "save"])
+        read("ipset", ["ipset", "save"])
     if "ipvsadm.save" in plan["texts"]:
-        tables["ipvs"] = tool(["ipvsadm", "-Ln"])
-        tables["connections"] = tool(["ipvsadm", "-Lnc"])
-        tables["stats"] = tool(["ipvsadm", "-Ln", "--stats", "--exact"])
-    late = host.left() + [["trace", line] for line in tracer.drain()]
-    return {"release": os.uname().release, "events": results, "end": end, "tables": tables, "late": late}
+        read("ipvs", ["ipvsadm", "-Ln"])
+        read("connections", ["ipvsadm", "-Lnc"])
+    tables["counters"] = (round(time.monotonic() - start, 6), tracer.counters())
+    if "connections" in tables and plan["stats"]:
+        time.sleep(STATISTICS)
+        read("stats", ["ipvsadm", "-Ln", "--stats", "--exact"])
+    return {"release": os.uname().release, "events": results, "tables": tables}
 
 
 def attempt(plan: dict[str, Any]) -> dict[str, Any]:
@@ -537,6 +544,7 @@ def play_all(source: str, target: str, together: int) -> None:
     with open(source) as f:
         plans = json.load(f)
     os.environ["XTABLES_LOCKFILE"] = f"{target}.lock"  # the host's own iptables need not wait for ours
+    cpus = sorted(os.sched_getaffinity(0))
     running: dict[int, int] = {}
     todo = list(range(len(plans)))[::-1]
     while todo or running:
@@ -545,6 +553,7 @@ def play_all(source: str, target: str, together: int) -> None:
             pid = os.fork()
             if pid == 0:
                 tied_to_parent()
+                os.sched_setaffinity(0, {cpus[k % len(cpus)]})  # some matches remember on which CPU they counted
                 os.environ["XTABLES_LOCKFILE"] = f"{target}.{k}.lock"
                 with open(f"{target}.{k}", "w") as f:
                     json.dump(attempt(plans[k]), f)

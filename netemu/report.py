@@ -21,7 +21,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol, TextIO, TypeVar
@@ -48,6 +48,7 @@ from netemu.paths import Paths, Rewrite, Step
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from netemu.ipvs import Choice
     from netemu.node import Journeys, Node
     from netemu.tables import Rule
 
@@ -668,6 +669,40 @@ class Translated:
     new: int = 0
 
 
+#: a step that IPVS writes: the service, how its server was found, the server
+_IPVS_STEP = re.compile(r"ipvs: (?P<service>fwmark \d+|\S+) (?P<how>\w+) -> (?P<server>\S+)")
+
+
+@dataclass
+class Chosen:
+    """Packets of one virtual service: of new connections that the scheduler or a template placed, of existing ones."""
+
+    scheduler: str = ""
+    new: int = 0
+    template: int = 0
+    existing: int = 0
+    answers: int = 0
+    servers: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        return self.new + self.template + self.existing + self.answers
+
+    def add(self, how: str, server: str, packets: int) -> None:
+        """`how` is known, answer, persistent, or the scheduler's name."""
+        if how == "known":
+            self.existing += packets
+        elif how == "answer":
+            self.answers += packets
+        else:
+            self.servers[server] += packets
+            if how == "persistent":
+                self.template += packets
+            else:
+                self.scheduler = how
+                self.new += packets
+
+
 class Summary:
     """Counts of everything, fed chunk by chunk by columns. Memory: as many entries as distinct paths and services."""
 
@@ -765,6 +800,18 @@ class Summary:
 
     # ---- what was touched, worked out once at the end ----
 
+    def choices(self) -> dict[str, Chosen]:
+        """By virtual service: how its packets came to their servers. Cost: the distinct paths."""
+        out: dict[str, Chosen] = {}
+        if self.paths is None:
+            return out
+        for path, count in self.path_counts.most():
+            for step in self.paths.unfold(path):
+                found = _IPVS_STEP.fullmatch(step.text)
+                if found:
+                    out.setdefault(found["service"], Chosen()).add(found["how"], found["server"], count)
+        return out
+
     def touched(self) -> tuple[Counter[str], Counter[str]]:
         """How many packets took a decision in each chain, and through a rule that names each set.
 
@@ -802,7 +849,7 @@ class Summary:
                 padding=(0, 2, 0, 0),
             )
             for name in columns:
-                right = name in ("packets", "share", "new", "bytes")
+                right = name in ("packets", "share", "new", "template", "existing", "answers", "bytes")
                 g.add_column(
                     name,
                     justify="right" if right else "left",
@@ -878,6 +925,17 @@ class Summary:
             console.print(
                 f"{self.others:,} more packets went to destinations beyond the first {self.MOST_KEYS:,}", style="dim"
             )
+
+        columns = ("service", "scheduler", "new", "template", "existing", "answers", "chosen")
+        g = grid(*columns, title="Servers chosen (IPVS)")
+        chosen = sorted(self.choices().items(), key=lambda kv: (-kv[1].total, kv[0]))
+        for name, c in chosen[:most]:
+            ranked = _ranked(c.servers.items())
+            to = ", ".join(f"{server} {count:,}" for server, count in ranked[:4])
+            more = f", … {len(ranked) - 4} more" if len(ranked) > 4 else ""
+            numbers = (f"{n:,}" for n in (c.new, c.template, c.existing, c.answers))
+            g.add_row(name, c.scheduler or "-", *numbers, f"{to}{more}")
+        put(g, len(chosen) - most)
 
         chains, sets = self.touched()
         g = grid("packets", "path", title="Paths")
@@ -979,6 +1037,7 @@ def _explain(journeys: Journeys, row: int, screen: Screen, depth: int, most: int
     steps = list(journey.steps)
     changes = _placed(steps, journey.rewrites)
     passed = Passed(journeys, row)
+    choice = journeys.trip.choices.get(row)
     wide = min(max((len(s.text) + 2 * _depth(s) for s in steps if s.rule), default=0), 44) + 4
     for k, step in enumerate(steps):
         indent = "  " * (_depth(step) + 1)
@@ -995,6 +1054,10 @@ def _explain(journeys: Journeys, row: int, screen: Screen, depth: int, most: int
             say(text)
             for line in _folded(step.rule, (room or 0) - len(indent) - 6) if step.rule else ():
                 say(f"{indent}      {line}", "bold")
+        if choice is not None and step.text.startswith("ipvs: "):
+            for line in _chosen(choice):
+                say(f"{indent}      {line}", "dim")
+            choice = None
         for r in changes.get(k, ()):
             beside = r.step != step and step.table != "nat"  # the connection's or the route's doing, not this rule's
             say(f"  {r.step.text}, {_change(r)}" if beside else f"{indent}      {_change(r)}", "rejected")
@@ -1011,6 +1074,27 @@ def _explain(journeys: Journeys, row: int, screen: Screen, depth: int, most: int
         screen.file.write("\n")
         screen.file.write(f"{pad}    {screen.paint('bold', 'because of it the node sent:')}\n")
         _explain(part, child, screen, depth + 1, most)
+
+
+CHOICES = {
+    "new": "a new connection: the scheduler chose",
+    "template": "a new connection of a known client",
+    "existing": "an existing connection",
+    "none": "a new connection that nobody takes",
+}
+
+
+def _chosen(choice: Choice, most: int = 12) -> Iterable[str]:
+    """How IPVS found the server: what it knew, why, and the servers that were there to choose from."""
+    yield f"{CHOICES[choice.kind]} ({choice.scheduler}): {choice.why}"
+    told = [c for k, c in enumerate(choice.candidates) if k < most or c.chosen]
+    wide = max((len(c.server) for c in told), default=0)
+    for c in told:
+        mark = "->" if c.chosen else "  "
+        no = ", full (threshold)" if c.full else ", takes no new ones" if c.weight == 0 else ""
+        yield f"{mark} {c.server:<{wide}}  weight {c.weight}, {c.active} active, {c.inactive} inactive{no}"
+    if len(told) < len(choice.candidates):
+        yield f"   … and {len(choice.candidates) - len(told):,} more servers"
 
 
 class Passed:

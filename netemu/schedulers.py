@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 SCHEDULERS: dict[str, type[Scheduler]] = {}
 
 SECOND = 1_000_000_000
-CACHE_LIFE = 24 * 3600 * SECOND  # how long lblc and lblcr remember an address that nobody asked for
+MINUTE = 60 * SECOND
+# what lblc and lblcr remember of addresses: looked through every minute, and whole every half hour, when what nobody
+# asked for longer than a day goes; above so many addresses, what nobody asked for these six minutes
+FULL_SWEEP = 30
+CACHE_LIMIT, CACHE_BUCKETS = 16384, 1024
+SHORT_LIFE = 6 * MINUTE
 
 
 class Asked(NamedTuple):
@@ -56,6 +61,8 @@ class Scheduler:
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self.began = 0  # ns, when the service got it
+        self.expiration = 24 * 3600 * SECOND  # net.ipv4.vs.lblc_expiration or lblcr_expiration
 
     @property
     def servers(self) -> list[Destination]:
@@ -73,6 +80,10 @@ class Scheduler:
 
     def choose(self, asked: Asked) -> Destination | None:
         """The server for this new connection, or None when no server takes it."""
+        raise NotImplementedError
+
+    def why(self, asked: Asked, chosen: Destination) -> str:
+        """Why `choose` has just said so, in words."""
         raise NotImplementedError
 
 
@@ -123,6 +134,9 @@ class RoundRobin(Scheduler, name="rr"):
                 self.last = dest
                 return dest
         return None
+
+    def why(self, asked: Asked, chosen: Destination) -> str:
+        return "its turn: the first behind the one chosen last that takes connections"
 
 
 class WeightedRoundRobin(Scheduler, name="wrr"):
@@ -189,6 +203,9 @@ class WeightedRoundRobin(Scheduler, name="wrr"):
             if lowest and wrapped and began >= 0:
                 stop = began  # ... and those behind `began` were asked already
 
+    def why(self, asked: Asked, chosen: Destination) -> str:
+        return f"its turn: weight {chosen.weight} reaches the bar, which stands at {self.bar} of {self.top}"
+
 
 # ---- by load ----------------------------------------------------------------------------------------------------
 
@@ -199,6 +216,9 @@ class LeastConnection(Scheduler, name="lc"):
     def choose(self, asked: Asked) -> Destination | None:
         return min(filter(eligible, self.servers), key=overhead, default=None)
 
+    def why(self, asked: Asked, chosen: Destination) -> str:
+        return f"fewest connections: 256 x {chosen.active} active + {chosen.inactive} inactive = {overhead(chosen)}"
+
 
 class WeightedLeastConnection(Scheduler, name="wlc"):
     """Fewest connections for its weight wins. ipvsadm's default."""
@@ -206,12 +226,19 @@ class WeightedLeastConnection(Scheduler, name="wlc"):
     def choose(self, asked: Asked) -> Destination | None:
         return lightest(self.servers, overhead)
 
+    def why(self, asked: Asked, chosen: Destination) -> str:
+        load = f"(256 x {chosen.active} active + {chosen.inactive} inactive) / weight {chosen.weight}"
+        return f"fewest connections for its weight: {load}"
+
 
 class ShortestExpectedDelay(Scheduler, name="sed"):
     """Fewest active connections for its weight, the new one counted in."""
 
     def choose(self, asked: Asked) -> Destination | None:
         return lightest(self.servers, expected)
+
+    def why(self, asked: Asked, chosen: Destination) -> str:
+        return f"shortest expected delay: ({chosen.active} active + 1) / weight {chosen.weight}"
 
 
 class NeverQueue(Scheduler, name="nq"):
@@ -223,12 +250,20 @@ class NeverQueue(Scheduler, name="nq"):
                 return d
         return lightest(self.servers, expected)
 
+    def why(self, asked: Asked, chosen: Destination) -> str:
+        if not chosen.active:
+            return "the first that has no active connection"
+        return f"nobody is idle; shortest expected delay: ({chosen.active} active + 1) / weight {chosen.weight}"
+
 
 class FailOver(Scheduler, name="fo"):
     """Everything to the greatest weight."""
 
     def choose(self, asked: Asked) -> Destination | None:
         return max(filter(eligible, self.servers), key=lambda d: d.weight, default=None)
+
+    def why(self, asked: Asked, chosen: Destination) -> str:
+        return f"greatest weight that takes connections: {chosen.weight}"
 
 
 class OverFlow(Scheduler, name="ovf"):
@@ -237,6 +272,9 @@ class OverFlow(Scheduler, name="ovf"):
     def choose(self, asked: Asked) -> Destination | None:
         room = (d for d in self.servers if eligible(d) and d.active <= d.weight)
         return max(room, key=lambda d: d.weight, default=None)
+
+    def why(self, asked: Asked, chosen: Destination) -> str:
+        return f"greatest weight ({chosen.weight}) that has no more active connections ({chosen.active}) than that"
 
 
 class PowerOfTwos(Scheduler, name="twos"):
@@ -257,6 +295,11 @@ class PowerOfTwos(Scheduler, name="twos"):
             if mark <= 0:
                 return d
         return servers[-1]
+
+    def why(self, asked: Asked, chosen: Destination) -> str:
+        return (
+            "the less busy, for its weight, of two drawn by weight (netemu's seed draws, where Linux draws at random)"
+        )
 
 
 # ---- by address -------------------------------------------------------------------------------------------------
@@ -332,6 +375,18 @@ class AddressHash(Scheduler):
             dest = self.choose(Asked(int(addrs[k]), int(ports[k]), int(addrs[k]), 0))
             out[k] = -1 if dest is None else place[id(dest)]
         return out
+
+    def why(self, asked: Asked, chosen: Destination) -> str:
+        addr, port = self.key(asked)
+        first: int = self.slot(addr, port)
+        what = "destination address" if isinstance(self, DestinationHash) else "client address"
+        if self.port_flag in self.service.flags:
+            what += " and port"
+        if self.slots[first] is chosen:
+            return f"the {what} falls into slot {first} of {len(self.slots)}, which is this server's"
+        return (
+            f"slot {first} of {len(self.slots)} belongs to one that takes nobody; the first that does, slots further on"
+        )
 
 
 class DestinationHash(AddressHash, name="dh"):
@@ -411,56 +466,109 @@ class Maglev(AddressHash, name="mh"):
 # ---- by what an address had before --------------------------------------------------------------------------------
 
 
-class Locality(Scheduler, name="lblc"):
+class Remembered:
+    """What an address has: servers (newest first), when that last changed, when it was last asked for."""
+
+    __slots__ = ("asked", "changed", "members")
+
+    def __init__(self, dest: Destination, now: int) -> None:
+        self.members, self.changed, self.asked = [dest], now, now
+
+
+class AddressCache(Scheduler):
+    """Remembers what destination addresses had, and forgets addresses that nobody asks for."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(service)
+        self.cache: dict[int, Remembered] = {}  # by address, newest last
+        self.kept = False  # the last answer came from the cache
+        self._swept = 0  # minutes since `began` that were looked after
+        self._rounds = 1  # those since the last full sweep
+        self._rover = 0  # bucket that a short sweep came to
+
+    def _sweep(self, now: int) -> None:
+        """Do what the minutes that went by would have done."""
+        minutes = (now - self.began) // MINUTE
+        while self._swept < minutes:
+            self._swept += 1
+            at = self.began + self._swept * MINUTE
+            if self._rounds == FULL_SWEEP:
+                self._rounds = 1
+                self.cache = {a: e for a, e in self.cache.items() if at < e.asked + self.expiration}
+            elif len(self.cache) <= CACHE_LIMIT:
+                self._rounds += 1
+            else:
+                self._shorten(at)
+            if not self.cache:  # nothing happens any more but counting
+                self._rounds = (self._rounds - 1 + minutes - self._swept) % FULL_SWEEP + 1
+                self._swept = minutes
+
+    def _shorten(self, at: int) -> None:
+        """Too many addresses: bucket by bucket, from where the last short sweep stopped, the unused ones go."""
+        goal = min((len(self.cache) - CACHE_LIMIT) * 4 // 3, CACHE_LIMIT // 2)
+        buckets: dict[int, list[int]] = {}
+        for addr in reversed(self.cache):
+            buckets.setdefault(addr * 2654435761 & (CACHE_BUCKETS - 1), []).append(addr)
+        for _ in range(CACHE_BUCKETS):
+            self._rover = (self._rover + 1) & (CACHE_BUCKETS - 1)
+            for addr in buckets.get(self._rover, ()):
+                if at >= self.cache[addr].asked + SHORT_LIFE:
+                    del self.cache[addr]
+                    goal -= 1
+            if goal <= 0:
+                break
+
+    def why(self, asked: Asked, chosen: Destination) -> str:
+        if self.kept:
+            return "the destination address had it before, and it is not overloaded while another is half idle"
+        load = f"(256 x {chosen.active} active + {chosen.inactive} inactive) / weight {chosen.weight}"
+        return f"the destination address has nobody fit; fewest connections for its weight: {load}"
+
+
+class Locality(AddressCache, name="lblc"):
     """A destination address stays with its server, until that server is overloaded while another is half idle.
 
     For clusters of caches. The first choice, and every new one, is wlc's.
     """
 
-    def __init__(self, service: Service) -> None:
-        super().__init__(service)
-        self.cache: dict[int, tuple[Destination, int]] = {}  # address -> server, when last asked for
-
     def choose(self, asked: Asked) -> Destination | None:
-        dest, asked_last = self.cache.get(asked.dst, (None, 0))
-        stays = dest is not None and asked.now - asked_last <= CACHE_LIFE and dest.available and dest.weight > 0
-        if not stays or dest is None or overburdened(dest, self.servers):
-            dest = lightest(self.servers, overhead)
-        if dest is not None:
-            self.cache[asked.dst] = dest, asked.now
-        return dest
+        self._sweep(asked.now)
+        self.kept = False
+        entry = self.cache.get(asked.dst)
+        if entry is not None:
+            dest = entry.members[0]
+            entry.asked = asked.now
+            if dest.available and dest.weight > 0 and not overburdened(dest, self.servers):
+                self.kept = True
+                return dest
+        best = lightest(self.servers, overhead)
+        if best is not None and (entry is None or best is not entry.members[0]):
+            self.cache.pop(asked.dst, None)
+            self.cache[asked.dst] = Remembered(best, asked.now)
+        return best
 
 
-class LocalityReplicated(Scheduler, name="lblcr"):
+class LocalityReplicated(AddressCache, name="lblcr"):
     """Like lblc, but an address may have several servers: one joins under load, the busiest leaves after a day."""
 
-    def __init__(self, service: Service) -> None:
-        super().__init__(service)
-        self.cache: dict[int, LocalityReplicated.Group] = {}
-
-    class Group:
-        """Servers of one address, newest first."""
-
-        def __init__(self, dest: Destination, now: int) -> None:
-            self.members, self.changed, self.asked = [dest], now, now
-
     def choose(self, asked: Asked) -> Destination | None:
+        self._sweep(asked.now)
+        self.kept = False
         group = self.cache.get(asked.dst)
-        if group is not None and asked.now - group.asked > CACHE_LIFE:
-            group = None
         if group is None:
             dest = lightest(self.servers, overhead)
             if dest is not None:
-                self.cache[asked.dst] = self.Group(dest, asked.now)
+                self.cache[asked.dst] = Remembered(dest, asked.now)
             return dest
         group.asked = asked.now
         dest = lightest([d for d in group.members if d.available], overhead)
-        if len(group.members) > 1 and asked.now - group.changed > CACHE_LIFE:
+        if len(group.members) > 1 and asked.now - group.changed > self.expiration:
             most = self._most(group.members)
             if most is not None:
                 group.members.remove(most)
                 group.changed = asked.now
         if dest is not None and not overburdened(dest, self.servers):
+            self.kept = True
             return dest
         dest = lightest(self.servers, overhead)
         if dest is not None and dest not in group.members:

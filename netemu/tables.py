@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from netemu import rare  # noqa: F401 (its matches enter the registry)
 from netemu.doubt import HARMLESS, VERDICTS, settle_walk, stand_in, unmodelled_match, unmodelled_target
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported
-from netemu.grammar import Bad, Extension, Given, NotModelled, RuleContext
+from netemu.grammar import Bad, Extension, Failed, Given, NotModelled, RuleContext
 from netemu.hashing import Table as HashTable
 from netemu.matches import ALL_HOOKS, MATCHES, OTHER_MATCHES, Match, Tcp, Udp
 from netemu.packets import OFFSET_MASK, TCP, UDP, Mask, Packets, Rows
@@ -758,6 +759,7 @@ class Tables:
         self.uncertain = False  # keep what is not modelled as what might match
         self._links: list[str] = []
         self._needed: tuple[int, bool] = (-1, False)
+        self._defrag: tuple[int, bool] = (-1, False)
         self._memories: tuple[int, tuple[Memory, ...]] = (-1, ())
         self._written: tuple[int, frozenset[str]] = (-1, frozenset())
 
@@ -781,6 +783,14 @@ class Tables:
             needed = any(ext.needs_conntrack for _, _, _, rule in self.rules() for ext in rule.extensions)
             self._needed = (self.version, needed)
         return self._needed[1]
+
+    @property
+    def defrag_needed(self) -> bool:
+        """Some rule needs whole packets: fragments are put together even without connection tracking."""
+        if self._defrag[0] != self.version:
+            needed = any(ext.needs_defrag for _, _, _, rule in self.rules() for ext in rule.extensions)
+            self._defrag = (self.version, needed)
+        return self._defrag[1]
 
     @property
     def memories(self) -> tuple[Memory, ...]:
@@ -1183,7 +1193,7 @@ class Tables:
         try:
             done = _Command(self, draft, restoring=False).do(words, Origin("", 0, text))
         except Bad as bad:
-            status = 1 if isinstance(bad, _Failed) else 2
+            status = 1 if isinstance(bad, Failed) else 2
             raise Refused(bad.what, text=text, span=_span(text, bad.word), hint=bad.hint, status=status) from None
         except NotModelled as gap:
             raise Unsupported(gap.what, text=text, span=_span(text, gap.word), hint=gap.hint) from None
@@ -1193,6 +1203,11 @@ class Tables:
                 raise Refused(flaw[1], text=text, status=1)
         self.touch(name)
         if done.changed:
+            # whatever is changed, the tool gives the policies of the whole table counters of 0 (seen with 1.8.9)
+            for hook in HOOKS[name] if known else ():
+                chain, before = draft.chains[hook], self.tables[name].chains[hook]
+                if (chain.packets, chain.bytes) == (before.packets, before.bytes):
+                    chain.packets = chain.bytes = 0
             self.commit(draft)
         return done.output
 
@@ -1363,10 +1378,6 @@ def _span(text: str, word: str) -> tuple[int, int] | None:
     m = re.search(rf"(?<!\S){re.escape(word)}(?!\S)", text)
     at = m.start() if m else text.find(word)
     return (at, at + len(word)) if at >= 0 else None
-
-
-class _Failed(Bad):
-    """Refused by the kernel side of the tool: exit status 1, not 2."""
 
 
 class _SetNames(dict[str, int]):
@@ -1564,7 +1575,7 @@ _INVERTIBLE = frozenset(("-s", "-d", "-p", "-i", "-o", "-f"))
 _WITH_RULE = frozenset("ACDIR")
 
 #: protocols whose match needs no `-m`: the first option that only it knows brings it in
-_IMPLICIT = frozenset(("tcp", "udp", "udplite", "icmp", "sctp", "dccp", "esp", "ah", "ipcomp"))
+_IMPLICIT = frozenset(("tcp", "udp", "icmp", "sctp", "dccp", "esp", "ah", "ipcomp"))
 
 
 @dataclass
@@ -1655,14 +1666,14 @@ class _Command:
     def resolve(self, name: str, p: _Parsed) -> tuple[str, _Loaded | None, int]:
         """(full name, the extension it belongs to or None, how many words follow; -1: all up to the next option)."""
         for attempt in (0, 1):
+            brought = [*reversed(p.matches)] if p.target is None else [p.target, *reversed(p.matches)]
+            for loaded in brought:  # before the common options: `-m policy --proto esp` is not `-p esp`
+                if name in loaded.cls.OPTIONS:
+                    return name, loaded, loaded.cls.OPTIONS[name]
             if name in _OPTIONS:
                 return (*_OPTIONS[name][:1], None, _OPTIONS[name][1])
             if name in _LETTERS:
                 return _LETTERS[name], None, 0
-            brought = [*reversed(p.matches)] if p.target is None else [p.target, *reversed(p.matches)]
-            for loaded in brought:
-                if name in loaded.cls.OPTIONS:
-                    return name, loaded, loaded.cls.OPTIONS[name]
             if name.startswith("--"):
                 found = self.abbreviated(name, brought)
                 if found is not None:
@@ -1793,11 +1804,11 @@ class _Command:
     def bring_match(self, p: _Parsed, name: str) -> None:
         cls = MATCHES.get(name)
         if cls is None:
-            if name in OTHER_MATCHES or name == "udplite":
+            if name in OTHER_MATCHES:
                 if self.tables.uncertain:
                     p.matches.append(_Loaded(unmodelled_match(name)))
                     return
-                raise NotModelled(f"match `{name}`", name, _knows(MATCHES))
+                raise NotModelled(f"match `{name}`", name, OTHER_MATCHES.get(name) or _knows(MATCHES))
             raise Bad(f"Couldn't load match `{name}':No such file or directory", name)
         p.matches.append(_Loaded(cls))
 
@@ -1805,7 +1816,7 @@ class _Command:
         chain = self.draft.chains.get(name)
         if chain is not None:
             if chain.policy is not None:
-                raise _Failed(f"No chain/target/match by that name: {name} is a built-in chain", name)
+                raise Failed(f"No chain/target/match by that name: {name} is a built-in chain", name)
             p.jump, p.goto = name, goto
             return
         if goto:
@@ -1857,9 +1868,10 @@ class _Command:
                 target = self.extension(p.target, context)
                 assert isinstance(target, Target)
                 rule.target = target
+                context.matches = rule.matches
                 why = target.check(context)
                 if why:
-                    raise _Failed(f"Invalid argument: {why}")
+                    raise Failed(f"Invalid argument: {why}")
         sources = self.networks(base.get("-s"))
         dests = self.networks(base.get("-d"))
         rule.src, rule.dst = sources[0], dests[0]
@@ -1938,7 +1950,7 @@ class _Command:
     def chain(self, name: str) -> Chain:
         chain = self.draft.chains.get(name)
         if chain is None:
-            raise _Failed("No chain/target/match by that name.", name)
+            raise Failed("No chain/target/match by that name.", name)
         return chain
 
     def some(self, p: _Parsed) -> list[Chain]:
@@ -1960,7 +1972,7 @@ class _Command:
         rules = self.rules(p, origin)
         chain = self.chain(p.operands[0])
         if at > len(chain.rules) + 1:
-            raise _Failed("Index of insertion too big.", p.operands[1])
+            raise Failed("Index of insertion too big.", p.operands[1])
         chain.rules[at - 1 : at - 1] = rules
         return _Done(True)
 
@@ -1971,7 +1983,7 @@ class _Command:
             raise Bad("Replacement rule does not specify a unique address", p.operands[1])
         chain = self.chain(p.operands[0])
         if at > len(chain.rules):
-            raise _Failed("Index of replacement too big.", p.operands[1])
+            raise Failed("Index of replacement too big.", p.operands[1])
         chain.rules[at - 1] = rules[0]
         return _Done(True)
 
@@ -1980,7 +1992,7 @@ class _Command:
             at = self.number(p.operands[1])
             chain = self.chain(p.operands[0])
             if at > len(chain.rules):
-                raise _Failed("Index of deletion too big.", p.operands[1])
+                raise Failed("Index of deletion too big.", p.operands[1])
             del chain.rules[at - 1]
             return _Done(True)
         rules = self.rules(p, origin)
@@ -2000,13 +2012,13 @@ class _Command:
         for at, other in enumerate(chain.rules):
             if other.text == rule.text:
                 return at
-        raise _Failed("Bad rule (does a matching rule exist in that chain?).")
+        raise Failed("Bad rule (does a matching rule exist in that chain?).")
 
     def do_N(self, p: _Parsed, origin: Origin) -> _Done:
         name = p.operands[0]
         self.check_name(name)
         if name in self.draft.chains:
-            raise _Failed("Chain already exists.", name)
+            raise Failed("Chain already exists.", name)
         self.draft.chains[name] = Chain(name)
         return _Done(True)
 
@@ -2022,10 +2034,10 @@ class _Command:
         old, new = p.operands
         self.check_name(new)
         if new in self.draft.chains:
-            raise _Failed("File exists.", new)
+            raise Failed("File exists.", new)
         chain = self.chain(old)
         if chain.policy is not None:
-            raise _Failed("Can't rename a built-in chain", old)
+            raise Failed("Can't rename a built-in chain", old)
         del self.draft.chains[old]
         chain.name = new
         self.draft.chains[new] = chain
@@ -2040,13 +2052,13 @@ class _Command:
     def do_X(self, p: _Parsed, origin: Origin) -> _Done:
         chains = [self.chain(p.operands[0])] if p.operands else [c for c in self.draft.in_order() if c.policy is None]
         if p.operands and chains[0].policy is not None:
-            raise _Failed("Can't delete built-in chain", chains[0].name)
+            raise Failed("Can't delete built-in chain", chains[0].name)
         used = {rule.jump for chain in self.draft.chains.values() for rule in chain.rules}
         for chain in chains:
             if chain.name in used:
-                raise _Failed("Too many links.", chain.name)
+                raise Failed("Too many links.", chain.name)
             if chain.rules:
-                raise _Failed("Directory not empty.", chain.name)
+                raise Failed("Directory not empty.", chain.name)
             del self.draft.chains[chain.name]
         return _Done(True)
 
@@ -2054,11 +2066,11 @@ class _Command:
         name, policy = p.operands
         chain = self.chain(name)
         if chain.policy is None:
-            raise _Failed("Bad built-in chain name.", name)
+            raise Failed("Bad built-in chain name.", name)
         if policy == "DROP" and self.draft.name == "nat":
             raise Bad(NAT_IS_NO_FILTER, "DROP", "drop it in the filter, mangle or raw table")
         if policy not in _VERDICTS:
-            raise _Failed("Bad policy name.", policy)
+            raise Failed("Bad policy name.", policy)
         chain.policy = _VERDICTS[policy]
         if p.counters:
             chain.packets, chain.bytes = p.counters
@@ -2074,7 +2086,7 @@ class _Command:
             at = self.number(p.operands[1])
             chain = self.chain(p.operands[0])
             if at > len(chain.rules):
-                raise _Failed("Index of zero counter too big.", p.operands[1])
+                raise Failed("Index of zero counter too big.", p.operands[1])
             chain.rules[at - 1] = _zeroed(chain.rules[at - 1])
             return _Done(True)
         for chain in self.some(p):

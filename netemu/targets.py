@@ -6,23 +6,44 @@ chooses addresses, the trip makes ICMP errors, ipset changes sets.
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from netemu.conntrack import Conntrack
 from netemu.grammar import Bad, Extension, Given, NotModelled, RuleContext
+from netemu.hashing import jhash2
+from netemu.matches import Tcp
 from netemu.nat import Range
-from netemu.packets import OFFSET_MASK, REJECTED, TCP, UNTRACKED, Rows, patched
+from netemu.packets import (
+    ICMP,
+    ICMP_ERRORS,
+    MORE_FRAGMENTS,
+    OFFSET_MASK,
+    PORTED,
+    REJECTED,
+    SYN,
+    TCP,
+    UDP,
+    UNTRACKED,
+    Mask,
+    Packets,
+    Rows,
+    checksum,
+    patched,
+)
 from netemu.paths import Step
-
-if TYPE_CHECKING:
-    from netemu.trip import Trip
+from netemu.routing import BROADCAST, LOCAL, MULTICAST, UNICAST
+from netemu.sockets import connected, listening, sockets_of
+from netemu.trip import Trip
 
 #: what a target may answer: go on to the next rule, or end the table, or go back to the caller
 CONTINUE, DROP, ACCEPT, STOLEN, RETURN = -1, 0, 1, 2, 3
@@ -30,13 +51,8 @@ Verdict = int | NDArray[np.int8]
 
 TARGETS: dict[str, type[Target]] = {}
 
-#: targets that iptables has and netemu does not model
-OTHER_TARGETS = frozenset(
-    (
-        *("CLUSTERIP", "CONNSECMARK", "HMARK", "IDLETIMER", "LED", "NFQUEUE", "QUEUE", "RATEEST", "SECMARK"),
-        *("SYNPROXY", "TCPOPTSTRIP", "TEE", "TPROXY", "ULOG"),
-    )
-)
+#: targets that iptables has and netemu does not model: one needs a cluster, the other went out of Linux in 2014
+OTHER_TARGETS = frozenset(("CLUSTERIP", "ULOG"))
 
 ALL_HOOKS = frozenset(("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"))
 
@@ -45,12 +61,12 @@ class Target(Extension):
     """One `-j NAME`.
 
     tables   tables that it may stand in; empty: any
-    hooks    built-in chains from which it may be reached
+    where    built-in chains from which it may be reached; `hooks`: the same, with these options
     sets     names of the ipsets that it uses
     """
 
     tables: ClassVar[frozenset[str]] = frozenset()
-    hooks: ClassVar[frozenset[str]] = ALL_HOOKS
+    where: ClassVar[frozenset[str]] = ALL_HOOKS
 
     def __init_subclass__(
         cls, *, name: str = "", tables: tuple[str, ...] = (), hooks: tuple[str, ...] = (), **more: object
@@ -59,10 +75,14 @@ class Target(Extension):
         if tables:
             cls.tables = frozenset(tables)
         if hooks:
-            cls.hooks = frozenset(hooks)
+            cls.where = frozenset(hooks)
         if name:
             cls.name = name
             TARGETS[name] = cls
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        return self.where
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -246,7 +266,7 @@ class Reject(Target, name="REJECT", tables=("filter",), hooks=("INPUT", "FORWARD
         if code < 0:
             trip.cause_reset(rows)
         else:
-            trip.cause_icmp(rows, 3, code)
+            trip.cause_icmp(rows, 3, code, verify=True)
         trip.end(rows, f"{step.text} REJECT", REJECTED)
         return DROP
 
@@ -476,7 +496,10 @@ class Dscp(Target, name="DSCP", tables=("mangle",)):
 
 @dataclass(frozen=True)
 class Ecn(Target, name="ECN", tables=("mangle",)):
-    """--ecn-tcp-remove: clear the ECE and CWR flags of TCP segments."""
+    """--ecn-tcp-remove: clear the ECE and CWR flags of TCP segments; or set them, and the lower two bits of TOS.
+
+    ece, cwr   the flag's new value, None: as it is       ect   the new ECN field of the IP header, None: as it is
+    """
 
     OPTIONS: ClassVar[dict[str, int]] = {
         "--ecn-tcp-remove": 0,
@@ -484,41 +507,68 @@ class Ecn(Target, name="ECN", tables=("mangle",)):
         "--ecn-tcp-ece": 1,
         "--ecn-ip-ect": 1,
     }
+    ece: int | None = None
+    cwr: int | None = None
+    ect: int | None = None
 
     @classmethod
     def read(cls, given: list[Given], rule: RuleContext) -> Self:
         got = _options(cls.name, given)
-        for option in got:
-            if option != "--ecn-tcp-remove":
-                raise NotModelled(f"ECN {option}", option, "netemu knows ECN --ecn-tcp-remove")
         if not got:
             raise Bad("ECN target: An operation is required")
-        return cls()
+        remove = "--ecn-tcp-remove" in got
+        for other in ("--ecn-tcp-cwr", "--ecn-tcp-ece"):
+            if remove and other in got:
+                raise Bad(f'ECN: option "--ecn-tcp-remove" cannot be used together with "{other}".', other)
+        value = {
+            option: _number(cls.name, option, got[option], high)
+            for option, high in (("--ecn-tcp-ece", 1), ("--ecn-tcp-cwr", 1), ("--ecn-ip-ect", 3))
+            if option in got
+        }
+        cleared = 0 if remove else None
+        return cls(value.get("--ecn-tcp-ece", cleared), value.get("--ecn-tcp-cwr", cleared), value.get("--ecn-ip-ect"))
 
     def check(self, rule: RuleContext) -> str:
-        return "" if rule.proto == TCP and not rule.proto_inverted else "ECN --ecn-tcp-remove needs -p tcp"
+        if (self.ece is None and self.cwr is None) or (rule.proto == TCP and not rule.proto_inverted):
+            return ""
+        return "ECN with the flags of TCP needs -p tcp"
 
     def words(self) -> str:
-        return "--ecn-tcp-remove"
+        if (self.ece, self.cwr, self.ect) == (0, 0, None):
+            return "--ecn-tcp-remove"
+        named = (("--ecn-tcp-ece", self.ece), ("--ecn-tcp-cwr", self.cwr), ("--ecn-ip-ect", self.ect))
+        return " ".join(f"{option} {value}" for option, value in named if value is not None)
 
     def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
         pkts = trip.pkts
-        for row in rows[(pkts.flags[rows] & 0xC0) != 0].tolist():
+        if self.ect is not None:
+            trip.rewrite(rows, "tos", (pkts.tos[rows] & 0xFC) | self.ect, step)
+        keep, put = 0xFFFF, 0
+        for value, bit in ((self.ece, 0x40), (self.cwr, 0x80)):
+            if value is not None:
+                keep, put = keep & ~bit, put | (bit if value else 0)
+        if keep == 0xFFFF:
+            return CONTINUE
+        verdict = np.full(len(rows), CONTINUE, np.int8)
+        for k, row in enumerate(rows.tolist()):
             packet = bytearray(pkts.bytes(row))
             at = int(pkts.ihl[row]) + 12
             if len(packet) < at + 8:
+                verdict[k] = DROP
                 continue
             (old,) = struct.unpack_from("!H", packet, at)
-            new = old & ~0xC0
+            new = old & keep | put
+            if new == old:
+                continue
             (check,) = struct.unpack_from("!H", packet, at + 4)
             struct.pack_into("!H", packet, at, new)
             struct.pack_into("!H", packet, at + 4, patched(check, (old,), (new,)))
             pkts.rebuild(row, bytes(packet))
-        return CONTINUE
+        return verdict if (verdict == DROP).any() else CONTINUE
 
 
 @dataclass(frozen=True)
-class TcpMss(Target, name="TCPMSS", hooks=("FORWARD", "OUTPUT", "POSTROUTING")):
+class TcpMss(Target, name="TCPMSS"):
     """--set-mss N, --clamp-mss-to-pmtu: bound the largest segment that a SYN announces.
 
     An announced size is only lowered. A SYN that announces none and carries no data gets the option, at most 536,
@@ -526,25 +576,36 @@ class TcpMss(Target, name="TCPMSS", hooks=("FORWARD", "OUTPUT", "POSTROUTING")):
     """
 
     OPTIONS: ClassVar[dict[str, int]] = {"--set-mss": 1, "--clamp-mss-to-pmtu": 0}
-    value: int = 0  # 0: clamp to the path's MTU
+    value: int | None = None  # None: clamp to the path's MTU
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        """Where the way out is not known yet, nothing can be clamped to it."""
+        return ALL_HOOKS if self.value is not None else frozenset(("FORWARD", "OUTPUT", "POSTROUTING"))
 
     @classmethod
     def read(cls, given: list[Given], rule: RuleContext) -> Self:
-        got = _options(cls.name, given, "--set-mss", "--clamp-mss-to-pmtu")
+        got = _options(cls.name, given)
         if not got:
             raise Bad("TCPMSS target: At least one parameter is required")
         if "--set-mss" in got:
-            return cls(_number(cls.name, "--set-mss", got["--set-mss"], 65495))
+            return cls(_number(cls.name, "--set-mss", got["--set-mss"], 65515))
         return cls()
 
     def check(self, rule: RuleContext) -> str:
-        return "" if rule.proto == TCP and not rule.proto_inverted else "TCPMSS needs -p tcp --syn"
+        if (
+            rule.proto == TCP
+            and not rule.proto_inverted
+            and any(isinstance(m, Tcp) and m.flag_set & SYN and not m.flag_invert for m in rule.matches)
+        ):
+            return ""
+        return "TCPMSS needs -p tcp --syn"
 
     def words(self) -> str:
-        return f"--set-mss {self.value}" if self.value else "--clamp-mss-to-pmtu"
+        return f"--set-mss {self.value}" if self.value is not None else "--clamp-mss-to-pmtu"
 
     def _limits(self, trip: Trip, rows: Rows) -> NDArray[np.int64]:
-        if self.value:
+        if self.value is not None:
             return np.full(len(rows), self.value, np.int64)
         there: NDArray[np.int32] = trip.mtu[rows]
         zero = np.zeros(len(rows), np.uint32)
@@ -558,10 +619,11 @@ class TcpMss(Target, name="TCPMSS", hooks=("FORWARD", "OUTPUT", "POSTROUTING")):
         for k, (row, limit) in enumerate(zip(rows.tolist(), self._limits(trip, rows).tolist(), strict=True)):
             if pkts.frag[row] & OFFSET_MASK:
                 continue
-            packet, old, new = _with_mss(pkts.bytes(row), int(pkts.ihl[row]), limit)
+            before = pkts.bytes(row)
+            packet, old, new = _with_mss(before, int(pkts.ihl[row]), limit)
             if packet is None:
                 verdict[k] = DROP
-            elif new != old:
+            elif packet != before:
                 pkts.rebuild(row, packet)
                 one = np.array([row])
                 trip.changes.append((step, "mss", one, np.array([old]), np.array([new])))
@@ -613,6 +675,233 @@ def _repair(
     was, now = list(struct.unpack(words, before)), list(struct.unpack(words, after))
     was[8] = now[8] = 0
     struct.pack_into("!H", b, ihl + 16, patched(check, (*was, *old), (*now, *new)))
+
+
+TCP_OPTIONS = {"wscale": 3, "mss": 2, "sack-permitted": 4, "sack": 5, "timestamp": 8, "md5": 19}
+
+
+@dataclass(frozen=True)
+class TcpOptStrip(Target, name="TCPOPTSTRIP", tables=("mangle",)):
+    """--strip-options LIST: overwrite these TCP options with no-operations."""
+
+    OPTIONS: ClassVar[dict[str, int]] = {"--strip-options": 1}
+    kinds: tuple[int, ...] = ()
+
+    @classmethod
+    def read(cls, given: list[Given], rule: RuleContext) -> Self:
+        got = _options(cls.name, given)
+        kinds: set[int] = set()
+        for word in got["--strip-options"].split(",") if "--strip-options" in got else ():
+            kind = TCP_OPTIONS.get(word, integer(word))
+            if kind is None or kind > 255:
+                raise Bad(f'Bad TCP option value "{word}"', word, "a number, or one of " + ", ".join(TCP_OPTIONS))
+            if kind < 2:
+                raise Bad("Option value may not be 0 or 1", word)
+            if kind in kinds:
+                raise Bad(f'Option "{word}" already specified', word)
+            kinds.add(kind)
+        return cls(tuple(sorted(kinds)))
+
+    def check(self, rule: RuleContext) -> str:
+        return "" if rule.proto == TCP and not rule.proto_inverted else "TCPOPTSTRIP needs -p tcp"
+
+    def words(self) -> str:
+        return f"--strip-options {','.join(map(str, self.kinds))}" if self.kinds else ""
+
+    def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
+        pkts = trip.pkts
+        verdict = np.full(len(rows), CONTINUE, np.int8)
+        for k, row in enumerate(rows.tolist()):
+            if pkts.frag[row] & OFFSET_MASK:
+                continue
+            packet, ihl = pkts.bytes(row), int(pkts.ihl[row])
+            doff = (packet[ihl + 12] >> 4) * 4 if len(packet) >= ihl + 20 else 0
+            if doff < 20 or len(packet) < ihl + doff:
+                verdict[k] = DROP
+                continue
+            header = bytearray(packet[ihl : ihl + doff])
+            at = 20
+            while at < doff - 1:
+                size = 1 if header[at] <= 1 or not header[at + 1] else header[at + 1]
+                if at + size > doff:
+                    break
+                if header[at] in self.kinds:
+                    header[at : at + size] = b"\x01" * size
+                at += size
+            if header != packet[ihl : ihl + doff]:
+                new = bytearray(packet[:ihl] + header + packet[ihl + doff :])
+                _repair(new, ihl, packet[ihl : ihl + doff], bytes(header))
+                pkts.rebuild(row, bytes(new))
+        return verdict if (verdict == DROP).any() else CONTINUE
+
+
+@dataclass(frozen=True)
+class Hmark(Target, name="HMARK"):
+    """A mark computed from addresses, ports and protocol, the same for both directions of a connection.
+
+    --hmark-tuple LIST (src dst sport dport spi proto ct), or masks one by one; mark = offset + hash scaled to mod.
+
+    src, dst         prefix lengths (0: the address has no say)
+    ports, put       masks of source and destination port (or of the SPI, as one word), and bits set in them
+    proto            mask of the protocol number
+    ct               take the addresses and ports of the connection: its first source, and where answers come from
+    """
+
+    OPTIONS: ClassVar[dict[str, int]] = {
+        "--hmark-tuple": 1,
+        "--hmark-src-prefix": 1,
+        "--hmark-dst-prefix": 1,
+        "--hmark-sport-mask": 1,
+        "--hmark-dport-mask": 1,
+        "--hmark-spi-mask": 1,
+        "--hmark-sport": 1,
+        "--hmark-dport": 1,
+        "--hmark-spi": 1,
+        "--hmark-proto-mask": 1,
+        "--hmark-rnd": 1,
+        "--hmark-mod": 1,
+        "--hmark-offset": 1,
+    }
+    PREFIXES: ClassVar[tuple[str, ...]] = ("--hmark-src-prefix", "--hmark-dst-prefix")
+    PORTS: ClassVar[tuple[str, ...]] = ("--hmark-sport-mask", "--hmark-dport-mask", "--hmark-sport", "--hmark-dport")
+    SPIS: ClassVar[tuple[str, ...]] = ("--hmark-spi-mask", "--hmark-spi")
+    options: tuple[tuple[str, int], ...]
+    ct: bool
+    seed: int
+    mod: int
+    offset: int | None = None
+
+    @classmethod
+    def read(cls, given: list[Given], rule: RuleContext) -> Self:
+        got = _options(cls.name, given)
+        values: dict[str, int] = {}
+        ct = False
+        for option, text in got.items():
+            if option == "--hmark-tuple":
+                for word in text.split(","):
+                    named = f"--hmark-{word}-prefix" if word in ("src", "dst") else f"--hmark-{word}-mask"
+                    if word == "ct":
+                        ct = True
+                    elif word not in ("src", "dst", "sport", "dport", "spi", "proto"):
+                        raise Bad(f'Bad type "{word}"', text, "of src, dst, sport, dport, spi, proto, ct")
+                    elif named in got:
+                        raise Bad(f'HMARK: option "{named}" can only be used once.', named)
+                    else:
+                        values[named] = 32 if word in ("src", "dst") else 0xFFFFFFFF if word == "spi" else 0xFFFF
+            elif option in cls.PREFIXES:
+                values[option] = _prefix_length(text)
+            elif option in cls.PORTS or option == "--hmark-proto-mask":
+                values[option] = _number(cls.name, option, text, 0xFFFF)
+            else:
+                values[option] = _number(cls.name, option, text, 0xFFFFFFFF, int(option == "--hmark-mod"))
+        for option in ("--hmark-mod", "--hmark-rnd"):
+            if option not in values:
+                raise Bad(f"{option} is mandatory")
+        masks = {*cls.PREFIXES, *cls.PORTS, *cls.SPIS, "--hmark-proto-mask"} & set(values)
+        if not masks and not ct:
+            raise Bad("you have to specify --hmark-tuple at least")
+        if "--hmark-spi-mask" in values and {"--hmark-sport-mask", "--hmark-dport-mask"} & set(values):
+            raise Bad("you cannot use --hmark-spi-mask and --hmark-?port-mask,at the same time", "--hmark-spi-mask")
+        order = [o for o in cls.OPTIONS if o in masks]
+        return cls(
+            tuple((option, values[option]) for option in order),
+            ct,
+            values["--hmark-rnd"],
+            values["--hmark-mod"],
+            values.get("--hmark-offset"),
+        )
+
+    def words(self) -> str:
+        out = []
+        for option, value in self.options:
+            shown = str(value) if option in self.PREFIXES else f"0x{value:08x}" if option in self.SPIS else ""
+            out.append(f"{option} {shown or f'0x{value:04x}'}")
+            if option == "--hmark-proto-mask":
+                out[-1] = f"{option} 0x{value:02x}"
+        out += [f"--hmark-rnd 0x{self.seed:08x}", f"--hmark-mod {self.mod}"]
+        if self.offset is not None:
+            out.append(f"--hmark-offset {self.offset}")
+        return " ".join([*out, *(["--hmark-tuple ct"] if self.ct else [])])
+
+    @cached_property
+    def _masks(self) -> dict[str, int]:
+        o = dict(self.options)
+        spi_mask, spi = o.get("--hmark-spi-mask", 0), o.get("--hmark-spi", 0)
+        return {
+            "src": _mask(o.get("--hmark-src-prefix", 0)),
+            "dst": _mask(o.get("--hmark-dst-prefix", 0)),
+            "ports": o.get("--hmark-sport-mask", 0) << 16 | o.get("--hmark-dport-mask", 0) | spi_mask,
+            "put": o.get("--hmark-sport", 0) << 16 | o.get("--hmark-dport", 0) | spi,
+            "proto": o.get("--hmark-proto-mask", 0),
+        }
+
+    @cached_property
+    def _ports(self) -> bool:
+        return any(option in (*self.PORTS, *self.SPIS) for option, _ in self.options)
+
+    def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
+        pkts = trip.pkts
+        if self.ct:
+            rows = rows[pkts.ct[rows] >= 0]
+            if not len(rows):
+                return CONTINUE
+            ct, flows = trip.node.conntrack, pkts.ct[rows]
+            src, dst, proto = ct.osrc[flows], ct.rsrc[flows], ct.proto[flows]
+            both = ct.osport[flows].astype(np.uint32) << 16 | ct.rsport[flows]
+            ported = np.isin(proto, PORTED)
+        else:
+            src, dst, proto, both, ported = self._headers(trip, rows)
+        m = self._masks
+        a, b = src & np.uint32(m["src"]), dst & np.uint32(m["dst"])
+        low, high = np.minimum(a, b), np.maximum(a, b)
+        words = both & np.uint32(m["ports"]) | np.uint32(m["put"])
+        first, second = words >> 16, words & 0xFFFF
+        ports = np.where(ported & self._ports, np.maximum(first, second) << 16 | np.minimum(first, second), 0)
+        hashed = np.asarray(jhash2((low, high, ports.astype(np.uint32)), self.seed)).astype(np.uint32)
+        hashed ^= proto.astype(np.uint32) & np.uint32(m["proto"])
+        scaled = (hashed.astype(np.uint64) * np.uint64(self.mod)) >> np.uint64(32)
+        trip.rewrite(rows, "mark", (scaled + np.uint64(self.offset or 0)) & np.uint64(0xFFFFFFFF), step)
+        return CONTINUE
+
+    def _headers(self, trip: Trip, rows: Rows) -> tuple[NDArray[Any], ...]:
+        """(source, destination, protocol, both ports as one word, whether there are ports) of each row."""
+        pkts = trip.pkts
+        src, dst, proto = pkts.src[rows].copy(), pkts.dst[rows].copy(), pkts.proto[rows].copy()
+        both = np.zeros(len(rows), np.uint32)
+        ported = np.zeros(len(rows), bool)
+        plain = ((pkts.frag[rows] & (OFFSET_MASK | MORE_FRAGMENTS)) == 0) & np.isin(proto, PORTED)
+        both[plain] = pkts.sport[rows[plain]].astype(np.uint32) << 16 | pkts.dport[rows[plain]]
+        ported |= plain
+        odd = np.flatnonzero(np.isin(proto, (50, 51)) | ((proto == ICMP) & np.isin(pkts.icmp_type[rows], ICMP_ERRORS)))
+        for k in odd.tolist():
+            packet = pkts.bytes(int(rows[k]))
+            if proto[k] == ICMP:  # an error counts as the packet that it is about
+                packet = packet[int(pkts.ihl[rows[k]]) + 8 :]
+                if len(packet) < 20:
+                    continue
+                src[k], dst[k] = struct.unpack_from("!II", packet, 12)
+                proto[k] = packet[9]
+            at = (packet[0] & 15) * 4 + (4 if proto[k] == 51 else 0)
+            (frag,) = struct.unpack_from("!H", packet, 6)
+            if int(proto[k]) in (*PORTED, 50, 51) and not frag & 0x3FFF and len(packet) >= at + 4:
+                (both[k],) = struct.unpack_from("!I", packet, at)
+                ported[k] = True
+        return src, dst, proto, both, ported
+
+
+def _mask(plen: int) -> int:
+    return (0xFFFFFFFF << (32 - plen)) & 0xFFFFFFFF
+
+
+def _prefix_length(text: str) -> int:
+    """`24` or `255.255.255.0`; too large a number means 32."""
+    plen = integer(text)
+    if plen is not None:
+        return min(plen, 32)
+    mask = _address(text)
+    if (~mask + 1) & ~mask & 0xFFFFFFFF:
+        raise NotModelled(f"target `HMARK` with the mask {text}", text, "a mask without holes")
+    return mask.bit_count()
 
 
 # ---- things that leave no trace on the packet ------------------------------------------------------------------------
@@ -733,9 +1022,7 @@ class Audit(Target, name="AUDIT"):
 
 
 @dataclass(frozen=True)
-class Classify(
-    Target, name="CLASSIFY", tables=("mangle", "filter"), hooks=("INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
-):
+class Classify(Target, name="CLASSIFY", hooks=("FORWARD", "OUTPUT", "POSTROUTING")):
     """--set-class MAJOR:MINOR: the queueing class. It changes nothing that netemu shows."""
 
     OPTIONS: ClassVar[dict[str, int]] = {"--set-class": 1}
@@ -745,13 +1032,10 @@ class Classify(
     @classmethod
     def read(cls, given: list[Given], rule: RuleContext) -> Self:
         text = _options(cls.name, given, needs="--set-class")["--set-class"]
-        m = re.fullmatch(r"([0-9a-fA-F]{1,4}):([0-9a-fA-F]{1,4})", text)
+        m = re.match(r"([0-9a-fA-F]+):([0-9a-fA-F]+)", text)  # what follows is not looked at
         if not m:
             raise Bad(f'Bad class value "{text}"', text, "two hexadecimal numbers, as 1:2")
-        return cls(int(m[1], 16), int(m[2], 16))
-
-    def check(self, rule: RuleContext) -> str:
-        return "" if rule.table == "mangle" else "CLASSIFY belongs in the mangle table"
+        return cls(int(m[1], 16) & 0xFFFF, int(m[2], 16) & 0xFFFF)
 
     def words(self) -> str:
         return f"--set-class {self.major:04x}:{self.minor:04x}"
@@ -778,6 +1062,157 @@ class Checksum(Target, name="CHECKSUM", tables=("mangle",)):
         return CONTINUE
 
 
+@dataclass(frozen=True)
+class IdleTimer(Target, name="IDLETIMER"):
+    """--timeout SECONDS --label NAME: tell user space when nothing has come for so long; the packet goes on."""
+
+    OPTIONS: ClassVar[dict[str, int]] = {"--timeout": 1, "--label": 1, "--alarm": 0}
+    timeout: int
+    label: str
+    alarm: bool = False
+
+    @classmethod
+    def read(cls, given: list[Given], rule: RuleContext) -> Self:
+        got = _options(cls.name, given, needs="--timeout")
+        timeout = _number(cls.name, "--timeout", got["--timeout"], 0xFFFFFFFF)
+        if "--label" not in got:
+            raise Bad('IDLETIMER: option "--label" must be specified')
+        return cls(timeout, got["--label"][:27], "--alarm" in got)
+
+    def check(self, rule: RuleContext) -> str:
+        if not 0 < self.timeout <= 2147483:
+            return "IDLETIMER --timeout is 1 to 2147483 seconds"
+        if not self.label or "/" in self.label or self.label in ("power", "subsystem", "uevent"):
+            return f"IDLETIMER --label {self.label!r} cannot name a file"
+        return ""
+
+    def words(self) -> str:
+        return f"--timeout {self.timeout} --label {self.label}{' --alarm' if self.alarm else ''}"
+
+    def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
+        return CONTINUE
+
+
+@dataclass(frozen=True)
+class RateEst(Target, name="RATEEST"):
+    """--rateest-name NAME --rateest-interval I --rateest-ewmalog T: feed a rate estimator; the packet goes on.
+
+    interval   the measuring interval is 2 ** (interval + 2) / 16 s: -2..3
+    ewma       the average's time constant is 2 ** ewma intervals
+    """
+
+    OPTIONS: ClassVar[dict[str, int]] = {"--rateest-name": 1, "--rateest-interval": 1, "--rateest-ewmalog": 1}
+    of: str
+    interval: int
+    ewma: int
+
+    @classmethod
+    def read(cls, given: list[Given], rule: RuleContext) -> Self:
+        got = _options(cls.name, given)
+        wanted, average = (_microseconds(got.get(option)) for option in ("--rateest-interval", "--rateest-ewmalog"))
+        interval = next((k for k in range(6) if wanted <= 250_000 << k), None)
+        if interval is None:
+            raise Bad("RATEEST: interval value is too large", got["--rateest-interval"])
+        # the average forgets by a factor of 1 - 2 ** -ewma in each interval
+        ewma = next((k for k in range(1, 32) if wanted / -math.log1p(-(0.5**k)) > average), 32) - 1
+        if not 0 < ewma < 31:
+            raise Bad("RATEEST: ewmalog value is out of range", got.get("--rateest-ewmalog", ""))
+        if "--rateest-name" not in got:
+            raise Bad('RATEEST: option "--rateest-name" must be specified')
+        return cls(got["--rateest-name"][:15], interval - 2, ewma)
+
+    def words(self) -> str:
+        unit = 250_000 << (self.interval + 2)
+        return f"--rateest-name {self.of} --rateest-interval {_span(unit)} --rateest-ewmalog {_span(unit << self.ewma)}"
+
+    def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
+        return CONTINUE
+
+
+def _microseconds(text: str | None) -> int:
+    """`250ms`, `1.5s`, `500` (microseconds)."""
+    if text is None:
+        return 0
+    m = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(s|secs?|ms|msecs?|us|usecs?)?", text.lower())
+    if not m:
+        raise Bad(f'RATEEST: bad value "{text}"', text, "as 250ms or 1s")
+    return int(float(m[1]) * {"s": 1e6, "m": 1e3, "u": 1.0}[(m[2] or "us")[0]]) & 0xFFFFFFFF
+
+
+def _span(microseconds: int) -> str:
+    """
+    >>> _span(250_000), _span(2_000_000)
+    ('250.0ms', '2.0s')
+    """
+    return f"{microseconds / 1e6:.1f}s" if microseconds >= 1_000_000 else f"{microseconds / 1e3:.1f}ms"
+
+
+@dataclass(frozen=True)
+class Led(Target, name="LED"):
+    """--led-trigger-id NAME [--led-delay MS | inf] [--led-always-blink]: blink; the packet goes on."""
+
+    OPTIONS: ClassVar[dict[str, int]] = {"--led-trigger-id": 1, "--led-delay": 1, "--led-always-blink": 0}
+    trigger: str
+    delay: str = ""
+    always: bool = False
+
+    @classmethod
+    def read(cls, given: list[Given], rule: RuleContext) -> Self:
+        got = _options(cls.name, given, needs="--led-trigger-id")
+        delay = got.get("--led-delay", "")
+        if delay and delay.lower() != "inf":
+            number = _number(cls.name, "--led-delay", delay, 0xFFFFFFFF)
+            delay = str(number) if number else ""
+        return cls(got["--led-trigger-id"], delay.lower(), "--led-always-blink" in got)
+
+    def words(self) -> str:
+        delay = f" --led-delay {self.delay}" if self.delay else ""
+        return f'--led-trigger-id "{self.trigger}"{delay}{" --led-always-blink" if self.always else ""}'
+
+    def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
+        return CONTINUE
+
+
+@dataclass(frozen=True)
+class SecMark(Target, name="SECMARK", tables=("mangle", "security")):
+    """--selctx CONTEXT: a label for a security module, which netemu's node does not have; the packet goes on."""
+
+    OPTIONS: ClassVar[dict[str, int]] = {"--selctx": 1}
+    context: str
+
+    @classmethod
+    def read(cls, given: list[Given], rule: RuleContext) -> Self:
+        return cls(_options(cls.name, given, needs="--selctx")["--selctx"])
+
+    def words(self) -> str:
+        return f"--selctx {self.context}"
+
+    def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
+        return CONTINUE
+
+
+@dataclass(frozen=True)
+class ConnSecMark(Target, name="CONNSECMARK", tables=("mangle", "security")):
+    """--save, --restore: the label of SECMARK to the connection and back; the packet goes on."""
+
+    OPTIONS: ClassVar[dict[str, int]] = {"--save": 0, "--restore": 0}
+    needs_conntrack = True
+    mode: str
+
+    @classmethod
+    def read(cls, given: list[Given], rule: RuleContext) -> Self:
+        got = _options(cls.name, given, "--save", "--restore")
+        if not got:
+            raise Bad("CONNSECMARK target: parameter required")
+        return cls(next(iter(got)))
+
+    def words(self) -> str:
+        return self.mode
+
+    def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
+        return CONTINUE
+
+
 # ---- connection tracking -------------------------------------------------------------------------------------------
 
 
@@ -789,49 +1224,427 @@ def _untrack(trip: Trip, rows: Rows) -> None:
 
 @dataclass(frozen=True)
 class Notrack(Target, name="NOTRACK", tables=("raw",), hooks=("PREROUTING", "OUTPUT")):
-    """The old name of CT --notrack."""
-
-    needs_conntrack = True
+    """The old name of CT --notrack. Alone it does not switch connection tracking on."""
 
     def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
         _untrack(trip, rows)
         return CONTINUE
 
 
+CT_EVENTS = ("new", "related", "destroy", "reply", "assured", "protoinfo", "helper", "mark", "natseqinfo", "secmark")
+#: the connection tracking helpers that Linux has, and the protocols of each
+HELPERS = {
+    "ftp": (6,),
+    "tftp": (17,),
+    "sip": (6, 17),
+    "irc": (6,),
+    "amanda": (17,),
+    "netbios-ns": (17,),
+    "snmp": (17,),
+    "pptp": (6,),
+    "sane": (6,),
+    "RAS": (17,),
+    "Q.931": (6,),
+}
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a rule wishes for the connection that a packet is about to begin, or to be found in.
+
+    zone        number, with `of_mark` the packet's mark instead
+    direction   "both", or the direction ("orig", "reply") whose tuple the zone is part of; the other one has zone 0
+    helper      name of the helper that looks into the connection ("" none)
+    timeout     name of a timeout policy ("" none)
+    """
+
+    zone: int = 0
+    of_mark: bool = False
+    direction: str = "both"
+    helper: str = ""
+    timeout: str = ""
+
+
 @dataclass(frozen=True)
 class Ct(Target, name="CT", tables=("raw",), hooks=("PREROUTING", "OUTPUT")):
-    """--notrack: no connection tracking for this packet. Bare CT asks for nothing special."""
+    """How the packet's connection is to be tracked: not at all (--notrack), in which zone, with which helper.
+
+    A packet that has a connection already (over loopback) or is not to be tracked is left as it is. The events of
+    --ctevents and --expevents are for listeners in user space and change no packet. Any CT but --notrack switches
+    connection tracking on.
+    """
 
     OPTIONS: ClassVar[dict[str, int]] = {
         "--notrack": 0,
         "--helper": 1,
+        "--timeout": 1,
         "--ctevents": 1,
         "--expevents": 1,
         "--zone": 1,
         "--zone-orig": 1,
         "--zone-reply": 1,
-        "--timeout": 1,
     }
-    needs_conntrack = True
     notrack: bool = False
+    template: Template = Template()
+    events: tuple[str, ...] = ()
+    expevents: tuple[str, ...] = ()
+
+    @property
+    def needs_conntrack(self) -> bool:  # type: ignore[override]
+        return not self.notrack
 
     @classmethod
     def read(cls, given: list[Given], rule: RuleContext) -> Self:
         got = _options(cls.name, given)
-        for option in got:
-            if option not in ("--notrack", "--ctevents", "--expevents"):
-                raise NotModelled(f"target `CT` with {option}", option, "netemu knows CT --notrack")
-            if option != "--notrack":
-                raise NotModelled(f"target `CT` with {option}", option, "leave it out: it changes no packet")
-        return cls("--notrack" in got)
+        zone, of_mark = 0, False
+        for option in [o for o in got if o.startswith("--zone")]:
+            if got[option] == "mark":
+                of_mark = True
+                continue
+            n = integer(got[option])
+            if n is None or n > 0xFFFF:
+                raise Bad(f"Cannot parse {got[option]} as a zone ID", got[option])
+            zone = n
+        sides = [side for side in ("orig", "reply") if f"--zone-{side}" in got]
+        template = Template(
+            0 if of_mark else zone,
+            of_mark,
+            sides[0] if len(sides) == 1 else "both",
+            got.get("--helper", "")[:15],
+            got.get("--timeout", "")[:31],
+        )
+        events = _events(got.get("--ctevents"), CT_EVENTS)
+        one = cls("--notrack" in got, template, events, _events(got.get("--expevents"), ("new",)))
+        if not one.notrack and not one.check(rule):
+            one.modelled()
+        return one
+
+    def unknown(self, rule: RuleContext) -> str:
+        """Why Linux does not find the helper or the timeout policy."""
+        helper, proto = self.template.helper, 0 if rule.proto_inverted else rule.proto
+        if helper and proto not in HELPERS.get(helper, ()):
+            return f"no helper `{helper}' for protocol {proto or 'any'}"
+        if self.template.timeout and not proto:
+            return "CT --timeout needs -p"
+        return ""
+
+    def modelled(self) -> None:
+        """Raises NotModelled for what the connection table does not know."""
+        t = self.template
+        if t.timeout:
+            raise NotModelled(
+                f"target `CT` with --timeout {t.timeout}", "--timeout", "timeouts come from the node's sysctls alone"
+            )
+        known: frozenset[str] = getattr(Conntrack, "TEMPLATES", frozenset())
+        if (t.zone or t.of_mark) and "zone" not in known:
+            raise NotModelled("target `CT` with a zone", "--zone")
+        if t.helper and t.helper not in known:
+            raise NotModelled(f"target `CT` with --helper {t.helper}", t.helper)
+
+    def check(self, rule: RuleContext) -> str:
+        if rule.kernel == "6.1" and (self.template.zone or self.template.of_mark):
+            return "this kernel was built without connection tracking zones"
+        return "" if self.notrack else self.unknown(rule)
 
     def words(self) -> str:
-        return "--notrack" if self.notrack else ""
+        t = self.template
+        out = ["--notrack"] if self.notrack else []
+        if t.helper:
+            out.append(f"--helper {t.helper}")
+        if t.timeout:
+            out.append(f"--timeout {t.timeout}")
+        if self.events:
+            out.append(f"--ctevents {','.join(self.events)}")
+        if self.expevents:
+            out.append(f"--expevents {','.join(self.expevents)}")
+        if t.zone or t.of_mark:
+            option = "--zone" if t.direction == "both" else f"--zone-{t.direction}"
+            out.append(f"{option} {'mark' if t.of_mark else t.zone}")
+        return " ".join(out)
 
     def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
         if self.notrack:
             _untrack(trip, rows)
+        elif self.template != Template():
+            pkts = trip.pkts
+            bare = rows[(pkts.ct[rows] < 0) & (pkts.state[rows] != UNTRACKED)]
+            wish: Callable[[Trip, Rows, Template], None] = trip.node.conntrack.wish  # type: ignore[attr-defined]
+            wish(trip, bare, self.template)
         return CONTINUE
+
+
+def _events(text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    words = text.split(",")
+    for word in words:
+        if word not in known:
+            raise Bad(f'Unknown event type "{word}"', text)
+    return tuple(name for name in known if name in words)
+
+
+# ---- other ways to go ------------------------------------------------------------------------------------------------
+
+
+class Copies(Trip):
+    """Copies of packets, on their own way. What is copied is not copied again."""
+
+
+def _is_copy(trip: Trip) -> bool:
+    """The packets are copies on their way out, or caused by such. What came back over `lo` counts as fresh again."""
+    above: Trip | None = trip
+    depth = 0
+    while above is not None and depth < 16:  # copies to the node itself go round and round: there they end
+        if isinstance(above, Copies):
+            if above.hook not in ("PREROUTING", "INPUT"):
+                return True
+            depth += 1
+        above = above.parent
+    return above is not None
+
+
+@dataclass(frozen=True)
+class Tee(Target, name="TEE"):
+    """--gateway ADDRESS [--oif NAME]: send a copy to the gateway; the packet itself goes on.
+
+    The copy is not tracked, keeps the mark, may not be fragmented (the bit is set), and passes OUTPUT and POSTROUTING
+    as if the node had made it; a copy made on the way in has a time to live less by one. Without a route to the gateway
+    there is no copy.
+    """
+
+    OPTIONS: ClassVar[dict[str, int]] = {"--gateway": 1, "--oif": 1}
+    gateway: int
+    oif: str = ""
+
+    @classmethod
+    def read(cls, given: list[Given], rule: RuleContext) -> Self:
+        got = _options(cls.name, given, needs="--gateway")
+        return cls(_host(got["--gateway"]), got.get("--oif", "")[:15])
+
+    def check(self, rule: RuleContext) -> str:
+        return "" if self.gateway else "TEE --gateway 0.0.0.0"
+
+    def words(self) -> str:
+        return f"--gateway {dotted(self.gateway)}{f' --oif {self.oif}' if self.oif else ''}"
+
+    def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
+        if _is_copy(trip):
+            return CONTINUE
+        node, pkts = trip.node, trip.pkts
+        link = node.routing.index(self.oif) if self.oif else -1
+        oif = link if link >= 0 else None  # a device that is not there binds nothing
+        n = len(rows)
+        zero = np.zeros(n, np.uint32)
+        way = node.routing.output(zero + np.uint32(self.gateway), zero, zero, pkts.tos[rows], oif)
+        found = np.isin(way.kind, (LOCAL, UNICAST, BROADCAST, MULTICAST))
+        if not found.all():
+            rows = rows[found]
+            if not len(rows):
+                return CONTINUE
+        copies = Packets.from_bytes([self._copy(pkts.bytes(row), trip.hook) for row in rows.tolist()])
+        for name in ("time", "mark", "pkttype", "ipvs", "ether", "smac"):
+            getattr(copies, name)[:] = getattr(pkts, name)[rows]
+        copies.serial[:] = pkts.serial[rows] + (1 << 41)
+        copies.state[:] = UNTRACKED
+        copies.arrived[:] = way.link[found]  # POSTROUTING shows the way out as the way in, too
+        child = Copies(node, copies, parent=trip, parent_rows=rows)
+        child.remember = trip.remember
+        child.largest.update((k, trip.largest[row]) for k, row in enumerate(rows.tolist()) if row in trip.largest)
+        for name in ("kind", "link"):
+            getattr(child, f"route_{name}")[:] = getattr(way, name)[found]
+        child.nexthop[:], child.mtu[:] = way.nexthop[found], way.mtu[found]
+        trip.children.append(child)
+        everything = np.arange(len(rows))
+        node.road._say_way(child, everything)
+        node.road._output(child, everything)
+        node.road._pay(child, everything)
+        return CONTINUE
+
+    @staticmethod
+    def _copy(packet: bytes, hook: str) -> bytes:
+        b = bytearray(packet)
+        b[6] |= 0x40
+        if hook in ("PREROUTING", "INPUT"):
+            b[8] = (b[8] - 1) & 255
+        ihl = (b[0] & 15) * 4
+        b[10:12] = b"\0\0"
+        struct.pack_into("!H", b, 10, checksum(bytes(b[:ihl])))
+        return bytes(b)
+
+
+@dataclass(frozen=True)
+class Tproxy(Target, name="TPROXY", tables=("mangle",), hooks=("PREROUTING",)):
+    """--on-port PORT [--on-ip ADDRESS] [--tproxy-mark VALUE/MASK]: hand the packet to a local, transparent socket.
+
+    A socket of the packet's own connection comes first, then one that listens on that address and port (port 0: the
+    packet's own; address 0.0.0.0: the first one of the device). A transparent one gets the packet, marked, and the
+    mangle table ends for it; without one the packet is dropped.
+    """
+
+    OPTIONS: ClassVar[dict[str, int]] = {"--on-port": 1, "--on-ip": 1, "--tproxy-mark": 1}
+    needs_defrag = True
+    port: int
+    address: int = 0
+    value: int = 0
+    mask: int = 0
+
+    @classmethod
+    def read(cls, given: list[Given], rule: RuleContext) -> Self:
+        got = _options(cls.name, given, needs="--on-port")
+        text = got["--on-port"]
+        port = int(text) & 0xFFFF if re.fullmatch(r"\d{1,10}", text) else None
+        if port is None:
+            try:
+                port = socket.getservbyname(text)
+            except OSError:
+                raise Bad(f'Port "{text}" does not resolve to anything.', text) from None
+        value, mask = _masked(cls.name, "--tproxy-mark", got["--tproxy-mark"]) if "--tproxy-mark" in got else (0, 0)
+        return cls(port, _host(got["--on-ip"]) if "--on-ip" in got else 0, value, mask)
+
+    def check(self, rule: RuleContext) -> str:
+        return "" if rule.proto in (TCP, UDP) and not rule.proto_inverted else "TPROXY needs -p tcp or -p udp"
+
+    def words(self) -> str:
+        return f"--on-port {self.port} --on-ip {dotted(self.address)} --tproxy-mark 0x{self.value:x}/0x{self.mask:x}"
+
+    def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
+        found = self._found(trip, rows)
+        lost = rows[~found]
+        if len(lost):
+            place = f"port {self.port or 'of the packet'}" + (f" of {dotted(self.address)}" if self.address else "")
+            trip.end(lost, f"{step.text} TPROXY: no transparent socket on {place}")
+            if len(lost) == len(rows):
+                return DROP
+        taken = rows[found]
+        trip.rewrite(taken, "mark", (trip.pkts.mark[taken] & np.uint32(~self.mask & 0xFFFFFFFF)) ^ self.value, step)
+        return np.where(found, ACCEPT, DROP).astype(np.int8)
+
+    def _found(self, trip: Trip, rows: Rows) -> Mask:
+        pkts, sockets = trip.pkts, sockets_of(trip.node)
+        if not sockets:
+            return np.zeros(len(rows), bool)
+        out = np.zeros(len(rows), bool)
+        for k, row in enumerate(rows.tolist()):
+            if pkts.frag[row] & OFFSET_MASK:
+                continue
+            proto, src, sport = int(pkts.proto[row]), int(pkts.src[row]), int(pkts.sport[row])
+            dst, dport = int(pkts.dst[row]), int(pkts.dport[row])
+            own = connected(sockets, proto, src, sport, dst, dport)
+            if own is None:
+                link = int(pkts.link_in[row])
+                address = self.address or (trip.node.routing.first_address(link) if link >= 0 else None) or dst
+                own = listening(sockets, proto, address, self.port or dport)
+            out[k] = own is not None and own.transparent
+        return out
+
+
+@dataclass(frozen=True)
+class Nfqueue(Target, name="NFQUEUE"):
+    """--queue-num N, --queue-balance A:B: ask a program in user space. No program listens on an emulated node.
+
+    So the packet is dropped; with --queue-bypass it goes on as if accepted.
+    """
+
+    OPTIONS: ClassVar[dict[str, int]] = {
+        "--queue-num": 1,
+        "--queue-balance": 1,
+        "--queue-bypass": 0,
+        "--queue-cpu-fanout": 0,
+    }
+    first: int = 0
+    last: int = 0
+    bypass: bool = False
+    fanout: bool = False
+
+    @classmethod
+    def read(cls, given: list[Given], rule: RuleContext) -> Self:
+        got = _options(cls.name, given, "--queue-num", "--queue-balance")
+        first = last = _number(cls.name, "--queue-num", got.get("--queue-num", "0"), 0xFFFF)
+        if "--queue-balance" in got:
+            a, colon, b = got["--queue-balance"].partition(":")
+            if not colon:
+                raise Bad(f'Bad range "{a}"', a, "as 0:3")
+            for part in filter(None, (a, b)):
+                n = integer(part)
+                if n is None or n > 0xFFFF:
+                    raise Bad(
+                        f'NFQUEUE: bad value for option "--queue-balance" near "{part}", or out of range (0-65535).',
+                        part,
+                    )
+            first, last = integer(a) or 0, 0xFFFF if not b else integer(b) or 0
+            if first >= last:
+                raise Bad(f"{first} should be less than {last}", got["--queue-balance"])
+        if "--queue-cpu-fanout" in got and "--queue-balance" not in got:
+            raise Bad(
+                'NFQUEUE: option "--queue-cpu-fanout" also requires "--queue-balance".',
+                "--queue-cpu-fanout",
+            )
+        if rule.table == "nat" and "--queue-bypass" in got:
+            raise NotModelled(
+                "target `NFQUEUE` with --queue-bypass in the nat table",
+                "--queue-bypass",
+                "the connection stays undecided",
+            )
+        return cls(first, last, "--queue-bypass" in got, "--queue-cpu-fanout" in got)
+
+    def check(self, rule: RuleContext) -> str:
+        return "NFQUEUE --queue-balance over all queues" if self.last - self.first == 0xFFFF else ""
+
+    def words(self) -> str:
+        out = f"--queue-num {self.first}" if self.first == self.last else f"--queue-balance {self.first}:{self.last}"
+        return out + " --queue-bypass" * self.bypass + " --queue-cpu-fanout" * self.fanout
+
+    def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
+        if self.bypass:
+            return ACCEPT
+        queues = f"queue {self.first}" if self.first == self.last else f"queues {self.first} to {self.last}"
+        trip.end(rows, f"{step.text} NFQUEUE: nobody listens on {queues}")
+        return DROP
+
+
+@dataclass(frozen=True)
+class Queue(Target, name="QUEUE"):
+    """The old name of NFQUEUE --queue-num 0."""
+
+    def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
+        trip.end(rows, f"{step.text} QUEUE: nobody listens on queue 0")
+        return DROP
+
+
+@dataclass(frozen=True)
+class Synproxy(Target, name="SYNPROXY", hooks=("INPUT", "FORWARD")):
+    """Answer SYNs in the server's name, with a cookie, and shake hands with the server once the client has proved real.
+
+    Not modelled: the cookie depends on secrets of the kernel and on its clock.
+    """
+
+    OPTIONS: ClassVar[dict[str, int]] = {"--sack-perm": 0, "--timestamp": 0, "--wscale": 1, "--mss": 1, "--ecn": 0}
+
+    @classmethod
+    def read(cls, given: list[Given], rule: RuleContext) -> Self:
+        got = _options(cls.name, given)
+        for option, high in (("--wscale", 0xFFFFFFFF), ("--mss", 0xFFFFFFFF)):
+            if option in got:
+                _number(cls.name, option, got[option], high)
+        one = cls()
+        if not one.check(rule):
+            raise NotModelled("target `SYNPROXY`", "SYNPROXY", "its cookies come from secrets of the kernel")
+        return one
+
+    def check(self, rule: RuleContext) -> str:
+        return "" if rule.proto == TCP and not rule.proto_inverted else "SYNPROXY needs -p tcp"
+
+    def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
+        raise NotImplementedError
+
+
+def _host(text: str) -> int:
+    """One address, with inet_aton's short forms (10.1 is 10.0.0.1); names are never looked up."""
+    parts = text.split(".")
+    if len(parts) > 4 or not all(re.fullmatch(r"\d{1,3}", p) for p in parts) or any(int(p) > 255 for p in parts):
+        raise Bad(f'Bad IP address "{text}"', text, "names are not looked up")
+    numbers = [int(p) for p in parts]
+    return int.from_bytes(bytes([*numbers[:-1], *[0] * (4 - len(numbers)), numbers[-1]]), "big")
 
 
 # ---- address translation -------------------------------------------------------------------------------------------
@@ -1073,12 +1886,21 @@ class SetTarget(Target, name="SET"):
     def touches(self) -> frozenset[str]:
         return frozenset(f"set:{which[0]}" for which in (self.add, self.delete) if which)
 
+    @property
+    def hooks(self) -> frozenset[str]:
+        """Priority and queue belong to a packet on its way out."""
+        if {"--map-prio", "--map-queue"} & set(self.carry):
+            return frozenset(("FORWARD", "OUTPUT", "POSTROUTING"))
+        return ALL_HOOKS
+
     @classmethod
     def read(cls, given: list[Given], rule: RuleContext) -> Self:
-        got = _options(cls.name, given)
+        got = {g.option: g.values[0] if g.values else "" for g in given}  # an inversion is not looked at
         which: dict[str, tuple[str, tuple[str, ...]]] = {}
         for g in given:
             if len(g.values) == 2:
+                if g.option in which:
+                    raise Bad(f"{g.option} can be specified only once", g.option)
                 name, dirs = g.values
                 if name not in rule.sets:
                     raise Bad(f"Set {name} doesn't exist.", name, f"create it in ipset.save: create {name} ...")
@@ -1091,7 +1913,12 @@ class SetTarget(Target, name="SET"):
             raise Bad("Flag `--exist' can be used with `--add-set' only", "--exist")
         if "--timeout" in got and "--add-set" not in which:
             raise Bad("Option `--timeout' can be used with `--add-set' only", "--timeout")
-        timeout = _number(cls.name, "--timeout", got["--timeout"], 2147483) if "--timeout" in got else None
+        for flag in ("--map-mark", "--map-prio", "--map-queue"):
+            if flag in got and "--map-set" not in which:
+                raise Bad(f"Flag `{flag}' can be used with `--map-set' only", flag)
+        timeout = integer(got["--timeout"]) if "--timeout" in got else None
+        if "--timeout" in got and (timeout is None or timeout > 0xFFFFFFFE):
+            raise Bad("Invalid value for option --timeout or out of range 0-4294967294", got["--timeout"])
         carry = tuple(option for option in ("--map-mark", "--map-prio", "--map-queue") if option in got)
         return cls(
             which.get("--add-set"), which.get("--del-set"), "--exist" in got, timeout, which.get("--map-set"), carry

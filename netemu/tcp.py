@@ -264,7 +264,7 @@ class Tracker:
                     else:
                         new = old  # the far end may challenge it: wait and see
                 if not sure:
-                    let_by = seen_reply and misc[5] == I_SYN and (misc[4] == other or not ct.rst_needs_other_dir)
+                    let_by = seen_reply and misc[5] == I_SYN and misc[4] == other
                     let_by |= not assured and misc[5] == I_ACK
                     challenged = old == SS and misc[5] == I_ACK and misc[4] == other and seq == last[1]
                     in_window = not ((let_by and ack == last[2]) or challenged)

@@ -15,6 +15,8 @@ from netemu.packets import DROPPED, I16, I32, U8, U32, U64, Mask, Packets, Rows
 from netemu.paths import Paths, Step
 
 if TYPE_CHECKING:
+    from netemu.fragments import Assembly
+    from netemu.ipvs import Choice
     from netemu.node import Node
 
 #: rewrites of one run: (step, or the number of each row's own; field, rows, old values, new values)
@@ -56,7 +58,10 @@ class Trip:
         self.service: I32 = np.zeros(n, np.int32)
         self.left: I16 = np.full(n, -1, np.int16)
         self.outs: dict[int, list[bytes]] = {}
-        self.largest: dict[int, int] = {}  # reassembled packets: the size of their largest fragment
+        self.whole: dict[int, Assembly] = {}  # packets that were put together, and from what
+        self.owed: list[tuple[int, bytes, int, int, bool]] = []  # errors to be sent: see Road.cause_icmp
+        self.silent: list[int] = []  # rows whose sender is not told after all
+        self.choices: dict[int, Choice] = {}  # how IPVS found the server of a row, while Ipvs.tell is on
         self.remember = True  # keep each rewrite for the report
         # what depends on rules that netemu cannot judge (see doubt.py): row -> why; those of the walk under way, and
         # the rows that a rule behind the doubtful one has changed
@@ -106,9 +111,12 @@ class Trip:
         """Look up the way out for the addresses, mark and TOS that `rows` have now, and attach it; False: there is none."""
         return self.node.road.route_out(self, rows)
 
-    def cause_icmp(self, rows: Rows, kind: int, code: int, info: int = 0) -> None:
-        """Make and send the ICMP error about each of `rows` (which go on existing: end them yourself)."""
-        self.node.road.cause_icmp(self, rows, kind, code, info)
+    def cause_icmp(self, rows: Rows, kind: int, code: int, info: int = 0, *, verify: bool = False) -> None:
+        """Make the ICMP error about each of `rows` (which go on existing: end them yourself); it leaves after the run.
+
+        verify   only about packets whose TCP, UDP or ICMP checksum is right
+        """
+        self.node.road.cause_icmp(self, rows, kind, code, info, verify=verify)
 
     def cause_reset(self, rows: Rows) -> None:
         """Make and send the TCP reset that answers each of `rows`."""

@@ -82,10 +82,10 @@ def ends(packet: bytes) -> tuple[int, str, int, str, int]:
     at = (packet[0] & 15) * 4
     proto = packet[9]
     src, dst = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])
-    if proto in (6, 17):
+    if proto in (6, 17) and len(packet) >= at + 4:
         sport, dport = struct.unpack_from("!HH", packet, at)
         return proto, src, sport, dst, dport
-    if proto == 1:
+    if proto == 1 and len(packet) >= at + 6:
         return proto, src, struct.unpack_from("!H", packet, at + 4)[0], dst, 0
     return proto, src, 0, dst, 0
 

@@ -18,7 +18,7 @@ PAGES = [
     for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("models/*/README.md")))
     if p.exists()
 ]
-COMMANDS = ("replay", "explain", "show", "flows", "bench")
+COMMANDS = tuple(cli._parsers([])[1])
 
 
 def commands(page: Path) -> list[str]:
@@ -64,7 +64,8 @@ def test_a_command_of_the_documents_runs(page: Path, line: str, tmp_path: Path) 
         text=True,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
     )
-    assert done.returncode == 0, done.stderr
+    promised = re.search(r"# status (\d+)$", line)
+    assert done.returncode == (int(promised[1]) if promised else 0), done.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -73,3 +74,12 @@ def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) ->
         cli.main([name, "--help"])
     assert end.value.code == 0
     assert f"usage: netemu {name}" in capsys.readouterr().out
+
+
+def test_the_python_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    assert "forwarded" in capsys.readouterr().out

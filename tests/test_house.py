@@ -9,11 +9,11 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "netemu"
 FLOORS = [  # a module may import from floors above its own line, and from earlier ones on it
-    "errors packets paths trip grammar clock sysctl hashing fragments",
-    "routing ipset tcp conntrack nat schedulers ipvs",
-    "matches targets doubt tables",
+    "errors packets paths trip grammar clock sysctl hashing fragments sockets",
+    "routing ipset tcp conntrack nat schedulers ipvs ipvsadm",
+    "matches rare targets doubt tables",
     "model capture journey node",
-    "flows kube scaling lint diff snapshot values",
+    "flows kube scaling lint diff snapshot values profile",
     "report cli __main__",
 ]
 ORDER = {name: n for n, name in enumerate(" ".join(FLOORS).split())}

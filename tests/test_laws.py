@@ -55,8 +55,10 @@ def test_a_replay_is_its_packets_sent_one_by_one(world: World) -> None:
 
 @given(worlds())
 def test_checksums_of_all_that_leaves_are_right(world: World) -> None:
-    _, journeys = play(world.node(), world.choices)
-    for journey in journeys:
+    events, journeys = play(world.node(), world.choices)
+    for (_, _, sent), journey in zip(events, journeys, strict=True):
+        if not sums_right(sent):
+            continue
         for link, packet in journey.out:
             assert sums_right(packet), f"{journey} on {link}"
 
@@ -73,11 +75,11 @@ def test_no_two_live_connections_share_a_tuple(world: World) -> None:
     assert len(set(originals)) == len(originals)
 
 
-@given(worlds())
+@given(worlds(pristine=True))
 def test_answers_come_back_untranslated(world: World) -> None:
     """Whoever sent a packet that left rewritten is answered by the address that it wrote to, on the port that it wrote from."""
     node = world.node()
-    events, journeys = play(node, world.choices)
+    events, journeys = play(node, world.choices, commands=False)
     asked = [(link, ends(packet), j) for (_, link, packet), j in zip(events, journeys, strict=True)]
     tracked = {}
     for link, question, journey in asked:
@@ -98,10 +100,10 @@ def test_answers_come_back_untranslated(world: World) -> None:
         assert back_link == home
 
 
-@given(worlds())
+@given(worlds(pristine=True))
 def test_every_packet_of_a_connection_is_translated_alike(world: World) -> None:
     node = world.node()
-    events, journeys = play(node, world.choices)
+    events, journeys = play(node, world.choices, commands=False)
     seen: dict[tuple[object, ...], tuple[object, ...]] = {}
     for (_, link, packet), journey in zip(events, journeys, strict=True):
         if journey.state == "NEW":

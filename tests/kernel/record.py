@@ -1,0 +1,759 @@
+"""The stories of tests/kernel, and how they are recorded on real kernels.
+
+usage: tests/kernel/record.py [WORD...]      (root, for the running kernel; only stories whose name has a WORD)
+
+Each story is a small node and a conversation through it. The far ends answer what really left. The recordings are the
+.case files beside this program: a line or two of story, the node, each packet with the path that the kernel's TRACE
+logged and what left, and the tables afterwards. Recording again changes times, and ports that Linux draws at random.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+
+from craft import answer, checksum, error, icmp, tcp, udp  # noqa: E402
+
+from netemu import Node, lab  # noqa: E402
+
+LINKS = """
+[[link]]
+name = "eth0"
+mac = "02:00:00:00:00:01"
+addresses = ["198.51.100.1/24", "198.51.100.9/24"]
+[[link]]
+name = "lan0"
+mac = "02:00:00:00:00:02"
+addresses = ["10.0.0.1/24"]
+[[route]]
+to = "default"
+via = "198.51.100.254"
+dev = "eth0"
+"""
+OUT, SRV, SRV2 = "192.0.2.7", "10.0.0.5", "10.0.0.6"
+NODE = "198.51.100.1"
+
+
+@dataclass
+class Story:
+    """A node and a conversation with it, made while netemu goes through it, so that the far ends can answer."""
+
+    name: str
+    kernel: str  # 6.1 or 6.18
+    story: str = ""
+    links: str = LINKS
+    sysctl: dict[str, int] = field(default_factory=dict)
+    iptables: str = ""
+    ipset: str = ""
+    ipvs: str = ""
+    now: float = 0.0
+    events: list[lab.Event] = field(default_factory=list)
+    left: list[list[tuple[str, bytes]]] = field(default_factory=list)
+    node: Node | None = None
+
+    def texts(self) -> dict[str, str]:
+        knobs = {f"net.ipv4.conf.{n}.send_redirects": 0 for n in ("all", "default", "eth0", "lan0")} | self.sysctl
+        toml = f'kernel = "{self.kernel}"\n{self.links.strip()}\n[sysctl]\n'
+        toml += "".join(f'"{k}" = {v}\n' for k, v in knobs.items())
+        texts = {"node.toml": toml, "iptables.save": tables(self.iptables)}
+        texts |= {"ipset.save": trimmed(self.ipset)} if self.ipset else {}
+        texts |= {"ipvsadm.save": trimmed(self.ipvs)} if self.ipvs else {}
+        return texts
+
+    def case(self) -> lab.Case:
+        return lab.Case(f"{self.name} on {self.kernel}", trimmed(self.story), self.texts(), self.events, self.now)
+
+    def _do(self, event: lab.Event) -> int:
+        if self.node is None:
+            self.node = Node(lab.model_of(self.case()), seed=1)
+        self.events.append(event)
+        if event.command is not None:
+            with contextlib.suppress(lab.Refused):  # some stories tell of a refusal
+                self.node.run(event.command, at=event.at)
+            self.left.append([])
+        else:
+            self.left.append(list(self.node.send(event.packet or b"", event.link, event.at).out))
+        return len(self.events) - 1
+
+    def sends(self, link: str | None, packet: bytes, answers: int | None = None) -> int:
+        """A packet comes in on `link` (None: the node sends it); its number."""
+        self.now = round(self.now + 0.001, 6)
+        return self._do(lab.Event(self.now, link, packet, answers=answers))
+
+    def runs(self, command: str) -> int:
+        self.now = round(self.now + 0.001, 6)
+        return self._do(lab.Event(self.now, command=command))
+
+    def waits(self, seconds: float) -> None:
+        self.now = round(self.now + seconds, 6)
+
+    def answered(self, k: int, make: Callable[[bytes], bytes | None] = answer, which: int = -1) -> int:
+        """The far end answers what left because of packet `k`."""
+        link, packet = self.left[k][which]
+        back = make(packet)
+        assert back is not None
+        return self.sends(link, back, answers=k)
+
+    def handshake(self, link: str, src: str, sport: int, dst: str, dport: int) -> tuple[int, int]:
+        """SYN, SYN-ACK, ACK; the numbers of the SYN and of the ACK."""
+        syn = self.sends(link, tcp(src, sport, dst, dport, "S", 1000))
+        self.answered(syn)
+        ack = self.sends(link, tcp(src, sport, dst, dport, "A", 1001, 8013346))
+        return syn, ack
+
+
+def trimmed(text: str) -> str:
+    return "".join(f"{line.strip()}\n" for line in text.strip().splitlines())
+
+
+BUILT_IN = {
+    "raw": "PREROUTING OUTPUT",
+    "mangle": "PREROUTING INPUT FORWARD OUTPUT POSTROUTING",
+    "nat": "PREROUTING INPUT OUTPUT POSTROUTING",
+    "filter": "INPUT FORWARD OUTPUT",
+}
+
+
+def tables(text: str) -> str:
+    """iptables-save's text of lines like `nat PREROUTING -p tcp -j DNAT ...` and `filter FORWARD policy DROP`."""
+    rules: dict[str, list[str]] = {}
+    chains: dict[str, dict[str, str]] = {}
+    for line in trimmed(text).splitlines():
+        table, chain, rule = line.split(" ", 2)
+        known = chains.setdefault(table, dict.fromkeys(BUILT_IN[table].split(), "ACCEPT"))
+        if rule.startswith("policy "):
+            known[chain] = rule.split()[1]
+            continue
+        known.setdefault(chain, "-")
+        rules.setdefault(table, []).append(f"-A {chain} {rule}")
+    out = []
+    for table, known in chains.items():
+        out += [f"*{table}", *(f":{chain} {policy} [0:0]" for chain, policy in known.items())]
+        out += [*rules.get(table, []), "COMMIT"]
+    return "\n".join(out) + "\n" if out else ""
+
+
+STORIES: list[Callable[[str], Story]] = []
+KERNELS: dict[str, tuple[str, ...]] = {}
+
+
+def story(*kernels: str) -> Callable[[Callable[[str], Story]], Callable[[str], Story]]:
+    """Tell this story on these kernels (default: both)."""
+
+    def told(make: Callable[[str], Story]) -> Callable[[str], Story]:
+        STORIES.append(make)
+        KERNELS[make.__name__] = kernels or ("6.1", "6.18")
+        return make
+
+    return told
+
+
+# ---- nat -----------------------------------------------------------------------------------------------------------
+
+
+@story()
+def nat_dnat_and_back(kernel: str) -> Story:
+    s = Story(
+        "nat/dnat-and-back",
+        kernel,
+        """A published port leads to an inner server, and the server's answers come back from the published address.
+        An ICMP error about the inner packet is translated back, header and quotation.""",
+        iptables="nat PREROUTING -d 198.51.100.1/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.5:8080",
+    )
+    syn, _ = s.handshake("eth0", OUT, 4000, NODE, 80)
+    s.answered(syn, lambda sent: error(SRV, OUT, sent))
+    s.sends("eth0", tcp(OUT, 4000, NODE, 80, "FA", 1001, 1))
+    s.sends("eth0", icmp(OUT, NODE))
+    return s
+
+
+@story()
+def nat_masquerade_collides(kernel: str) -> Story:
+    s = Story(
+        "nat/masquerade-collides",
+        kernel,
+        """Two inner hosts use the same source port towards the same server: the second gets another port,
+        drawn at random; its answers find the way back.""",
+        iptables="nat POSTROUTING -o eth0 -j MASQUERADE",
+    )
+    first = s.sends("lan0", udp(SRV, 5000, OUT, 53))
+    second = s.sends("lan0", udp(SRV2, 5000, OUT, 53))
+    s.answered(first)
+    s.answered(second)
+    ping = s.sends("lan0", icmp(SRV, OUT, number=7))
+    s.answered(s.sends("lan0", icmp(SRV2, OUT, number=7)))
+    s.answered(ping)
+    return s
+
+
+@story()
+def nat_snat_range(kernel: str) -> Story:
+    s = Story(
+        "nat/snat-range",
+        kernel,
+        """Which address of a range a client gets follows from source and destination; --persistent: from the
+        source alone.""",
+        iptables="""nat POSTROUTING -p udp -o eth0 -j SNAT --to-source 198.51.100.20-198.51.100.27
+            nat POSTROUTING -p tcp -o eth0 -j SNAT --to-source 198.51.100.20-198.51.100.27 --persistent""",
+    )
+    for k in range(6):
+        s.sends("lan0", udp(f"10.0.0.{50 + k}", 5000, OUT, 53))
+        s.sends("lan0", udp("10.0.0.50", 5000, f"192.0.2.{k + 20}", 53))
+        s.sends("lan0", tcp("10.0.0.50", 5000, f"192.0.2.{k + 20}", 80))
+        s.sends("lan0", tcp(f"10.0.0.{50 + k}", 5001, OUT, 80))
+    return s
+
+
+@story()
+def nat_port_range_exhausted(kernel: str) -> Story:
+    s = Story(
+        "nat/port-range-exhausted",
+        kernel,
+        """Three ports for four clients of one server: the fourth finds none and its packet is dropped.""",
+        iptables="nat POSTROUTING -p udp -o eth0 -j SNAT --to-source 198.51.100.9:6000-6002",
+    )
+    for k in range(4):
+        s.sends("lan0", udp(f"10.0.0.{50 + k}", 6000 + k % 3, OUT, 53))
+    return s
+
+
+@story()
+def nat_netmap_and_redirect(kernel: str) -> Story:
+    s = Story(
+        "nat/netmap-and-redirect",
+        kernel,
+        """A whole net maps one to one; a port is taken by the node itself; what the node sends can
+        be sent elsewhere too.""",
+        iptables="""nat PREROUTING -d 203.0.113.0/24 -j NETMAP --to 10.0.0.0/24
+            nat PREROUTING -i lan0 -p udp -m udp --dport 53 -j REDIRECT --to-ports 5353
+            nat OUTPUT -d 203.0.113.5/32 -p tcp -j DNAT --to-destination 10.0.0.5:8080""",
+    )
+    s.answered(s.sends("eth0", udp(OUT, 5000, "203.0.113.5", 99)))
+    s.sends("lan0", udp(SRV, 5000, "8.8.8.8", 53))
+    s.sends(None, udp("10.0.0.1", 5353, SRV, 5000, b"answer"))
+    s.answered(s.sends(None, tcp(NODE, 4000, "203.0.113.5", 80)))
+    return s
+
+
+@story()
+def nat_hairpin(kernel: str) -> Story:
+    s = Story(
+        "nat/hairpin",
+        kernel,
+        """An inner client reaches an inner server by its outer address: translated on both sides, there and back.""",
+        iptables="""nat PREROUTING -d 198.51.100.1/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.5:8080
+            nat POSTROUTING -s 10.0.0.0/24 -d 10.0.0.5/32 -p tcp -j MASQUERADE""",
+    )
+    s.handshake("lan0", SRV2, 4000, NODE, 80)
+    return s
+
+
+# ---- filter, conntrack, tcp ----------------------------------------------------------------------------------------
+
+
+@story()
+def filter_chains(kernel: str) -> Story:
+    s = Story(
+        "filter/chains",
+        kernel,
+        """Jumps, gotos, RETURN and the ends of chains: the end of a chain that was gone to leads back
+        to where the last jump was.""",
+        iptables="""filter FORWARD -p udp -j ONE
+            filter FORWARD -p tcp -g TWO
+            filter FORWARD -p icmp -j DROP
+            filter FORWARD policy DROP
+            filter ONE -p udp -m udp --dport 1 -j RETURN
+            filter ONE -p udp -m udp --dport 2 -g TWO
+            filter ONE -p udp -m udp --dport 3 -j TWO
+            filter ONE -p udp -m udp --dport 5 -j REJECT --reject-with icmp-admin-prohibited
+            filter ONE -m mark --mark 0x1 -j ACCEPT
+            filter TWO -j MARK --set-xmark 0x1/0xffffffff
+            filter TWO -p udp -m multiport --dports 4,80:90 -j ACCEPT""",
+    )
+    for port in (1, 2, 3, 4, 5, 80):
+        s.sends("lan0", udp(SRV, 5000, OUT, port))
+        s.sends("lan0", tcp(SRV, 5000, OUT, port))
+    s.sends("lan0", icmp(SRV, OUT))
+    return s
+
+
+@story()
+def filter_rejects(kernel: str) -> Story:
+    s = Story(
+        "filter/rejects",
+        kernel,
+        """Every way to say no, forwarded, delivered and sent; no errors about errors, no resets
+        about resets.""",
+        iptables="""filter FORWARD -p tcp -j REJECT --reject-with tcp-reset
+            filter FORWARD -p udp -m udp --dport 1 -j REJECT --reject-with icmp-net-unreachable
+            filter FORWARD -p udp -m udp --dport 2 -j REJECT --reject-with icmp-host-prohibited
+            filter FORWARD -j REJECT --reject-with icmp-port-unreachable
+            filter INPUT -p tcp -m tcp --dport 22 -j REJECT --reject-with tcp-reset
+            filter OUTPUT -p udp -m udp --dport 9 -j REJECT --reject-with icmp-proto-unreachable""",
+    )
+    for flags in ("S", "A", "R", "FA"):
+        s.sends("lan0", tcp(SRV, 5000, OUT, 80, flags, 77, 99, data=b"abc" if flags == "A" else b""))
+    for port in (1, 2, 3):
+        s.sends("lan0", udp(SRV, 5000, OUT, port))
+    s.sends("lan0", icmp(SRV, OUT))
+    s.sends("lan0", error(SRV, OUT, udp(OUT, 1, SRV, 2)))
+    s.sends("eth0", tcp(OUT, 5000, NODE, 22))
+    s.sends(None, udp(NODE, 5000, OUT, 9))
+    return s
+
+
+@story()
+def tcp_life(kernel: str) -> Story:
+    s = Story(
+        "tcp/life",
+        kernel,
+        """A connection from SYN to TIME_WAIT, with a segment outside the window and a SYN that begins a new life.""",
+        iptables="""filter FORWARD -m conntrack --ctstate INVALID -j DROP
+            filter FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT
+            filter FORWARD -p tcp -m conntrack --ctstate NEW -j ACCEPT""",
+    )
+    a, b = (SRV, 5000), (OUT, 80)
+
+    def right(flags: str, seq: int, ack: int = 0, data: bytes = b"") -> None:
+        s.sends("lan0", tcp(*a, *b, flags, seq, ack, data=data))
+
+    def back(flags: str, seq: int, ack: int = 0, data: bytes = b"") -> None:
+        s.sends("eth0", tcp(*b, *a, flags, seq, ack, data=data))
+
+    right("S", 1000)
+    back("SA", 9000, 1001)
+    right("A", 1001, 9001)
+    right("PA", 1001, 9001, b"x" * 10)
+    back("A", 9001, 1011)
+    back("PA", 9001 + 500_000, 1011, b"far")
+    back("R", 9001 + 500_000)
+    right("FA", 1011, 9001)
+    back("FA", 9001, 1012)
+    right("A", 1012, 9002)
+    right("S", 500_000)
+    back("SA", 700_000, 500_001)
+    right("R", 500_001)
+    return s
+
+
+@story()
+def tcp_odd_beginnings(kernel: str) -> Story:
+    s = Story(
+        "tcp/odd-beginnings",
+        kernel,
+        """Picked up in the middle, SYN with RST, no flags at all, a SYN-ACK out of nowhere, both ends at once.""",
+        iptables="""filter FORWARD -m conntrack --ctstate INVALID -j DROP
+            filter FORWARD -m conntrack --ctstate NEW -j ACCEPT
+            filter FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT""",
+    )
+    for k, flags in enumerate(("A", "PA", "FA", "SA", "R", "RA", "SR", "SF", "", "FPU")):
+        s.sends("lan0", tcp(SRV, 6000 + k, OUT, 80, flags, 1000, 2000, data=b"x" * (k % 3)))
+        s.sends("eth0", tcp(OUT, 80, SRV, 6000 + k, "A", 2000, 1001))
+    s.sends("lan0", tcp(SRV, 7000, OUT, 80, "S", 100))
+    s.sends("eth0", tcp(OUT, 80, SRV, 7000, "S", 900))
+    s.sends("lan0", tcp(SRV, 7000, OUT, 80, "SA", 100, 901))
+    s.sends("eth0", tcp(OUT, 80, SRV, 7000, "SA", 900, 101))
+    return s
+
+
+@story()
+def conntrack_states(kernel: str) -> Story:
+    s = Story(
+        "conntrack/states",
+        kernel,
+        """NEW, ESTABLISHED, RELATED, UNTRACKED, and what is INVALID: an answer that nobody asked
+        for, a wrong checksum.""",
+        iptables="""raw PREROUTING -p udp -m udp --dport 7 -j CT --notrack
+            filter FORWARD -m conntrack --ctstate UNTRACKED -j ACCEPT
+            filter FORWARD -m conntrack --ctstate RELATED -j ACCEPT
+            filter FORWARD -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j ACCEPT
+            filter FORWARD -m conntrack --ctstate NEW -j CONNMARK --set-xmark 0x5/0xffffffff
+            filter FORWARD -m conntrack --ctstate INVALID -j DROP
+            mangle POSTROUTING -m connmark --mark 0x5 -j TTL --ttl-set 9""",
+    )
+    k = s.sends("lan0", udp(SRV, 5000, OUT, 53))
+    s.answered(k, lambda sent: error(OUT, SRV, sent, 3, 3))
+    s.answered(k)
+    s.sends("lan0", udp(SRV, 5000, OUT, 53))
+    s.sends("lan0", udp(SRV, 5000, OUT, 7))
+    s.sends("eth0", icmp(OUT, SRV, 0, 0, 99))
+    s.sends("eth0", error(OUT, SRV, udp(SRV, 1, OUT, 2)))
+    bad = bytearray(tcp(SRV, 5001, OUT, 80))
+    bad[36] ^= 0xFF
+    s.sends("lan0", bytes(bad))
+    s.runs("conntrack -D -p udp --dport 53")
+    s.answered(k)
+    return s
+
+
+@story()
+def routing_ends(kernel: str) -> Story:
+    s = Story(
+        "routing/ends",
+        kernel,
+        """No route, forbidden routes, the last hop, too big to go on: each with its ICMP error,
+        or cut into fragments.""",
+        links=LINKS
+        + """
+[[link]]
+name = "thin0"
+mac = "02:00:00:00:00:03"
+mtu = 600
+addresses = ["10.1.0.1/24"]
+[[route]]
+to = "10.66.0.0/16"
+type = "unreachable"
+[[route]]
+to = "10.67.0.0/16"
+type = "prohibit"
+[[route]]
+to = "10.68.0.0/16"
+type = "blackhole"
+[[route]]
+to = "10.69.0.0/16"
+dev = "thin0"
+table = "69"
+[[rule]]
+priority = 100
+fwmark = "0x69"
+table = "69"
+""",
+        sysctl={"net.ipv4.conf.thin0.send_redirects": 0},
+        iptables="mangle PREROUTING -d 10.69.0.0/16 -j MARK --set-xmark 0x69/0xffffffff",
+    )
+    for dst in ("10.66.0.1", "10.67.0.1", "10.68.0.1", "10.69.0.1"):
+        s.sends("lan0", udp(SRV, 5000, dst, 53))
+    s.sends("lan0", udp(SRV, 5000, OUT, 53, ttl=1))
+    s.sends("lan0", icmp(SRV, OUT, ttl=1))
+    s.sends("lan0", udp(SRV, 5000, "10.1.0.5", 53, b"x" * 1000))
+    s.sends("lan0", udp(SRV, 5000, "10.1.0.5", 53, b"x" * 1000, frag=0))
+    s.sends("lan0", udp(SRV, 5000, "10.0.0.255", 53))
+    s.sends("lan0", udp("127.0.0.1", 5000, OUT, 53))
+    s.sends("lan0", udp("255.255.255.255", 5000, OUT, 53))
+    return s
+
+
+def pieces(packet: bytes, size: int) -> list[bytes]:
+    """A packet in fragments of `size` bytes."""
+    head, body = packet[:20], packet[20:]
+    out = []
+    for at in range(0, len(body), size):
+        part = body[at : at + size]
+        word = at // 8 | (0x2000 if at + size < len(body) else 0)
+        h = (
+            head[:2]
+            + struct.pack("!H", 20 + len(part))
+            + head[4:6]
+            + struct.pack("!H", word)
+            + head[8:10]
+            + b"\0\0"
+            + head[12:]
+        )
+        out.append(h[:10] + struct.pack("!H", checksum(h)) + h[12:] + part)
+    return out
+
+
+@story()
+def fragments_and_nat(kernel: str) -> Story:
+    s = Story(
+        "fragments/and-nat",
+        kernel,
+        """Fragments are put together before the rules see them, in any order, and leave again as large as they came.
+        A missing piece holds the rest back for good.""",
+        iptables="""nat PREROUTING -p udp -m udp --dport 53 -j DNAT --to-destination 10.0.0.5:5353
+            filter FORWARD -p udp -m length --length 1000:65535 -j MARK --set-xmark 0x1/0xffffffff""",
+    )
+    one, two, three = pieces(udp(OUT, 5000, NODE, 53, b"y" * 1200, ident=7), 480)
+    for piece in (three, one, two):
+        s.sends("eth0", piece)
+    one, two, three = pieces(udp(OUT, 5001, NODE, 53, b"z" * 1200, ident=8), 480)
+    s.sends("eth0", one)
+    s.sends("eth0", three)
+    return s
+
+
+# ---- matches that remember, sets -----------------------------------------------------------------------------------
+
+
+@story()
+def memory_limits(kernel: str) -> Story:
+    s = Story(
+        "memory/limits",
+        kernel,
+        """Token buckets, one and by address; the n-th packet; a quota; the last-seen list; connections by host.""",
+        iptables="""filter FORWARD -p icmp -m limit --limit 1/sec --limit-burst 2 -j ACCEPT
+            filter FORWARD -p icmp -j BY_HOST
+            filter BY_HOST -m hashlimit --hashlimit-upto 1/sec --hashlimit-mode srcip --hashlimit-name a -j ACCEPT
+            filter FORWARD -p udp -m statistic --mode nth --every 3 --packet 1 -j DROP
+            filter FORWARD -p udp -m quota --quota 100 -j ACCEPT
+            filter FORWARD -p tcp -m recent --update --seconds 60 --hitcount 3 --name r --rsource -j DROP
+            filter FORWARD -p tcp -m recent --set --name r --rsource
+            filter FORWARD -p tcp -m connlimit --connlimit-above 2 --connlimit-mask 24 -j REJECT --reject-with tcp-reset
+            filter FORWARD -p tcp -j ACCEPT
+            filter FORWARD policy DROP""",
+    )
+    for k in range(4):
+        s.sends("lan0", icmp(SRV, OUT, number=k))
+        s.sends("lan0", udp(SRV, 5000, OUT, 53))
+        s.sends("lan0", tcp(f"10.0.0.{50 + k % 2}", 5000 + k, OUT, 80))
+        s.sends("lan0", tcp("10.0.0.50", 6000 + k, OUT, 80))
+    s.waits(1.1)
+    s.sends("lan0", icmp(SRV, OUT, number=9))
+    return s
+
+
+@story()
+def sets_of_all_kinds(kernel: str) -> Story:
+    s = Story(
+        "ipset/members-and-exceptions",
+        kernel,
+        """The longest prefix decides, nomatch says no; ports with protocols; a list of sets; the SET target writes.""",
+        ipset="""create nets hash:net family inet counters
+            add nets 10.0.0.0/24
+            add nets 10.0.0.4/30 nomatch
+            add nets 10.0.0.5
+            create ports hash:ip,port family inet
+            add ports 192.0.2.7,udp:53
+            add ports 192.0.2.7,icmp:echo-request
+            create seen hash:ip family inet timeout 300
+            create bits bitmap:port range 1-1000
+            add bits 80
+            create all list:set
+            add all nets
+            add all seen""",
+        iptables="""filter FORWARD -m set --match-set ports dst,dst -j SET --add-set seen dst
+            filter FORWARD -m set --match-set bits dst -j DROP
+            filter FORWARD -m set --match-set nets src -j ACCEPT
+            filter FORWARD -m set --match-set all dst -j REJECT --reject-with icmp-port-unreachable
+            filter FORWARD policy DROP""",
+    )
+    for last in (4, 5, 6, 9):
+        s.sends("lan0", udp(f"10.0.0.{last}", 5000, OUT, 53))
+        s.sends("lan0", tcp(f"10.0.0.{last}", 5000, OUT, 80))
+    s.sends("lan0", icmp("10.0.0.6", OUT))
+    s.runs("ipset add nets 10.0.0.6/32")
+    s.runs("ipset add nets 10.0.0.6/32")
+    s.runs("ipset destroy nets")
+    s.sends("lan0", udp("10.0.0.6", 5000, OUT, 53))
+    s.runs("ipset test seen 192.0.2.7")
+    return s
+
+
+# ---- the clock -----------------------------------------------------------------------------------------------------
+
+
+@story()
+def clock_conntrack_timeouts(kernel: str) -> Story:
+    s = Story(
+        "clock/conntrack-timeouts",
+        kernel,
+        """Connections that nobody speaks on are forgotten: UDP after a second, longer once
+        answered; a SYN after two.""",
+        sysctl={
+            "net.netfilter.nf_conntrack_udp_timeout": 1,
+            "net.netfilter.nf_conntrack_udp_timeout_stream": 4,
+            "net.netfilter.nf_conntrack_tcp_timeout_syn_sent": 2,
+            "net.netfilter.nf_conntrack_icmp_timeout": 1,
+        },
+        iptables="""filter FORWARD -i lan0 -j ACCEPT
+            filter FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT
+            filter FORWARD policy DROP""",
+    )
+    lone = s.sends("lan0", udp(SRV, 5000, OUT, 53))
+    asked = s.sends("lan0", udp(SRV, 5001, OUT, 53))
+    s.answered(asked)
+    syn = s.sends("lan0", tcp(SRV, 5002, OUT, 80))
+    ping = s.sends("lan0", icmp(SRV, OUT))
+    s.waits(1.5)
+    s.answered(lone)
+    s.answered(asked)
+    s.answered(ping)
+    s.waits(1.0)
+    s.answered(syn)
+    s.answered(asked)
+    return s
+
+
+@story()
+def clock_sets_and_lists(kernel: str) -> Story:
+    s = Story(
+        "clock/sets-and-recent",
+        kernel,
+        """Members with a time to live go; a packet that is seen renews one; the recent list counts seconds.""",
+        ipset="""create short hash:ip family inet timeout 2
+            add short 10.0.0.5
+            add short 10.0.0.6 timeout 0
+            add short 10.0.0.7 timeout 60""",
+        iptables="""filter FORWARD -p udp -m udp --dport 1 -j SET --add-set short src --exist --timeout 3
+            filter FORWARD -p udp -m set --match-set short src -j ACCEPT
+            filter FORWARD -p tcp -m recent --rcheck --seconds 1 --name r --rsource -j DROP
+            filter FORWARD -p tcp -m recent --set --name r --rsource -j ACCEPT
+            filter FORWARD policy DROP""",
+    )
+    for wait in (0.0, 1.4, 1.4):
+        s.waits(wait)
+        for last in (5, 6, 7, 8):
+            s.sends("lan0", udp(f"10.0.0.{last}", 5000, OUT, 53))
+        s.sends("lan0", udp("10.0.0.8", 5000, OUT, 1))
+        s.sends("lan0", tcp(SRV, 5000, OUT, 80))
+        s.sends("lan0", tcp(SRV, 5001, OUT, 80))
+    return s
+
+
+@story()
+def clock_fragments(kernel: str) -> Story:
+    s = Story(
+        "clock/fragments",
+        kernel,
+        """The pieces of a packet wait a second for the rest, then they are given up; a late piece waits by itself.""",
+        sysctl={"net.ipv4.ipfrag_time": 1},
+        iptables="filter FORWARD -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT",
+    )
+    one, two, three = pieces(udp(SRV, 5000, OUT, 53, b"y" * 1200, ident=7), 480)
+    s.sends("lan0", two)
+    s.sends("lan0", three)
+    s.waits(1.6)
+    s.sends("lan0", one)
+    one, two, three = pieces(udp(SRV, 5000, OUT, 53, b"y" * 1200, ident=9), 480)
+    s.sends("lan0", one)
+    s.waits(0.5)
+    s.sends("lan0", two)
+    s.sends("lan0", three)
+    return s
+
+
+# ---- IPVS ----------------------------------------------------------------------------------------------------------
+
+VIP = """
+[[link]]
+name = "vip0"
+kind = "dummy"
+up = false
+addresses = ["10.96.0.1/32", "10.96.0.2/32"]
+"""
+
+
+@story("6.1")
+def ipvs_round_robin(kernel: str) -> Story:
+    s = Story(
+        "ipvs/round-robin",
+        kernel,
+        """Connections go round the servers and stay; the answers leave from the virtual address.
+        A server that is taken away is no longer chosen, one with weight 0 keeps what it has.""",
+        links=LINKS + VIP,
+        ipvs="""-A -t 10.96.0.1:80 -s rr
+            -a -t 10.96.0.1:80 -r 10.0.0.5:8080 -m -w 1
+            -a -t 10.96.0.1:80 -r 10.0.0.6:8080 -m -w 1
+            -A -u 10.96.0.1:53 -s wlc
+            -a -u 10.96.0.1:53 -r 10.0.0.5:53 -m -w 1
+            -a -u 10.96.0.1:53 -r 10.0.0.6:53 -m -w 3""",
+    )
+    for k in range(3):
+        s.handshake("eth0", OUT, 4000 + k, "10.96.0.1", 80)
+        s.answered(s.sends("eth0", udp(OUT, 4000 + k, "10.96.0.1", 53)))
+    s.runs("ipvsadm -d -t 10.96.0.1:80 -r 10.0.0.5:8080")
+    s.sends("eth0", tcp(OUT, 4000, "10.96.0.1", 80, "A", 1001, 1))
+    s.sends("eth0", tcp(OUT, 4005, "10.96.0.1", 80))
+    s.runs("ipvsadm -e -t 10.96.0.1:80 -r 10.0.0.6:8080 -m -w 0")
+    s.sends("eth0", tcp(OUT, 4006, "10.96.0.1", 80))
+    s.sends("eth0", tcp(OUT, 4001, "10.96.0.1", 80, "A", 1001, 1))
+    s.sends("eth0", tcp(OUT, 4007, "10.96.0.2", 80))
+    return s
+
+
+@story("6.1")
+def ipvs_persistent(kernel: str) -> Story:
+    s = Story(
+        "ipvs/persistent",
+        kernel,
+        """A client stays with its server; with masquerading, both ends of the connection are tracked.""",
+        links=LINKS + VIP,
+        sysctl={"net.ipv4.vs.conntrack": 1},
+        iptables="""nat POSTROUTING -m ipvs --ipvs -j MASQUERADE
+            filter FORWARD -m conntrack --ctstate INVALID -j DROP""",
+        ipvs="""-A -t 10.96.0.1:80 -s rr -p 300
+            -a -t 10.96.0.1:80 -r 10.0.0.5:8080 -m -w 1
+            -a -t 10.96.0.1:80 -r 10.0.0.6:8080 -m -w 1""",
+    )
+    for k in range(3):
+        s.handshake("eth0", OUT, 4000 + k, "10.96.0.1", 80)
+        s.handshake("eth0", f"192.0.2.{50 + k}", 4000, "10.96.0.1", 80)
+    return s
+
+
+@story("6.1")
+def ipvs_timeouts(kernel: str) -> Story:
+    s = Story(
+        "clock/ipvs-timeouts",
+        kernel,
+        """UDP connections to a virtual server last as long as `ipvsadm --set` says: then another server is chosen.""",
+        links=LINKS + VIP,
+        ipvs="""-A -u 10.96.0.1:53 -s rr
+            -a -u 10.96.0.1:53 -r 10.0.0.5:53 -m -w 1
+            -a -u 10.96.0.1:53 -r 10.0.0.6:53 -m -w 1""",
+    )
+    s.runs("ipvsadm --set 0 0 1")
+    for wait in (0.0, 0.5, 1.6, 0.5):
+        s.waits(wait)
+        s.sends("eth0", udp(OUT, 4000, "10.96.0.1", 53))
+    return s
+
+
+# ---- recording -----------------------------------------------------------------------------------------------------
+
+
+def told(name: str) -> list[Story]:
+    """Every story on each of its kernels, whose name has `name` in it."""
+    out = [make(kernel) for make in STORIES for kernel in KERNELS[make.__name__]]
+    return [s for s in out if name in s.name]
+
+
+#: the models in the tree, with their traces: (model, kernel, commands in between)
+SHIPPED: list[tuple[str, str, list[tuple[float, str]]]] = [
+    ("web-dnat", "6.18", []),
+    ("nat-gateway", "6.18", []),
+    ("nat-gateway", "6.18", [(5.0, "ip link set eth0 down")]),
+    ("kube-ipvs", "6.1", []),
+    ("kube-iptables", "6.1", []),
+]
+
+
+def shipped(model: str, kernel: str, commands: list[tuple[float, str]]) -> tuple[str, lab.Case]:
+    """A model of the tree with its trace, and what its file is called."""
+    root = HERE.parent.parent
+    trace = str(root / "traces" / f"{model}.pcapng")
+    case, _ = lab.from_traces(root / "models" / model, [trace], commands=commands)
+    case.story = "The model and the trace of that name" + (f", and `{commands[0][1]}` on the way" if commands else "")
+    return f"models/{model}{'-down' if commands else ''}-{kernel}", case
+
+
+def main(names: list[str]) -> int:
+    wrong = 0
+    for kernel, where in (("6.18", "host"), ("6.1", "uml")):
+        cases = [(f"{s.name}-{kernel}", s.case()) for s in told("") if s.kernel == kernel]
+        cases += [shipped(*one) for one in SHIPPED if one[1] == kernel]
+        cases = [(file, case) for file, case in cases if not names or any(n in file for n in names)]
+        played = lab.play([case for _, case in cases], where, stats=True)
+        for (file, case), recording in zip(cases, played, strict=True):
+            if recording.trouble or recording.kernel != kernel:
+                print(f"{file}: {recording.trouble or f'this is Linux {recording.release}'}")
+                wrong += 1
+                continue
+            found = lab.compare(case, recording)
+            wrong += bool(found)
+            for d in found:
+                print(d)
+            lab.save(case, recording, HERE / f"{file}.case")
+            print(f"{file}: {len(case.events)} events, {len(found)} disagreements")
+    return min(wrong, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
