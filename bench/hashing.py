@@ -59,7 +59,7 @@ def look_ups(entries: int) -> dict[str, float]:
 
     few = tuple(column[:1] for column in query)
     one = tuple(int(column[0]) for column in few)
-    return {
+    found = {
         "entries": entries,
         "find": median(lambda: table.find(query)) / BATCH * 1e9,
         "find, absent": median(lambda: table.find(absent)) / BATCH * 1e9,
@@ -69,6 +69,10 @@ def look_ups(entries: int) -> dict[str, float]:
         "find, one row": median(lambda: [table.find(few) for _ in range(2000)]) / 2000 * 1e9,
         "find_one": median(lambda: [table.find_one(*one) for _ in range(2000)]) / 2000 * 1e9,
     }
+    found["dict / find"] = found["dict"] / found["find"]
+    found["find / gathers"] = found["find"] / found["bare gathers"]
+    found["M find a second"] = 1e3 / found["find"]
+    return found
 
 
 def loading(members: int) -> dict[str, float]:

@@ -2,11 +2,11 @@
 
     sudo python bench/kernel.py [--services 10000] [--established 400000] [--new 50000] [--repeat 5]
 
-The kernel half: three network namespaces of this process, sender -> node -> sink over veth, the node with the rules of the
-model's own iptables.save (kube-proxy's, N services with 3 endpoints each on other nodes). Frames go out of AF_PACKET
-sockets by sendmmsg, past the queueing disciplines; sender, node and sink share one CPU, as netemu has one. What counts
-as delivered is what the far veth received, and a run that loses packets is no run. The namespaces have no name: when the
-process ends, however it ends, they and all that is in them are gone; nothing outside is touched.
+The kernel half: three network namespaces of this process, sender -> node -> sink over veth, the node with the rules
+of the model's own iptables.save (kube-proxy's, N services with 3 endpoints each on other nodes). Frames go out of
+AF_PACKET sockets by sendmmsg, past the queueing disciplines; sender, node and sink share one CPU, as netemu has one.
+What counts as delivered is what the far veth received, and a run that loses packets is no run. The namespaces have no
+name: when the process ends, however it ends, they and all that is in them are gone; nothing outside is touched.
 
 A kernel's rate includes real delivery, which netemu does not do, and the cost of sending: it is a replay rate.
 
@@ -28,6 +28,7 @@ import argparse
 import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -35,11 +36,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tools import ACK, PSH, SYN, Bench, Bytes, Column, medians, segments, timed, write_raw
+from tools import ACK, PSH, SYN, WATCH, Bench, Bytes, Column, medians, segments, timed, write_raw
 
 from netemu import Node, read_capture
 from netemu.kube import Cluster, Endpoint, Host, HostLink, ServicePort, iptables_mode, ipvs_mode, write
@@ -55,6 +57,7 @@ FIRST_SERVICE, FIRST_POD, FIRST_CLIENT = 0x0A400001, 0x0A810010, 0x0A80FC01
 CLIENTS, PORT, TARGET_PORT = 200, 80, 8080
 FLOWS = 1000  # established connections
 BATCH = 500  # frames a system call
+HOUR = 3600 * 10**9
 
 HOST = Host(
     name="node-0",
@@ -268,7 +271,7 @@ class Lab:
         """
         other = {"sender": "sink", "sink": "sender"}
         due = {name: self.received(name) for name in other}
-        start = time.perf_counter()
+        start = WATCH.now()
         for side, frames in sending:
             far = other[side]
             for lo in range(0, len(frames), BATCH):
@@ -277,7 +280,7 @@ class Lab:
                 due[far] += hi - lo
                 if self.received(far) < due[far]:
                     self._wait(far, due[far])
-        taken = time.perf_counter() - start
+        taken = WATCH.now() - start
         for name, count in due.items():
             if self.received(name) != count:
                 raise RuntimeError(f"{name} received {self.received(name) - count:+} packets more than were sent to it")
@@ -292,7 +295,9 @@ class Lab:
     def rules(self, text: str) -> float:
         """Load rules. Returns seconds."""
         with self.inside("node"):
-            return timed(lambda: call("iptables-legacy-restore", text))
+            start = time.perf_counter()  # it is another process that works
+            call("iptables-legacy-restore", text)
+            return time.perf_counter() - start
 
     def connections(self) -> str:
         """What `conntrack -L -o extended` says in the node."""
@@ -314,61 +319,62 @@ def call(words: str, text: str = "") -> str:
 
 
 class Model:
-    """A model directory, and how long netemu takes with it."""
+    """A model directory, the node loaded from it, and how long netemu takes with packets."""
 
     def __init__(self, folder: Path, files: dict[str, str]) -> None:
         self.folder, self.files = folder, files
-        self.loads: list[float] = []
         write(files, folder)
 
-    def replay(self, trace: Path, packets: int) -> float:
-        """Seconds from the loaded node to the finished summary of a trace, all of which must be forwarded."""
-        start = time.perf_counter()
-        node = Node.load(self.folder, seed=1)
-        self.loads.append(time.perf_counter() - start)
+    def load(self) -> None:
+        """Load the node anew."""
+        self.clock = 0
+        start = WATCH.now()
+        self.node = Node.load(self.folder, seed=1)
+        self.load_seconds = WATCH.now() - start
+
+    def rest(self) -> None:
+        """Let all connections that nobody answered time out, and forget the others."""
+        self.clock += HOUR
+        self.node.advance(self.clock / 10**9)
+        self.node.run("conntrack -F")
+
+    def replay(self, packets: Bytes, tick: int = 1_000) -> float:
+        """Seconds from the loaded node to the finished summary of a capture, all of which must be forwarded."""
+        trace = self.folder / "trace.pcap"
+        write_raw(trace, packets, tick, self.clock)
+        self.clock += tick * len(packets)
         summary = Summary()
 
         def all_of_it() -> None:
-            for journeys in node.stream(read_capture(trace), remember=False):
+            for journeys in self.node.stream(read_capture(trace), remember=False):
                 summary.add(journeys)
 
         taken = timed(all_of_it)
         forwarded = sum(count for (_, out), count in summary.ways.items() if out > 0)
-        if forwarded != packets:
-            raise RuntimeError(f"netemu forwarded {forwarded:,} of {packets:,} packets")
+        if forwarded != len(packets):
+            raise RuntimeError(f"netemu forwarded {forwarded:,} of {len(packets):,} packets")
         return taken
-
-    @property
-    def load(self) -> float:
-        """Seconds that loading took, the median."""
-        return float(np.median(self.loads))
 
 
 # ---- what is compared ----------------------------------------------------------------------------------------------
 
 
-def established(lab: Lab, model: Model, folder: Path, packets: int, services: int, repeat: int) -> dict[str, Any]:
-    """Data both ways in connections that the kernel opened."""
+def established(lab: Lab, model: Model, packets: int, services: int, repeat: int) -> dict[str, Any]:
+    """Data both ways in connections that the kernel opened. From the second run on, both see it a second time."""
     flows = Flows(FLOWS, services)
     lab.replay([("sender", Frames(flows.ask(SYN, 0, 0), MACS[POD_LINK]))])
     flows.server = endpoints(lab.connections(), flows)
     lab.replay([("sink", Frames(flows.answer(SYN | ACK, 0, 1), MACS[OUT_LINK]))])
     lab.replay([("sender", Frames(flows.ask(ACK, 1, 1), MACS[POD_LINK]))])
-    known = lab.connections()
-    (model.folder / "conntrack.list").write_text(known)
-    times = max(packets // (2 * FLOWS), 1)
-    said = flows.rounds(times)
-    trace = folder / "established.pcap"
-    write_raw(trace, np.concatenate([p for pair in said for p in pair]))
+    (model.folder / "conntrack.list").write_text(lab.connections())
+    model.load()
+    said = flows.rounds(max(packets // (2 * FLOWS), 1))
+    everything = np.concatenate([p for pair in said for p in pair])
     sending = []
     for ask, answer in said:
         sending += [("sender", Frames(ask, MACS[POD_LINK])), ("sink", Frames(answer, MACS[OUT_LINK]))]
-    n = 2 * FLOWS * times
-    try:
-        found = medians({"kernel": lambda: lab.replay(sending), "netemu": lambda: model.replay(trace, n)}, repeat)
-    finally:
-        (model.folder / "conntrack.list").unlink()
-    return compared(found, n)
+    works = {"kernel": lambda: lab.replay(sending), "netemu": lambda: model.replay(everything)}
+    return compared(medians(works, repeat), len(everything))
 
 
 def endpoints(listing: str, flows: Flows) -> Column:
@@ -389,24 +395,22 @@ def compared(found: dict[str, dict[str, Any]], packets: int) -> dict[str, Any]:
     return {"packets": packets, "rates": rates, "ratio": rates["netemu"] / rates["kernel"], "runs": found}
 
 
-def new(lab: Lab, model: Model, folder: Path, packets: int, services: int, repeat: int) -> dict[str, Any]:
+def new(lab: Lab, model: Model, packets: int, services: int, repeat: int) -> dict[str, Any]:
     """Every packet a new connection."""
-    frames = Frames(Flows(packets, services).ask(SYN, 0, 0), MACS[POD_LINK])
-    trace = new_trace(folder, packets, services)
+    rows = Flows(packets, services).ask(SYN, 0, 0)
+    frames = Frames(rows, MACS[POD_LINK])
 
     def kernel() -> float:
         lab.forget()
         return lab.replay([("sender", frames)])
 
-    found = medians({"kernel": kernel, "netemu": lambda: model.replay(trace, packets)}, repeat)
-    return compared(found, packets)
+    return compared(medians({"kernel": kernel, "netemu": lambda: opened(model, rows)}, repeat), packets)
 
 
-def new_trace(folder: Path, packets: int, services: int) -> Path:
-    """The SYNs of new connections as a capture."""
-    path = folder / f"new-{services}.pcap"
-    write_raw(path, Flows(packets, services).ask(SYN, 0, 0))
-    return path
+def opened(model: Model, rows: Bytes) -> float:
+    """Seconds that netemu takes to open connections, none being there before."""
+    model.rest()
+    return model.replay(rows)
 
 
 def plain(lab: Lab, repeat: int) -> dict[str, Any]:
@@ -425,28 +429,30 @@ def ours(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "iptables": Model(folder / "iptables", iptables_mode(cluster(args.services), HOST)),
         "ipvs": Model(folder / "ipvs", ipvs_mode(cluster(args.services), HOST)),
     }
-    trace = new_trace(folder, n, args.services)
-    modes = medians({m: (lambda m=m: models[m].replay(trace, n)) for m in models}, args.repeat)  # type: ignore[misc]
     sizes = {str(k): Model(folder / f"services-{k}", iptables_mode(cluster(k), HOST)) for k in (few, most)}
-    traces = {k: new_trace(folder, n, int(k)) for k in sizes}
-    many = medians(
-        {k: (lambda k=k: sizes[k].replay(traces[k], n)) for k in sizes},  # type: ignore[misc]
-        args.repeat,
-    )
+    modes = side_by_side(models, dict.fromkeys(models, Flows(n, args.services).ask(SYN, 0, 0)), args.repeat)
+    many = side_by_side(sizes, {k: Flows(n, int(k)).ask(SYN, 0, 0) for k in sizes}, args.repeat)
     return {
         "modes": {
             "us_a_connection": {m: found["seconds"] / n * 1e6 for m, found in modes.items()},
             "ratio": modes["ipvs"]["seconds"] / modes["iptables"]["seconds"],
-            "load_seconds": {m: models[m].load for m in models},
+            "load_seconds": {m: models[m].load_seconds for m in models},
             "runs": modes,
         },
         "services": {
             "us_a_connection": {k: found["seconds"] / n * 1e6 for k, found in many.items()},
             "ratio": many[str(most)]["seconds"] / many[str(few)]["seconds"],
-            "load_seconds": {k: sizes[k].load for k in sizes},
+            "load_seconds": {k: sizes[k].load_seconds for k in sizes},
             "runs": many,
         },
     }
+
+
+def side_by_side(models: dict[str, Model], rows: dict[str, Bytes], repeat: int) -> dict[str, dict[str, Any]]:
+    """The same work through several models."""
+    for model in models.values():
+        model.load()
+    return medians({name: partial(opened, models[name], rows[name]) for name in models}, repeat)
 
 
 def against_kernel(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -460,29 +466,34 @@ def against_kernel(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         n = min(args.new, most // 2)
         if n < args.new:
             print(f"new connections: {n:,}, since nf_conntrack_max is {most:,}")
-        answer["established"] = established(lab, model, folder, args.established, args.services, args.repeat)
-        answer["new"] = new(lab, model, folder, n, args.services, args.repeat)
-        answer["netemu_load_seconds"] = model.load
+        answer["established"] = established(lab, model, args.established, args.services, args.repeat)
+        answer["new"] = new(lab, model, n, args.services, args.repeat)
+        answer["netemu_load_seconds"] = model.load_seconds
     finally:
         lab.close()
     return answer
 
 
-def show(answer: dict[str, Any], args: argparse.Namespace) -> None:
-    """For people."""
-    found = answer.get("kernel")
-    if found:
-        print(f"replay rates, packets a second, iptables mode, {args.services:,} services, medians of {args.repeat}")
-        print(f"  {'plain forwarding, no rules':28} kernel {found['plain']['rates']['kernel']:>10,.0f}")
-        for name in ("established", "new"):
-            rates = found[name]["rates"]
-            print(
-                f"  {name:28} kernel {rates['kernel']:>10,.0f}   netemu {rates['netemu']:>10,.0f}"
-                f"   {found[name]['ratio']:6.1f} x"
-            )
-        print(f"  loading: kernel {found['kernel_load_seconds']:.2f} s, netemu {found['netemu_load_seconds']:.2f} s")
+def show_kernel(found: dict[str, Any], args: argparse.Namespace) -> None:
+    """For people: the kernel half."""
+    print(
+        f"replay rates, packets a second, iptables mode, {args.services:,} services, "
+        f"medians of {args.repeat}, {args.clock} time"
+    )
+    print(f"  {'plain forwarding, no rules':28} kernel {found['plain']['rates']['kernel']:>10,.0f}")
+    for name in ("established", "new"):
+        rates = found[name]["rates"]
+        print(
+            f"  {name:28} kernel {rates['kernel']:>10,.0f}   netemu {rates['netemu']:>10,.0f}"
+            f"   {found[name]['ratio']:6.1f} x"
+        )
+    print(f"  loading: kernel {found['kernel_load_seconds']:.2f} s, netemu {found['netemu_load_seconds']:.2f} s")
+
+
+def show_ours(found: dict[str, Any], args: argparse.Namespace) -> None:
+    """For people: netemu against itself."""
     for name, what in (("modes", f"{args.services:,} services"), ("services", "services, iptables mode")):
-        values = answer["netemu"][name]
+        values = found[name]
         each = ", ".join(f"{k} {us:.1f} us" for k, us in values["us_a_connection"].items())
         loads = ", ".join(f"{k} {seconds:.2f} s" for k, seconds in values["load_seconds"].items())
         print(f"new connections, {what}: {each}: ratio {values['ratio']:.2f} (loading: {loads})")
@@ -498,20 +509,24 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=50_000, help="new connections")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--json", type=Path, help="where the results go (default bench/results/kernel-DATE.json)")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine")
     args = parser.parse_args()
     bench = Bench("kernel")
+    WATCH.use(args.clock)
     cpu = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpu})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed, too
     answer: dict[str, Any] = {"options": {k: v for k, v in vars(args).items() if k != "json"}}
     with tempfile.TemporaryDirectory(prefix="netemu-bench-") as d:
         folder = Path(d)
         try:
             answer["kernel"] = against_kernel(folder, args)
+            show_kernel(answer["kernel"], args)
         except Unavailable as e:
             print(f"the kernel half is skipped: {e}")
             answer["kernel"], answer["skipped"] = None, str(e)
         answer["netemu"] = ours(folder, args)
-    show(answer, args)
+        show_ours(answer["netemu"], args)
     bench.write(answer, args.json)
 
 

@@ -217,6 +217,14 @@ def _parsers(words: list[str]) -> tuple[argparse.ArgumentParser, dict[str, argpa
             "examples:\n  netemu record models/web-dnat traces/web-dnat.pcapng -o web-dnat.case",
         )
     )
+    _fuzz_options(
+        command(
+            "fuzz",
+            _fuzz,
+            "Play made-up nodes and traffic on a real kernel and look for packets on which netemu differs.",
+            "example:\n  netemu fuzz --minutes 30 --kernel both --seed 7 -o found",
+        )
+    )
     bench = command("bench", _bench, "Measure how rules scale: ipvs mode against iptables mode.")
     if words[:1] == ["bench"]:
         from netemu import scaling
@@ -299,6 +307,13 @@ def _record_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("-o", dest="output", metavar="CASE", required=True, help="the file to write; `-` is standard output")
     p.add_argument("--name", help="the case's name (default: of the model and the trace)")
     p.add_argument("--story", default="", help="a line or two: what it shows")
+
+
+def _fuzz_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--minutes", type=float, default=5.0, metavar="N", help="how long to look (default 5)")
+    p.add_argument("--kernel", choices=("host", "uml", "both"), default="uml", help="which kernel to ask (default uml)")
+    p.add_argument("--seed", default="0", metavar="S", help="another seed makes other nodes and traffic (default 0)")
+    p.add_argument("-o", dest="output", metavar="DIR", help="shrink each disagreement to a small case and keep it here")
 
 
 def _state_options(p: argparse.ArgumentParser) -> None:
@@ -988,6 +1003,12 @@ def _record(args: argparse.Namespace) -> int:
     else:
         lab.save(case, recording, args.output)
     return DONE
+
+
+def _fuzz(args: argparse.Namespace) -> int:
+    from netemu import fuzz
+
+    return fuzz.run(args)
 
 
 def _bench(args: argparse.Namespace) -> int:

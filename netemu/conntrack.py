@@ -169,10 +169,9 @@ class Conntrack:
     def shortest_timeout(self) -> int:
         """No timer that a packet sets is shorter than this (ns)."""
         return min(
-            self.tcp.timeouts[1:]
-            + [self.tcp.max_retrans_timeout, self.tcp.unacked_timeout, self.udp_timeout, self.udp_stream]
-            + [self.icmp_timeout, self.generic_timeout, self.gre_timeout, self.gre_stream]
-        )
+            *self.tcp.timeouts[1:], self.tcp.max_retrans_timeout, self.tcp.unacked_timeout, self.udp_timeout,
+            self.udp_stream, self.icmp_timeout, self.generic_timeout, self.gre_timeout, self.gre_stream,
+        )  # fmt: skip
 
     def switch(self, on: bool) -> None:
         """Tracking goes on or off as rules that need it come and go."""
@@ -223,13 +222,15 @@ class Conntrack:
     def original(self, flow: int) -> Tuple:
         """The original tuple."""
         return (
-            int(self.osrc[flow]), int(self.odst[flow]), int(self.osport[flow]), int(self.odport[flow]), int(self.proto[flow])
+            int(self.osrc[flow]), int(self.odst[flow]), int(self.osport[flow]), int(self.odport[flow]),
+            int(self.proto[flow]),
         )  # fmt: skip
 
     def reply(self, flow: int) -> Tuple:
         """The reply tuple."""
         return (
-            int(self.rsrc[flow]), int(self.rdst[flow]), int(self.rsport[flow]), int(self.rdport[flow]), int(self.proto[flow])
+            int(self.rsrc[flow]), int(self.rdst[flow]), int(self.rsport[flow]), int(self.rdport[flow]),
+            int(self.proto[flow]),
         )  # fmt: skip
 
     def alter_reply(self, flow: int, t: Tuple) -> None:
@@ -246,7 +247,7 @@ class Conntrack:
         return found
 
     def taken(self, t: Tuple, flow: int, now: int) -> bool:
-        """Would answers that come as `t` be taken for another flow's? One with the same original tuple does not count."""
+        """Would answers that come as `t` be taken for another flow's? One with the same original does not count."""
         found = self.holder(t, now, int(self.zone[flow]))
         return found >= 0 and self.original(found >> 1) != self.original(flow)
 
@@ -739,8 +740,8 @@ class Conntrack:
         names = {
             "-s": "osrc", "--src": "osrc", "--orig-src": "osrc", "-d": "odst", "--dst": "odst", "--orig-dst": "odst",
             "-r": "rsrc", "--reply-src": "rsrc", "-q": "rdst", "--reply-dst": "rdst", "--sport": "osport",
-            "--orig-port-src": "osport", "--dport": "odport", "--orig-port-dst": "odport", "-m": "mark", "--mark": "mark",
-            "-p": "proto", "--proto": "proto",
+            "--orig-port-src": "osport", "--dport": "odport", "--orig-port-dst": "odport", "-m": "mark",
+            "--mark": "mark", "-p": "proto", "--proto": "proto",
         }  # fmt: skip
         k = 0
         while k < len(words):

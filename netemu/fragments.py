@@ -1,8 +1,9 @@
 """Fragments: putting them together before tracking, cutting packets for the way out.
 
-With connection tracking on, nothing behind the first stop of PREROUTING and OUTPUT ever sees a fragment: the pieces wait
-until the packet is whole, travel as one, and leave cut again: where they came in if every piece still fits, otherwise to
-at most the size of the largest piece. Without tracking only what is delivered here is put together, before INPUT.
+With connection tracking on, nothing behind the first stop of PREROUTING and OUTPUT ever sees a fragment: the pieces
+wait until the packet is whole, travel as one, and leave cut again: where it was cut before if every piece still fits,
+otherwise to at most the size of the largest piece. Without tracking only what is delivered here is put together, before
+INPUT.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ SECOND = 1_000_000_000
 _FEW = 8  # packets up to which asking one by one is quicker
 _BLOCK = 1 << 16  # lines of a restore that are read together
 _NO_MAC = 1 << 63
+_LONG_AGO = -1  # deadline of a member that a re-adding has ended (see BitmapIpMac.insert)
 _AS_IS = 1  # in the place of a prefix length: an address that the set's mask does not touch
 
 ADDED = "Element cannot be added to the set: it's already added"
@@ -2044,28 +2045,42 @@ class BitmapIpMac(BitmapIp, name="bitmap:ip,mac"):
             yield (*key[:5], _NO_MAC) if without else key
 
     def insert(self, key: Key, extra: Extra, now: int, exist: bool) -> None:
+        """Add one member. Linux keeps the seconds of a member without a MAC where others have their deadline (6.1,
+        bitmap_ipmac_add_timeout). So, in a set with timeouts: such a member looks expired to whoever adds it again,
+        and is not refused; and one that has its MAC and is added again without one is expired from then on.
+        """
         key = self._fit(key)
         number = self._same(key)
         mac = key[5]
-        there = number >= 0 and self._alive(number, now)
-        filled = there and int(self.mac[number]) != _NO_MAC
-        if there and (filled or mac == _NO_MAC):
-            if not exist:
-                raise _no(ADDED)
-            if filled and mac != _NO_MAC:
-                self.mac[number] = mac
+        filled = number >= 0 and int(self.mac[number]) != _NO_MAC
+        again = filled or (number >= 0 and mac == _NO_MAC)
+        if filled and mac != _NO_MAC and exist:
+            self.mac[number] = mac
+        if again and not exist and self._alive(number, now) and not self.waiting.get(number):
+            raise _no(ADDED)
         if number < 0:
             number = self._place(key, now)
         stored = self.waiting.pop(number, None)
         if not filled:
             self.mac[number] = mac
         if self.timeout is not None:
-            seconds = extra.timeout if extra.timeout is not None else self.timeout if stored is None else stored
-            extra = replace(extra, timeout=seconds)
-            if int(self.mac[number]) == _NO_MAC:
-                self.waiting[number] = seconds
+            given = extra.timeout if extra.timeout is not None else self.timeout
+            if mac == _NO_MAC:
+                if not filled:
+                    self.waiting[number] = given
                 extra = replace(extra, timeout=0)
+            elif stored is not None and not again and given == self.timeout:
+                extra = replace(extra, timeout=stored)
         self._extend(number, extra, now, fresh=False)
+        if filled and mac == _NO_MAC and self.deadline is not None and given:
+            self.deadline[number] = _LONG_AGO
+
+    def remove(self, key: Key, now: int) -> bool:
+        """Whether it was there. One that is over by its timeout goes too, though it is said not to be there."""
+        number = self._same(self._fit(key))
+        if number >= 0 and not self._alive(number, now):
+            self._forget(number)
+        return super().remove(key, now)
 
     def _forget(self, number: int) -> None:
         super()._forget(number)
@@ -2078,7 +2093,9 @@ class BitmapIpMac(BitmapIp, name="bitmap:ip,mac"):
     def test(self, element: str, extra: Extra, now: int) -> tuple[bool, str]:
         key, shown = self._one_key(element)
         number = -1 if key is None else self._same(key)
-        if key is None or number < 0 or not self._alive(number, now):
+        if key is None or number < 0:
+            return False, shown
+        if not self._alive(number, now) and self.deadline is not None and self.deadline[number] != _LONG_AGO:
             return False, shown
         return key[5] == _NO_MAC or int(self.mac[number]) in (key[5], _NO_MAC), shown
 
@@ -2791,3 +2808,24 @@ def _alike(a: Set, b: Set) -> bool:
     """`create -exist` takes a set for the same when these agree (the size of the hash does not count)."""
     common = "TYPE family timeout counters comment skbinfo maxelem _ip_mask mark_mask netmask first last size"
     return all(getattr(a, name, None) == getattr(b, name, None) for name in common.split())
+
+
+_SAID = {"ip": "address", "plain": "address", "net": "network", "port": "protocol:port", "mac": "MAC", "set": "set"}
+
+
+def catalogue() -> str:
+    """The registry as a Markdown table (docs/sets.md holds it, and a test that it is up to date)."""
+    lines = [
+        "| type | a member is | directions | options of `create` | revision 6.1, 6.18 | |",
+        "|---|---|--:|---|---|---|",
+    ]
+    for name, kind in sorted(SETS.items()):
+        member = "port" if name == "bitmap:port" else ", ".join(_SAID.get(part, part) for part in kind.parts) or "set"
+        words = " ".join(word for word in kind.WORDS if word not in _IGNORED)
+        meaning = (kind.__doc__ or "").split("\n\n")[0].strip()
+        revision = ", ".join(str(n) for n in kind.REVISION.values())
+        lines.append(f"| `{name}` | {member} | {len(kind.parts) or 1} | {words} | {revision} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+_IGNORED = ("probes", "resize", "gc")  # old words that ipset takes and that mean nothing any more

@@ -36,6 +36,7 @@ from netemu.packets import (
     I64,
     ICMP,
     INVALID,
+    MORE_FRAGMENTS,
     OFFSET_MASK,
     REJECTED,
     RST,
@@ -62,6 +63,7 @@ SERVED = np.isin(np.arange(256), list(NAMES))
 FTP, FTP_DATA = 21, 20
 IPIP = 4
 GUE_IPIP = 4 << 16  # the GUE header of a packet without options: version 0, and what protocol it holds
+NO_FTP = "the FTP helper of IPVS (ip_vs_ftp) is taken as not loaded: PORT and 227 lines are not translated"
 PORT_RANGE = "net.ipv4.ip_local_port_range"
 
 MASQ, TUNNEL, ROUTE, BYPASS = 0, 2, 3, 4  # how packets reach the server
@@ -1067,6 +1069,8 @@ class Ipvs:
         else:
             dest.inactive += 1
         dest.crowded()
+        if service.port == FTP and dest.method == MASQ:
+            self.node.caveat(NO_FTP)
         if not flags & ONE_PACKET:
             t.enlist(c)
         t.requests[c] = 0
@@ -1219,6 +1223,7 @@ class Ipvs:
         some, conns, by = (r, c, s) if masq.all() else (r[masq], c[masq], s[masq])
         trip.rewrite(some, "dst", t.daddr[conns], by)
         trip.rewrite(some, "dport", t.dport[conns], by)
+        self._sum_up(p, some)
         if out.any():
             trip.rewrite(r[out], "ttl", p.ttl[r[out]] - 1, s[out])
         p.ipvs[r] = True
@@ -1227,6 +1232,25 @@ class Ipvs:
             tunnel = out & (t.method[c] == TUNNEL)
             for row, conn in zip(r[tunnel].tolist(), c[tunnel].tolist(), strict=True):
                 self._wrap(trip, row, conn)
+
+    @staticmethod
+    def _sum_up(p: Packets, rows: Rows) -> None:
+        """A UDP packet without a checksum that IPVS translates gets one."""
+        udp = rows[(p.proto[rows] == UDP) & (p.cap[rows] >= p.length[rows]) & (p.length[rows] >= p.ihl[rows] + 8)]
+        if not len(udp):
+            return
+        place = p.at[udp] + p.ihl[udp] + 6
+        bare = (p.data[place] == 0) & (p.data[place + 1] == 0)
+        if p.rebuilt:
+            bare |= np.isin(udp, list(p.rebuilt))
+        for row in udp[bare].tolist():
+            packet = p.bytes(row)
+            at = int(p.ihl[row])
+            if packet[at + 6 : at + 8] != b"\0\0" or p.frag[row] & (OFFSET_MASK | MORE_FRAGMENTS):
+                continue
+            pseudo = packet[12:20] + struct.pack("!BBH", 0, UDP, len(packet) - at)
+            right = checksum(pseudo + packet[at:]) or 0xFFFF
+            p.rebuild(row, packet[: at + 6] + struct.pack("!H", right) + packet[at + 8 :])
 
     def _attach(self, trip: Trip, rows: Rows, conns: I32) -> None:
         dest = self.conns.dest[conns]
@@ -1357,6 +1381,7 @@ class Ipvs:
         trip.step(r, answers)
         trip.rewrite(r, "src", t.vaddr[c], answers)
         trip.rewrite(r, "sport", t.vport[c], answers)
+        self._sum_up(p, r)
         on = self._rerouted(trip, r)
         r, c = r[on], c[on]
         if len(r) == 1:

@@ -13,12 +13,13 @@
 An IPVS packet leaves INPUT at stop 99 and comes back in at OUTPUT, marked so that IPVS does not see it twice; it is
 untracked unless the conntrack sysctl is on. A packet over `lo` runs OUTPUT, POSTROUTING, PREROUTING, INPUT.
 
-`Road` drives packets along it, a run at a time. Packets go through one at a time, in order: that is the meaning. A run is a
-stretch of packets that may be asked the same question together because none of them can see what another one changes;
-`Road.run_end` says where a run must end, and why. With runs of one packet this is the reference that longer runs must equal.
+`Road` drives packets along it, a run at a time. Packets go through one at a time, in order: that is the meaning. A run
+is a stretch of packets that may be asked the same question together because none of them can see what another one
+changes; `Road.run_end` says where a run must end, and why. With runs of one packet this is the reference that longer
+runs must equal.
 
-ICMP errors that a run causes leave when it is over, in the order of the packets that they are about: Linux counts them, and
-sends none when there were too many (`Limits`).
+ICMP errors that a run causes leave when it is over, in the order of the packets that they are about: Linux counts them,
+and sends none when there were too many (`Limits`).
 """
 
 from __future__ import annotations
@@ -72,9 +73,11 @@ if TYPE_CHECKING:
 LAST = 1 << 31
 STOPS: dict[str, list[tuple[int, str]]] = {  # hook -> what happens there, in kernel priority order
     "PREROUTING": [(-400, "defrag"), (-300, "raw"), (-200, "track"), (-150, "mangle"), (-100, "nat")],
-    "INPUT": [(-150, "mangle"), (0, "filter"), (50, "security"), (98, "ipvs_reply"), (99, "ipvs_request"), (100, "nat"), (LAST, "confirm")],
+    "INPUT": [(-150, "mangle"), (0, "filter"), (50, "security"), (98, "ipvs_reply"), (99, "ipvs_request"), (100, "nat"),
+              (LAST, "confirm")],
     "FORWARD": [(-150, "mangle"), (0, "filter"), (50, "security"), (99, "ipvs_icmp"), (100, "ipvs_reply")],
-    "OUTPUT": [(-400, "defrag"), (-300, "raw"), (-200, "track"), (-150, "mangle"), (-100, "nat"), (-99, "ipvs_reply"), (-98, "ipvs_request"), (0, "filter"), (50, "security")],
+    "OUTPUT": [(-400, "defrag"), (-300, "raw"), (-200, "track"), (-150, "mangle"), (-100, "nat"), (-99, "ipvs_reply"),
+               (-98, "ipvs_request"), (0, "filter"), (50, "security")],
     "POSTROUTING": [(-150, "mangle"), (100, "nat"), (LAST, "confirm")],
 }  # the same in Linux 6.1 and 6.18  # fmt: skip
 
@@ -96,10 +99,10 @@ _WHOLE = Step(None, "defrag: reassembled")
 class Limits:
     """How many ICMP errors leave: so many a second in all, and so many a second to one address.
 
-    Both are token buckets filled by the packets' own clock, in ticks. net.ipv4.icmp_msgs_per_sec and icmp_msgs_burst limit
-    all together (Linux takes 0 to 2 tokens at random for each, one on average; here it is one), net.ipv4.icmp_ratelimit
-    each receiver; only the types in icmp_ratemask count. Packets without a route have a bucket of their own price in
-    the same account. What the node sends to itself is not limited.
+    Both are token buckets filled by the packets' own clock, in ticks. net.ipv4.icmp_msgs_per_sec and icmp_msgs_burst
+    limit all together (Linux takes 0 to 2 tokens at random for each, one on average; here it is one),
+    net.ipv4.icmp_ratelimit each receiver; only the types in icmp_ratemask count. That there is no route has a price of
+    its own, from the same account. What the node sends to itself is not limited.
     """
 
     def __init__(self, node: Node) -> None:
@@ -177,7 +180,7 @@ class Road:
     # ---- stops -------------------------------------------------------------------------------------------------
 
     def compile(self) -> None:
-        """Find out what stands at each hook now: tables that were touched, tracking if a rule needs it, IPVS if it serves."""
+        """Find out what stands at each hook now: touched tables, tracking if a rule needs it, IPVS if it serves."""
         node = self.node
         for hook, stops in STOPS.items():
             line: list[Stop] = []
@@ -285,8 +288,8 @@ class Road:
         before = [column[rows].copy() for column in (p.src, p.dst, p.mark, p.tos)]
         verdict = self.node.tables.walk(trip, "mangle", rows)
         changed = np.zeros(len(rows), bool)
-        for old, column in zip(before, (p.src, p.dst, p.mark, p.tos), strict=True):
-            changed |= old != column[rows]
+        for old, now in zip(before, (p.src[rows], p.dst[rows], p.mark[rows], p.tos[rows]), strict=True):
+            changed |= old != now
         on = verdict == 1
         again = rows[on & changed]
         if len(again):
@@ -332,7 +335,7 @@ class Road:
     def _reinject(self, trip: Trip, rows: Rows) -> None:
         """IPVS sends on what it translated: through the whole of OUTPUT, as if the node had made it."""
         p, hook = trip.pkts, trip.hook
-        # what comes without a connection (an invalid segment, a tunnel header) may begin one here that the next belongs to
+        # what comes without a connection (an invalid segment, a tunnel header) may begin one that the next belongs to
         fresh = (p.ct[rows] < 0) & (p.state[rows] == INVALID) & self.node.conntrack.on
         for some in np.split(rows, np.flatnonzero(fresh)[1:]) if fresh.any() else (rows,):
             self._output(trip, some)
@@ -654,12 +657,20 @@ class Road:
     # ---- packets that the node makes ---------------------------------------------------------------------------
 
     def cause_icmp(
-        self, trip: Trip, rows: Rows, kind: int, code: int, info: int = 0, *, verify: bool = False, routeless: bool = False
+        self,
+        trip: Trip,
+        rows: Rows,
+        kind: int,
+        code: int,
+        info: int = 0,
+        *,
+        verify: bool = False,
+        routeless: bool = False,
     ) -> None:
         """Make the ICMP error about each of `rows`; KERNEL 1.5 says when none is made.
 
-        They quote the packet as it is now, but leave when the run is over (`_pay`), in the order of the packets. A redirect
-        leaves at once: it is not limited, and goes on its way before the packet does.
+        They quote the packet as it is now, but leave when the run is over (`_pay`), in the order of the packets. A
+        redirect leaves at once: it is not limited, and goes on its way before the packet does.
         verify     not about packets with a wrong TCP, UDP or ICMP checksum
         routeless  there is no route: these have a limit of their own
         """
@@ -827,11 +838,12 @@ class Road:
         node.conntrack.end_run()
 
     def run_end(self, p: Packets, start: int, limit: int) -> int:
-        """Where the run that begins at row `start` must end: before the first packet that could see another one's doing.
+        """Where the run that begins at row `start` must end: before the first packet that could see another's doing.
 
         Reasons, in order: two ways in (links and the node itself); a timer that falls due; things with memory that can
-        be reached by more than one way; a fragment or an ICMP error (they touch what they quote); a packet of a flow that
-        this run begins, closes or may rewrite; a packet that could be the answer to a flow this run begins.
+        be reached by more than one way; a fragment or an ICMP error (they touch what they quote); a packet of a flow
+        that this run begins, closes or may rewrite; a packet that could be the answer to a flow this run begins; a
+        flow whose place or port depends on what the run before it frees (`_choices_end`).
         """
         node = self.node
         stop = min(p.n, start + min(limit, self.window))
@@ -901,8 +913,9 @@ class Road:
             end = _first_at(asking[1:], end)
         if ct.on:
             strangers = np.flatnonzero(~known[:end])
-            if len(strangers) > ct.places:  # the table fills: one at a time, and somebody has to go
-                end = min(end, max(int(strangers[max(ct.places, 0)]), 1))
+            room = max(ct.places, 0)
+            if len(strangers) > room:  # the table fills: one at a time, and somebody has to go
+                end = min(end, max(int(strangers[room]), 1))
             if len(strangers) and self.nat_on:
                 end = min(end, self._choices_end(p, rows, strangers, np.where(known, flows, -1), end))
             strangers = strangers[strangers < end]
@@ -924,7 +937,9 @@ class Road:
         tcp = p.proto[rows] == TCP
         if rewrites.draws and len(r) > 1:  # the destination's port is chosen long before the flow is in the table
             ports = np.where(p.proto[r] == ICMP, 0, p.sport[r]).astype(np.uint64)
-            client = (p.proto[r].astype(np.uint64) << np.uint64(48)) | (p.src[r].astype(np.uint64) << np.uint64(16)) | ports
+            client = (
+                (p.proto[r].astype(np.uint64) << np.uint64(48)) | (p.src[r].astype(np.uint64) << np.uint64(16)) | ports
+            )
             _, first = np.unique(client, return_index=True)
             again = np.ones(len(r), bool)
             again[first] = False

@@ -14,8 +14,8 @@ Two kernels can be asked: the running one ("host", needs root, a network namespa
 
 What is masked, because it is arbitrary or drawn at random in Linux: the IP id of packets that the node made; the port
 that NAT drew (the pair is remembered and holds for later packets and the tables); what `statistic --mode random` drew
-(netemu is told); timers up to two seconds; the order of listings that follow a hash. The limits on ICMP errors and the
-local stack's own answers are switched off in the kernel, since netemu has neither.
+(netemu is told); timers up to two seconds; the order of listings that follow a hash. The limits on ICMP
+errors are off on both sides, and the kernel's local stack is kept from answering, since netemu has none.
 """
 
 from __future__ import annotations
@@ -54,13 +54,8 @@ from netemu.sysctl import canonical
 PACKAGES = "iptables ipset conntrack iproute2"
 TOOLS = ("iptables", "iptables-legacy", "ipset", "ipvsadm", "conntrack", "sysctl", "ip")
 SENDER = player.SENDER
-#: switched off in the kernel: netemu has no limit on ICMP errors, and its local stack says nothing
-QUIET = {
-    "net.ipv4.icmp_ratemask": "0",
-    "net.ipv4.icmp_msgs_per_sec": "100000",
-    "net.ipv4.icmp_msgs_burst": "10000",
-}
-
+#: limits on ICMP errors: Linux counts in ticks and draws on top. Off on both sides, unless the model speaks of them
+LIMITS = ("net.ipv4.icmp_ratemask", "net.ipv4.icmp_ratelimit", "net.ipv4.icmp_msgs_per_sec", "net.ipv4.icmp_msgs_burst")
 #: knobs of links that a new namespace takes over from the machine's own, and that decide about packets
 INHERITED = [
     "forwarding",
@@ -249,6 +244,8 @@ def model_of(case: Case) -> Model:
         model = read_model(folder, problems)
     problems = [replace(p, file=os.path.basename(p.file)) for p in problems]
     raise_all(problems)
+    if not any(canonical(name) in LIMITS for name in model.sysctl):
+        model.sysctl[LIMITS[0]] = 0
     for name, held in model.texts.items():
         model.texts[name] = replace(held, file=name)
     taken = {parse_mac(link.mac) for link in model.links if link.mac}
@@ -316,7 +313,6 @@ def _sysctls(model: Model, node: Node) -> list[tuple[str, str, bool]]:
         if name in asked or (name.startswith("net.ipv4.conf.") and name.rpartition(".")[2] in INHERITED)
     }
     values["net.ipv4.ip_forward"] = str(node.sysctl.get("net.ipv4.ip_forward"))
-    values.update({name: value for name, value in QUIET.items() if name not in asked})
     values["net.ipv4.icmp_echo_ignore_all"] = "1"
     order = sorted(values, key=lambda n: (not n.endswith(".forwarding"), n))
     return [(name, values[name], name in asked) for name in order]

@@ -1274,11 +1274,13 @@ class Connlimit(Memory, name="connlimit"):
         flow = p.ct.item(row)
         now = p.time.item(row)
         if flow < 0:
-            if p.frag.item(row) & OFFSET_MASK:
+            proto = p.proto.item(row)
+            needed = 8 if proto == ICMP else 4 if proto in PORTED else 0
+            if p.frag.item(row) & OFFSET_MASK or p.length.item(row) < p.ihl.item(row) + needed:
                 drop_at_once(trip, np.array([row]))
                 return False
             sport, dport = p.sport.item(row), p.dport.item(row)
-            if p.proto.item(row) == ICMP:
+            if proto == ICMP:
                 sport, dport = p.icmp_id.item(row), p.icmp_type.item(row) << 8 | p.icmp_code.item(row)
             this = (p.src.item(row), p.dst.item(row), sport, dport, p.proto.item(row))
             flow = flows.holder(this, now) >> 1  # -1 stays -1
@@ -3486,7 +3488,8 @@ class Rpfilter(Match, name="rpfilter"):
         if "--loose" not in self.flags:
             yes &= back.link == link
         if "--accept-local" in self.flags:
-            yes |= back.kind == LOCAL
+            here = None if "--loose" in self.flags else link
+            yes |= (back.kind == LOCAL) & (routing.addr_type(src, here) == LOCAL)
         yes |= link == 0
         special = multicast & (src >> 24 == 0)
         yes = np.where(special & (link != 0), dst >> 8 == 0xE00000, yes)

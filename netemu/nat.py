@@ -118,7 +118,7 @@ class Nat:
                 died |= not self._translate_error(trip, row, manip)
         plain = trip.travelling(with_flow[~errors])
         if len(plain):
-            self._translate(trip, plain, manip)
+            died |= self._translate(trip, plain, manip)
         return trip.travelling(rows) if died else rows
 
     def _ask(self, trip: Trip, rows: Rows, manip: str) -> bool:
@@ -245,7 +245,7 @@ class Nat:
         return wish.lo + ((h * (hi - wish.lo + 1)) >> 32)
 
     def _free_port(self, trip: Trip, row: int, flow: int, t: Tuple, manip: str, wish: Range) -> Tuple:
-        """Search the pool of ports (ICMP: ids) from a drawn start, as Linux does: 128 tries, then fewer from elsewhere."""
+        """Search the pool of ports (ICMP: ids) from a drawn start: 128 tries, then fewer from elsewhere, as Linux."""
         ct = self.node.conntrack
         now = int(trip.pkts.time[row])
         proto = t[4]
@@ -308,8 +308,8 @@ class Nat:
 
     # ---- every packet ------------------------------------------------------------------------------------------
 
-    def _translate(self, trip: Trip, rows: Rows, manip: str) -> None:
-        """Write the other direction's addresses into packets whose flow is rewritten there."""
+    def _translate(self, trip: Trip, rows: Rows, manip: str) -> bool:
+        """Write the other direction's addresses into packets whose flow is rewritten there. True if one died."""
         p, ct = trip.pkts, self.node.conntrack
         flows = p.ct[rows]
         reply = p.reply[rows]
@@ -317,9 +317,13 @@ class Nat:
         mine, others = (DST_NAT, SRC_NAT) if manip == DESTINATION else (SRC_NAT, DST_NAT)
         moved = np.where(reply, (status & others) != 0, (status & mine) != 0)
         if not moved.any():
-            return
+            return False
         rows, flows, reply = rows[moved], flows[moved], reply[moved]
         proto = p.proto[rows]
+        short = (proto == GRE) & (p.length[rows] < p.ihl[rows] + 8)
+        if short.any():
+            trip.end(rows[short], "nat: a GRE header too short to be rewritten")
+            rows, flows, reply, proto = rows[~short], flows[~short], reply[~short], proto[~short]
         if manip == DESTINATION:
             address = np.where(reply, ct.osrc[flows], ct.rsrc[flows])
             port = np.where(reply, ct.osport[flows], ct.rsport[flows])
@@ -337,6 +341,7 @@ class Nat:
         ported = ct.ported[proto]
         if ported.any():
             trip.rewrite(rows[ported], column, port[ported], _TRANSLATED)
+        return bool(short.any())
 
     def _translate_error(self, trip: Trip, row: int, manip: str) -> bool:
         """Translate an ICMP error: the packet it quotes, then the error itself. False when it had to be dropped."""

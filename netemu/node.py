@@ -1,7 +1,7 @@
 """A node: links, routes, rules, sets and services, the traffic that goes through it, and what came of each packet.
 
-`Node` owns every room and keeps its state between calls; `journey.Road` drives the packets. What became of them comes back
-as `Journeys`, columns by batch, out of which one `Journey` at a time can be looked at.
+`Node` owns every room and keeps its state between calls; `journey.Road` drives the packets. What became of them comes
+back as `Journeys`, columns by batch, out of which one `Journey` at a time can be looked at.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ class Journey:
 
 #: header columns that are kept as they arrived
 BEFORE = (
-    ["src", "dst", "proto", "sport", "dport", "ttl", "tos", "length", "icmp_type", "icmp_code", "icmp_id", "flags", "mark"]
+    "src", "dst", "proto", "sport", "dport", "ttl", "tos", "length", "icmp_type", "icmp_code", "icmp_id", "flags",
+    "mark",
 )  # fmt: skip
 
 
@@ -372,8 +373,8 @@ class Node:
     ) -> Node:
         """The node that a model directory describes.
 
-        unsupported  "fail", or "uncertain": a rule with a match or target that netemu does not model is kept as one that
-                     might match, and packets whose fate depends on it say so (see doubt.py)
+        unsupported  "fail", or "uncertain": a rule with a match or target that netemu does not model is kept as one
+                     that might match, and packets whose fate depends on it say so (see doubt.py)
         prepare      called with the model before a node is made of it
         Raises  Refused (the real tools would refuse it too) or Unsupported (netemu cannot yet), naming every problem
         Cost    linear in the text; nothing is compiled before the first packet
@@ -514,8 +515,8 @@ class Node:
     ) -> Iterator[Journeys]:
         """As `replay`, a batch at a time: memory does not grow with the capture. remember=False: no rewrites kept.
 
-        Timestamps of real captures (wall-clock) count from the capture's first packet; a capture whose timestamps lie in
-        the first ten years of Unix time is taken to be on the node's own clock.
+        Timestamps of real captures (wall-clock) count from the capture's first packet; a capture whose timestamps lie
+        in the first ten years of Unix time is taken to be on the node's own clock.
         """
         from netemu.capture import arrivals
 
@@ -575,9 +576,9 @@ class Node:
 
     # ---- changes and questions ---------------------------------------------------------------------------------
 
-    def advance(self, at: float) -> None:
-        """Let time pass until `at` seconds; timers fire. The clock never goes back."""
-        now = max(self.now, clock.nanoseconds(at))
+    def advance(self, at: float | None = None) -> None:
+        """Let time pass until `at` seconds; timers fire. The clock never goes back. None: what is due now fires."""
+        now = self.now if at is None else max(self.now, clock.nanoseconds(at))
         if self.ipvs.next_due <= now:
             self.ipvs.advance(now)
         self.now = now
@@ -587,7 +588,7 @@ class Node:
 
         Returns what the tool prints. Raises Refused (with the tool's exit status) or Unsupported.
         """
-        self.advance(self.now / SECOND if at is None else at)
+        self.advance(at)
         try:
             argv = shlex.split(command)
         except ValueError as error:
@@ -619,8 +620,10 @@ class Node:
         return list(remarks(self.tables)) if self.doubts is not None else []
 
     def dump(self, what: str) -> str:
-        """A table as its tool prints it: iptables-save (with counters), ip6tables-save, ipset-save, conntrack (-L -o
-        extended), ipvsadm-save (-Sn), ipvsadm-list (-Ln), ipvsadm-stats, ipvsadm-connections (-Lnc). Time is the last event's.
+        """A table as its tool prints it, at the time of the last event.
+
+        iptables-save (with counters), ip6tables-save, ipset-save, conntrack (-L -o extended), ipvsadm-save (-Sn),
+        ipvsadm-list (-Ln), ipvsadm-stats, ipvsadm-connections (-Lnc)
         """
         dumps: dict[str, Callable[[], str]] = {
             "iptables-save": self.tables.save,

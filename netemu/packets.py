@@ -425,7 +425,8 @@ def _sum16(data: U8, start: I64, size: I64) -> U64:
             part = slice(lo, lo + 4096)
             flat[part, : size[0]] = data[start[part, None] + np.arange(size[0])]
         words = flat.view(">u2")
-        return words.sum(1, dtype=np.uint64)
+        out[:] = words.sum(1, dtype=np.uint64)
+        return out
     index = np.repeat(start - base, room) + np.arange(total)
     buf = data[np.minimum(index, len(data) - 1)]
     odd = (size & 1) == 1
@@ -484,7 +485,7 @@ def checksum(data: bytes) -> int:
     """The Internet checksum of `data`; 0 when `data` holds a right one."""
     if len(data) % 2:
         data += b"\0"
-    s = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    s: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while s >> 16:
         s = (s & 0xFFFF) + (s >> 16)
     return ~s & 0xFFFF

@@ -597,3 +597,13 @@ class Nobody(Scheduler, name="none"):
 
     def choose(self, asked: Asked) -> Destination | None:
         return None
+
+
+def catalogue() -> str:
+    """The registry as a Markdown table (docs/ipvs.md holds it, and a test that it is up to date)."""
+    lines = ["| scheduler | flags | remembers | who gets a new connection |", "|---|---|---|---|"]
+    for name, kind in sorted(SCHEDULERS.items()):
+        meaning = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+        flags = " ".join(f"`{flag}`" for flag in kind.FLAGS) or "-"
+        lines.append(f"| `{name}` | {flags} | {'no' if kind.PURE else 'yes'} | {meaning} |")
+    return "\n".join(lines) + "\n"

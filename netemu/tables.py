@@ -15,7 +15,7 @@ import heapq
 import re
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -358,7 +358,7 @@ class _Line:
         if self._step is None:
             rule, table, chain = self.rule, self.table, self.chain
             kind = "rule"
-            if rule.bare and rule.target is not None and rule.target.name in ("ACCEPT", "DROP", "RETURN"):
+            if rule.bare and rule.target is not None and rule.target.name in ("ACCEPT", "DROP", "RETURN", "QUEUE"):
                 kind = "return" if chain.policy is None else "policy"  # the kernel takes it for the end of the chain
             text = f"{table}:{chain.name}:{kind}:{self.number}"
             self._step = Step(table, text, f"-A {chain.name} {rule.text}".rstrip())
@@ -1113,6 +1113,34 @@ class Tables:
         """
         _Restore(self, file, problems, noflush).read(text)
 
+    def restore(self, text: str, options: Sequence[str] = (), file: str = "") -> None:
+        """Do what `iptables-restore` does with the text: stop at the first problem; tables before it are in force.
+
+        options  -n (--noflush), -c (--counters: take those of the text), -T TABLE, -t (--test), -v, -w
+        Raises   Refused with the tool's exit status; Unsupported
+        """
+        problems: list[Problem] = []
+        reading = _Restore(self, file, problems, False)
+        reading.strict, reading.counters = True, False
+        words = list(options)
+        while words:
+            word = words.pop(0)
+            if word in ("-n", "--noflush"):
+                reading.noflush = True
+            elif word in ("-c", "--counters"):
+                reading.counters = True
+            elif word in ("-t", "--test"):
+                reading.test = True
+            elif word in ("-T", "--table") and words:
+                reading.only = words.pop(0)
+            elif word not in ("-v", "--verbose", "-w", "--wait"):
+                raise Refused(f"iptables-restore: unrecognized option '{word}'", status=1)
+        reading.read(text)
+        if any(p.kind == REFUSED for p in problems):
+            raise Refused(problems, status=reading.status)
+        if problems:
+            raise Unsupported(problems)
+
     # ---- change ------------------------------------------------------------------------------------------------
 
     def touch(self, name: str) -> None:
@@ -1190,16 +1218,20 @@ class Tables:
         text = " ".join(["iptables", *argv] if argv[:1] and argv[0].startswith("-") else argv)
         known = name in self.tables
         draft = self.tables[name].copy() if known else Table(name)
+        command = _Command(self, draft, restoring=False)
         try:
-            done = _Command(self, draft, restoring=False).do(words, Origin("", 0, text))
+            done = command.do(words, Origin("", 0, text))
         except Bad as bad:
             status = 1 if isinstance(bad, Failed) else 2
+            if status == 1 or command.opened:
+                self.touch(name)  # the tool had opened the table before it was refused
             raise Refused(bad.what, text=text, span=_span(text, bad.word), hint=bad.hint, status=status) from None
         except NotModelled as gap:
             raise Unsupported(gap.what, text=text, span=_span(text, gap.word), hint=gap.hint) from None
         if done.changed:
             flaw = self.flaw(draft)
             if flaw:
+                self.touch(name)
                 raise Refused(flaw[1], text=text, status=1)
         self.touch(name)
         if done.changed:
@@ -1269,6 +1301,14 @@ def _merged(entered: Rows, rows: Rows, home: list[Rows]) -> Rows:
 # ---- what the kernel checks -----------------------------------------------------------------------------------------
 
 
+def _met(chain: Chain) -> Iterator[Rule]:
+    """The rules of a chain up to the first that decides about every packet: behind it the kernel does not look."""
+    for rule in chain.rules:
+        yield rule
+        if rule.bare and rule.target is not None and rule.target.name in ("ACCEPT", "DROP", "RETURN", "QUEUE"):
+            return
+
+
 def _reach(table: Table) -> tuple[dict[str, frozenset[str]], dict[str, int]]:
     """For each chain that a packet can reach: the hooks it is reached from, and in how many ways (2: more than one).
 
@@ -1276,7 +1316,7 @@ def _reach(table: Table) -> tuple[dict[str, frozenset[str]], dict[str, int]]:
     """
     order: list[str] = []
     seen: set[str] = set()
-    jumps = {name: [rule.jump for rule in chain.rules if rule.jump] for name, chain in table.chains.items()}
+    jumps = {name: [rule.jump for rule in _met(chain) if rule.jump] for name, chain in table.chains.items()}
     for hook in HOOKS[table.name]:
         stack: list[tuple[str, bool]] = [(hook, False)]
         while stack:
@@ -1298,7 +1338,7 @@ def _reach(table: Table) -> tuple[dict[str, frozenset[str]], dict[str, int]]:
 
 def _loop(table: Table) -> tuple[Rule, str] | None:
     """A jump that closes a circle which a packet can reach, if there is one."""
-    jumps = {name: [rule for rule in chain.rules if rule.jump] for name, chain in table.chains.items()}
+    jumps = {name: [rule for rule in _met(chain) if rule.jump] for name, chain in table.chains.items()}
     done: set[str] = set()
     for hook in HOOKS[table.name]:
         stack = [(hook, iter(jumps[hook]))]
@@ -1409,6 +1449,11 @@ class _Restore:
 
     def __init__(self, tables: Tables, file: str, problems: list[Problem], noflush: bool) -> None:
         self.tables, self.file, self.problems, self.noflush = tables, file, problems, noflush
+        self.test = False  # put nothing in force
+        self.strict = False  # stop at the first problem, as the tool does
+        self.counters = True  # take the counters of the text
+        self.only: str | None = None  # the one table to be read
+        self.status = 0  # what the tool's exit status would be
         self.draft: Table | None = None
         self.command: _Command | None = None
         self.clean = True  # the table that is being read has no problem so far
@@ -1428,10 +1473,14 @@ class _Restore:
             try:
                 self.line(line, at)
             except Bad as bad:
+                self.status = self.status or (1 if isinstance(bad, Failed) else 2)
                 self.problem(bad.what, at, bad.word, bad.hint)
             except NotModelled as gap:
                 self.problem(gap.what, at, gap.word, gap.hint, UNSUPPORTED)
-        if self.draft is not None or self.skipping:
+            if self.strict and self.problems:
+                return
+        if self.draft is not None or (self.skipping and not self.only):
+            self.status = self.status or 1
             self.problem(f"COMMIT expected at line {number}", Origin(self.file, number, ""))
 
     def line(self, line: str, at: Origin) -> None:
@@ -1446,6 +1495,9 @@ class _Restore:
             if name not in HOOKS:
                 self.skipping = True
                 raise Bad(f"unable to initialize table '{name}'", line, "one of " + ", ".join(HOOKS))
+            if self.only not in (None, name):
+                self.skipping = True
+                return
             self.tables.touch(name)
             self.clean = True
             self.draft = self.tables.tables[name].copy()
@@ -1465,7 +1517,7 @@ class _Restore:
                 m = re.match(r"\[(\d+):(\d+)\]\s*", line)
                 if not m:
                     raise Bad(f"Bad line {at.line}: need [packets:bytes]", line.split()[0])
-                counters = (int(m[1]), int(m[2]))
+                counters = (int(m[1]), int(m[2])) if self.counters else None
                 line = line[m.end() :]
             self.command.do(split_words(line), at, counters)
 
@@ -1493,7 +1545,7 @@ class _Restore:
             raise Bad(NAT_IS_NO_FILTER, "DROP", "drop it in the filter, mangle or raw table")
         chain.policy = _VERDICTS[words[1]]
         m = re.fullmatch(r"\[(\d+):(\d+)\]", words[2]) if len(words) > 2 else None
-        chain.packets, chain.bytes = (int(m[1]), int(m[2])) if m else (0, 0)
+        chain.packets, chain.bytes = (int(m[1]), int(m[2])) if m and self.counters else (0, 0)
 
     def commit(self, at: Origin) -> None:
         draft, self.draft, self.command = self.draft, None, None
@@ -1503,8 +1555,9 @@ class _Restore:
         flaw = self.tables.flaw(draft)
         if flaw:
             rule, why = flaw
+            self.status = self.status or 1
             self.problem(why, rule.origin if rule else at)
-        else:
+        elif not self.test:
             self.tables.commit(draft)
 
 
@@ -1615,6 +1668,7 @@ class _Command:
 
     def __init__(self, tables: Tables, draft: Table, restoring: bool) -> None:
         self.tables, self.draft, self.restoring = tables, draft, restoring
+        self.opened = False  # the table was looked into while the words were read
         self.sets = _SetNames(tables.node.sets)
 
     # ---- reading
@@ -1819,6 +1873,7 @@ class _Command:
                 raise Failed(f"No chain/target/match by that name: {name} is a built-in chain", name)
             p.jump, p.goto = name, goto
             return
+        self.opened = name not in ("ACCEPT", "DROP", "RETURN", "QUEUE")
         if goto:
             raise Bad(f"goto '{name}' is not a chain", name)
         cls = TARGETS.get(name)
@@ -1973,7 +2028,7 @@ class _Command:
         chain = self.chain(p.operands[0])
         if at > len(chain.rules) + 1:
             raise Failed("Index of insertion too big.", p.operands[1])
-        chain.rules[at - 1 : at - 1] = rules
+        chain.rules[at - 1 : at - 1] = rules[::-1]  # each is put in at the same place, before the one put in last
         return _Done(True)
 
     def do_R(self, p: _Parsed, origin: Origin) -> _Done:
@@ -2037,7 +2092,7 @@ class _Command:
             raise Failed("File exists.", new)
         chain = self.chain(old)
         if chain.policy is not None:
-            raise Failed("Can't rename a built-in chain", old)
+            raise Failed(f"No chain/target/match by that name: {old} is a built-in chain", old)
         del self.draft.chains[old]
         chain.name = new
         self.draft.chains[new] = chain
@@ -2052,7 +2107,7 @@ class _Command:
     def do_X(self, p: _Parsed, origin: Origin) -> _Done:
         chains = [self.chain(p.operands[0])] if p.operands else [c for c in self.draft.in_order() if c.policy is None]
         if p.operands and chains[0].policy is not None:
-            raise Failed("Can't delete built-in chain", chains[0].name)
+            raise Failed("Invalid argument: can't delete built-in chain", chains[0].name)
         used = {rule.jump for chain in self.draft.chains.values() for rule in chain.rules}
         for chain in chains:
             if chain.name in used:
@@ -2064,11 +2119,11 @@ class _Command:
 
     def do_P(self, p: _Parsed, origin: Origin) -> _Done:
         name, policy = p.operands
-        chain = self.chain(name)
-        if chain.policy is None:
-            raise Failed("Bad built-in chain name.", name)
         if policy == "DROP" and self.draft.name == "nat":
             raise Bad(NAT_IS_NO_FILTER, "DROP", "drop it in the filter, mangle or raw table")
+        chain = self.draft.chains.get(name)
+        if chain is None or chain.policy is None:
+            raise Failed("Bad built-in chain name.", name)
         if policy not in _VERDICTS:
             raise Failed("Bad policy name.", policy)
         chain.policy = _VERDICTS[policy]
@@ -2086,7 +2141,7 @@ class _Command:
             at = self.number(p.operands[1])
             chain = self.chain(p.operands[0])
             if at > len(chain.rules):
-                raise Failed("Index of zero counter too big.", p.operands[1])
+                raise Failed("Index of counter too big.", p.operands[1])
             chain.rules[at - 1] = _zeroed(chain.rules[at - 1])
             return _Done(True)
         for chain in self.some(p):

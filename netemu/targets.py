@@ -1449,7 +1449,8 @@ class Tee(Target, name="TEE"):
         copies.arrived[:] = way.link[found]  # POSTROUTING shows the way out as the way in, too
         child = Copies(node, copies, parent=trip, parent_rows=rows)
         child.remember = trip.remember
-        child.largest.update((k, trip.largest[row]) for k, row in enumerate(rows.tolist()) if row in trip.largest)
+        if trip.whole:  # what was put together is cut again in the same places
+            child.whole.update((k, trip.whole[row]) for k, row in enumerate(rows.tolist()) if row in trip.whole)
         for name in ("kind", "link"):
             getattr(child, f"route_{name}")[:] = getattr(way, name)[found]
         child.nexthop[:], child.mtu[:] = way.nexthop[found], way.mtu[found]

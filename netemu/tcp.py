@@ -35,7 +35,7 @@ STATES = (
 )
 NO, SS, SR, ES, FW, CW, LA, TW, CL, S2 = range(10)
 IV, IG = 10, 11  # invalid, ignored
-_NAMES = dict(NO=NO, SS=SS, SR=SR, ES=ES, FW=FW, CW=CW, LA=LA, TW=TW, CL=CL, S2=S2, IV=IV, IG=IG)
+_NAMES = {name: n for n, name in enumerate(["NO", "SS", "SR", "ES", "FW", "CW", "LA", "TW", "CL", "S2", "IV", "IG"])}
 I_SYN, I_SYNACK, I_FIN, I_ACK, I_RST, I_NONE = range(6)
 
 
@@ -127,7 +127,8 @@ class Tracker:
 
     td     uint32[capacity, 2, 4]  for each direction: end, maxend, maxwin, maxack
     last   uint32[capacity, 4]     seq, ack, end, win of the segment last remembered
-    misc   uint8[capacity, 10]     scale (2), flags (2), last direction, last kind, remembered scale and flags, retrans, state
+    misc   uint8[capacity, 10]     scale (2), flags (2), last direction, last kind, remembered scale, remembered flags,
+                                   retrans, state
     """
 
     def __init__(self, capacity: int) -> None:
@@ -405,8 +406,8 @@ class Tracker:
     def settled(self, ct: Conntrack, flows: NDArray[np.intp], pkts: Packets, rows: Rows, reply: Mask) -> Mask:
         """Take the plain acknowledgements of established connections, in columns; True where taken.
 
-        Those are the ones inside the window, and those outside it where the sender is trusted all the same (a connection
-        that was picked up in the middle): they keep it alive and teach nothing.
+        Those are the ones inside the window, and those outside it where the sender is trusted all the same (in a
+        connection that was picked up in the middle): they keep it alive and teach nothing.
 
         flows  intp[k], each at most once    reply  bool[k]
         What is taken is changed exactly as `one` would; the rest is untouched. Cost: about sixty column operations.
@@ -416,7 +417,7 @@ class Tracker:
         me = reply.astype(np.intp)
         lane = np.arange(len(flows))
         mine, theirs = misc[lane, 2 + me], misc[lane, 3 - me]
-        good = (KIND[flags] == I_ACK) & (misc[:, 9] == ES)
+        good: Mask = (KIND[flags] == I_ACK) & (misc[:, 9] == ES)
         seen_reply = (ct.status[flows] & 2) != 0
         doff = pkts.doff[rows].astype(np.int64)
         with_options = (theirs & SACK_PERM).astype(bool) & (doff > 20)

@@ -27,7 +27,7 @@ class Trip:
     """Packets under way.
 
     pkts        the columns               hook   PREROUTING, INPUT, FORWARD, OUTPUT or POSTROUTING
-    node        all rooms of the node     hot    rows that a match wants dropped at once (set by the match, read by the walk)
+    node        all rooms of the node     hot    rows that a match wants dropped at once (the walk reads it)
     route_kind  int8[n]   what routing last said of the packet (routing.LOCAL, ...)
     route_link  int16[n]  the way out, whatever device the hook of the moment shows
     nexthop     uint32[n] gateway, or the destination itself      mtu   int32[n] of the way out
@@ -94,10 +94,11 @@ class Trip:
 
     def travelling(self, rows: Rows) -> Rows:
         """Those of `rows` that are still under way."""
-        return rows[self.pkts.fate[rows] == 0]
+        still: Rows = rows[self.pkts.fate[rows] == 0]
+        return still
 
     def random(self, rows: Rows, salt: int) -> U64:
-        """uint64[len(rows)]: a draw for each packet that depends on the seed, the packet's serial number and `salt` only.
+        """uint64[len(rows)]: a draw for each packet, by the seed, the packet's serial number and `salt` only.
 
         So the same seed gives the same answer, however a replay is cut into runs (splitmix64's finaliser).
         """
@@ -108,7 +109,7 @@ class Trip:
         return x ^ (x >> np.uint64(31))
 
     def route_out(self, rows: Rows) -> Mask:
-        """Look up the way out for the addresses, mark and TOS that `rows` have now, and attach it; False: there is none."""
+        """Look up the way out for the addresses, mark and TOS of `rows` as they are, and attach it; False: none."""
         return self.node.road.route_out(self, rows)
 
     def cause_icmp(self, rows: Rows, kind: int, code: int, info: int = 0, *, verify: bool = False) -> None:

@@ -1236,3 +1236,124 @@
 -m ipvs --vport 3 --vport 4 ; FAIL
 -m ipvs --vport 0x10 ; FAIL
 -m ipvs --vaddr 0.0.0.0/0 ; =
+
+# socket
+[mangle PREROUTING] -p tcp -m socket --transparent ; =
+[mangle PREROUTING] -p tcp -m socket --nowildcard --restore-skmark --transparent ; -p tcp -m socket --transparent --nowildcard --restore-skmark
+[mangle PREROUTING] -m socket ! --transparent ; FAIL
+[mangle FORWARD] -m socket ; FAIL
+[mangle INPUT] -m socket ; =
+-m socket ; =
+[nat INPUT] -m socket ; =
+[raw PREROUTING] -m socket ; =
+[mangle PREROUTING] -m socket ; =
+[mangle PREROUTING] -p tcp -m socket --restore-skmark ; =
+
+# cluster
+[mangle PREROUTING] -m cluster ; FAIL
+[mangle PREROUTING] -m cluster --cluster-total-nodes 2 --cluster-local-node 1 --cluster-hash-seed 0xdeadbeef ; -m cluster --cluster-local-nodemask 0x00000001 --cluster-total-nodes 2 --cluster-hash-seed 0xdeadbeef
+[mangle PREROUTING] -m cluster --cluster-total-nodes 2 --cluster-local-node 3 --cluster-hash-seed 0xdeadbeef ; FAIL
+[mangle PREROUTING] -m cluster --cluster-total-nodes 2 ! --cluster-local-node 2 --cluster-hash-seed 1 ; -m cluster ! --cluster-local-nodemask 0x00000002 --cluster-total-nodes 2 --cluster-hash-seed 0x00000001
+[mangle PREROUTING] -m cluster --cluster-total-nodes 3 --cluster-local-nodemask 6 --cluster-hash-seed 1 ; -m cluster --cluster-local-nodemask 0x00000006 --cluster-total-nodes 3 --cluster-hash-seed 0x00000001
+[mangle PREROUTING] -m cluster --cluster-total-nodes 3 ! --cluster-local-nodemask 6 --cluster-hash-seed 1 ; -m cluster ! --cluster-local-nodemask 0x00000006 --cluster-total-nodes 3 --cluster-hash-seed 0x00000001
+[mangle PREROUTING] -m cluster --cluster-total-nodes 3 --cluster-local-nodemask 8 --cluster-hash-seed 1 ; FAIL
+[mangle PREROUTING] -m cluster --cluster-total-nodes 33 --cluster-local-nodemask 8 --cluster-hash-seed 1 ; FAIL
+[mangle PREROUTING] -m cluster --cluster-total-nodes 3 --cluster-local-node 1 ; FAIL
+[mangle PREROUTING] -m cluster --cluster-total-nodes 3 --cluster-hash-seed 1 ; FAIL
+[mangle PREROUTING] -m cluster --cluster-total-nodes 3 --cluster-local-node 1 --cluster-local-nodemask 1 --cluster-hash-seed 1 ; FAIL
+
+# bpf
+[mangle PREROUTING] -m bpf --bytecode "1,6 0 0 0" ; =
+[mangle PREROUTING] -m bpf --bytecode "4,48 0 0 9,21 0 1 6,6 0 0 1,6 0 0 0" ; =
+[mangle PREROUTING] -m bpf ! --bytecode "1,6 0 0 0" ; FAIL
+[mangle PREROUTING] -m bpf --bytecode "2,6 0 0 0" ; FAIL
+[mangle PREROUTING] -m bpf --bytecode "1,6 0 0 0," ; -m bpf --bytecode "1,6 0 0 0"
+[mangle PREROUTING] -m bpf --bytecode "0," ; FAIL
+[mangle PREROUTING] -m bpf --bytecode "65,6 0 0 0" ; FAIL
+[mangle PREROUTING] -m bpf --bytecode "foo" ; FAIL
+[mangle PREROUTING] -m bpf --bytecode "1,6 0 0" ; FAIL
+[mangle PREROUTING] -m bpf --bytecode "1,99 0 0 0" ; FAIL
+[mangle PREROUTING] -m bpf --bytecode "1,6 0 0 0x10" ; -m bpf --bytecode "1,6 0 0 0"
+[mangle PREROUTING] -m bpf --bytecode " 1,6  0 0 5 " ; -m bpf --bytecode "1,6 0 0 5"
+[mangle PREROUTING] -m bpf ; FAIL
+[mangle PREROUTING] -m bpf --bytecode "3,48 0 0 9,21 0 9 6,6 0 0 1" ; FAIL
+
+# connlabel
+[mangle PREROUTING] -m connlabel ; FAIL
+[mangle PREROUTING] -m connlabel --label 5 ; -m connlabel --label "5"
+[mangle PREROUTING] -m connlabel --label foo ; FAIL
+[mangle PREROUTING] -m connlabel --label 128 ; FAIL
+[mangle PREROUTING] -m connlabel --label 127 ; -m connlabel --label "127"
+[mangle PREROUTING] -m connlabel ! --label 5 --set ; -m connlabel ! --label "5" --set
+[mangle PREROUTING] -m connlabel --label 5 --set ; -m connlabel --label "5" --set
+[mangle PREROUTING] -m connlabel --set ; FAIL
+
+# devgroup
+[mangle PREROUTING] -m devgroup ; FAIL
+[mangle PREROUTING] -m devgroup --src-group 1 ; -m devgroup --src-group 0x1
+[mangle PREROUTING] -m devgroup --src-group 0x1/0xff ; =
+[mangle PREROUTING] -m devgroup ! --src-group 5 ; -m devgroup ! --src-group 0x5
+[mangle PREROUTING] -m devgroup --dst-group 5 ; FAIL
+[mangle FORWARD] -m devgroup --dst-group 5 --src-group 4 ; -m devgroup --src-group 0x4 --dst-group 0x5
+[mangle POSTROUTING] -m devgroup --dst-group default ; =
+[mangle POSTROUTING] -m devgroup --src-group 1 ; FAIL
+[mangle FORWARD] -m devgroup --src-group foo ; FAIL
+
+# policy
+[mangle FORWARD] -m policy ; FAIL
+[mangle FORWARD] -m policy --dir in ; -m policy --dir in --pol ipsec
+[mangle FORWARD] -m policy --pol none ; FAIL
+[mangle FORWARD] -m policy --dir in --pol none ; =
+[mangle FORWARD] -m policy --dir out --pol none ; =
+[mangle FORWARD] -m policy --dir in --pol ipsec ; =
+[mangle FORWARD] -m policy --dir foo --pol ipsec ; FAIL
+[mangle FORWARD] -m policy --dir in --pol foo ; FAIL
+[mangle PREROUTING] -m policy --dir out --pol none ; FAIL
+[mangle POSTROUTING] -m policy --dir in --pol none ; FAIL
+[mangle OUTPUT] -m policy --dir in --pol none ; FAIL
+[mangle INPUT] -m policy --dir out --pol none ; FAIL
+[mangle INPUT] -m policy --dir in --pol ipsec --strict ; FAIL
+[mangle INPUT] -m policy --dir in --pol ipsec --strict --reqid 5 ; =
+[mangle INPUT] -m policy --dir in --pol ipsec --reqid 5 --proto esp ; =
+[mangle INPUT] -m policy --dir in --pol ipsec --reqid 5 --proto esp --next ; FAIL
+[mangle INPUT] -m policy --dir in --pol ipsec --strict --reqid 5 --proto esp --next --reqid 6 --spi 0x10 --mode tunnel --tunnel-src 1.1.1.1 --tunnel-dst 2.2.2.2/24 ; -m policy --dir in --pol ipsec --strict --reqid 5 --proto esp --next --reqid 6 --spi 0x10 --mode tunnel --tunnel-dst 2.2.2.2/24 --tunnel-src 1.1.1.1
+[mangle INPUT] -m policy --dir in --pol none --proto esp ; -m policy --dir in --pol none
+[mangle INPUT] -m policy --dir in --pol ipsec ! --proto esp --mode transport ! --reqid 7 ! --spi 3 ; -m policy --dir in --pol ipsec ! --reqid 7 ! --spi 0x3 ! --proto esp --mode transport
+[mangle INPUT] -m policy --dir in --pol ipsec --mode transport --tunnel-src 1.1.1.1 ; FAIL
+[mangle INPUT] -m policy --dir in --pol ipsec --proto foo ; FAIL
+[mangle INPUT] -m policy --dir in --pol ipsec --proto ah ; =
+[mangle INPUT] -m policy --dir in --pol ipsec --proto ipcomp ; =
+[mangle INPUT] -m policy --dir in --pol ipsec --mode foo ; FAIL
+
+# esp
+[mangle INPUT] -p esp -m esp ; =
+[mangle INPUT] -p esp -m esp --espspi 5:10 ; =
+[mangle INPUT] -p esp -m esp ! --espspi 5:10 ; =
+[mangle INPUT] -p esp -m esp --espspi :10 ; -p esp -m esp --espspi 0:10
+[mangle INPUT] -p esp -m esp --espspi 10: ; -p esp -m esp --espspi 10:4294967295
+[mangle INPUT] -p esp -m esp --espspi 0x100 ; -p esp -m esp --espspi 256
+[mangle INPUT] -p esp -m esp --espspi 0:4294967295 ; -p esp -m esp
+[mangle INPUT] -p esp -m esp ! --espspi 0:4294967295 ; -p esp -m esp
+[mangle INPUT] -p esp -m esp --espspi 4294967296 ; FAIL
+[mangle INPUT] -p esp -m esp --espspi 10:5 ; =
+[mangle INPUT] -m esp --espspi 5 ; FAIL
+
+# ah
+[mangle INPUT] -p ah -m ah ; =
+[mangle INPUT] -p ah -m ah --ahspi 5:10 ; =
+[mangle INPUT] -p ah -m ah ! --ahspi 5 ; =
+[mangle INPUT] -p ah -m ah ! --ahspi 0:4294967295 ; -p ah -m ah
+[mangle INPUT] -m ah --ahspi 5 ; FAIL
+
+# ipcomp
+[mangle INPUT] -p ipcomp -m ipcomp ; -p ipcomp -m ipcomp --ipcompspi 0
+[mangle INPUT] -p ipcomp -m ipcomp --ipcompspi 5:9 ; =
+[mangle INPUT] -p ipcomp -m ipcomp ! --ipcompspi 0x50 --compres ; -p ipcomp -m ipcomp ! --ipcompspi 80 --compres
+[mangle INPUT] -p 108 -m ipcomp --compres ; -p ipcomp -m ipcomp --ipcompspi 0 --compres
+
+# helper
+[mangle INPUT] -m helper --helper ftp ; =
+[mangle INPUT] -m helper ! --helper ftp-2121 ; =
+[mangle INPUT] -m helper --helper "" ; =
+[mangle INPUT] -m helper ; FAIL
+[mangle INPUT] -m helper --helper "a b" ; =

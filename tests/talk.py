@@ -4,10 +4,10 @@
          eth1 out   192.0.2.9:4000 > 10.0.0.2:8080     S
     $ iptables -t nat -F
 
-A line with a time is a packet that comes in on a link (`self in`: the node sends it); the `out` lines behind it are all
-that leaves because of it, `INVALID` or another state what tracking says of it, `dropped` or another fate what becomes of
-it. `$` is a command. Flags are those of tcpdump (`S`, `S.`, `.`, `P.`, `F.`, `R`, `R.`, `none`), `udp`, `icmp TYPE/CODE`; then
-seq= ack= win= len= ttl= opt=HEX as needed.
+A line with a time is a packet that comes in on a link (`self in`: the node sends it); the `out` lines behind it are
+all that leaves because of it, `INVALID` or another state what tracking says of it, `dropped` or another fate what
+becomes of it. `$` is a command. Flags are those of tcpdump (`S`, `S.`, `.`, `P.`, `F.`, `R`, `R.`, `none`), `udp`,
+`icmp TYPE/CODE`; then seq= ack= win= len= ttl= opt=HEX as needed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def node(
 
 
 def _flags(bits: int) -> str:
-    return "".join(c for c, bit in zip("FSRPU", (1, 2, 4, 8, 32), strict=True) if bits & bit) + ("." if bits & 16 else "")
+    return "".join(c for c, bit in zip("FSRPU", (1, 2, 4, 8, 32), strict=True) if bits & bit) + (
+        "." if bits & 16 else ""
+    )
 
 
 def shown(packet: bytes) -> str:
@@ -113,7 +115,9 @@ def says(node: Node, text: str) -> list[Journey]:
         elif words[1:2] == ["out"]:
             expected.append((words[0], " ".join(words[2:])))
         elif words[0] in FATES:
-            assert journeys[-1].fate == words[0], f"{said}: {journeys[-1].fate} ({journeys[-1].reason}), not {line.strip()}"
+            assert journeys[-1].fate == words[0], (
+                f"{said}: {journeys[-1].fate} ({journeys[-1].reason}), not {line.strip()}"
+            )
             assert len(words) == 1 or journeys[-1].reason == " ".join(words[1:]), f"{said}: {journeys[-1].reason}"
         elif words[0] in STATES:
             assert journeys[-1].state == words[0], f"{said}: {journeys[-1].state}, not {words[0]}"

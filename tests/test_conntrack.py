@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -188,8 +189,9 @@ class TestInvalid:
             error("192.0.2.9", "10.0.0.2", udp("10.0.0.2", 1, "192.0.2.9", 2)),
         ],
         ids=[
-            "tcp checksum", "udp checksum", "icmp checksum", "udp too short", "udp too long", "tcp cut", "syn fin",
-            "no flags", "syn ack first", "rst first", "echo reply first", "timestamp reply first", "router advertisement",
+            "tcp checksum", "udp checksum", "icmp checksum", "udp too short", "udp too long", "tcp cut",
+            "syn fin", "no flags", "syn ack first", "rst first", "echo reply first", "timestamp reply first",
+            "advertisement",
             "icmp type 40", "error about nothing",
         ],
     )  # fmt: skip
@@ -244,7 +246,7 @@ class TestErrors:
 
 
 class TestTheTableIsFull:
-    KNOB = {"net.netfilter.nf_conntrack_max": 3}
+    KNOB: ClassVar = {"net.netfilter.nf_conntrack_max": 3}
 
     def test_somebody_unsure_goes(self) -> None:
         n = node(sysctl=self.KNOB)
@@ -286,7 +288,7 @@ class TestTheTableIsFull:
 
 
 class TestAccounting:
-    KNOB = {"net.netfilter.nf_conntrack_acct": 1}
+    KNOB: ClassVar = {"net.netfilter.nf_conntrack_acct": 1}
 
     def test_both_directions_count_as_they_came(self) -> None:
         n = node(sysctl=self.KNOB)

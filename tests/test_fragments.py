@@ -13,7 +13,9 @@ from netemu.fragments import Assembly, cut
 WHOLE = udp("192.0.2.9", 4000, "10.0.0.2", 53, bytes(range(250)) * 8, frag=0)
 
 
-def piece(start: int, end: int, *, last: bool | None = None, df: bool = False, tos: int = 0, of: bytes = WHOLE) -> bytes:
+def piece(
+    start: int, end: int, *, last: bool | None = None, df: bool = False, tos: int = 0, of: bytes = WHOLE
+) -> bytes:
     body = of[20:]
     more = end < len(body) if last is None else not last
     word = (0x4000 if df else 0) | (0x2000 if more else 0) | start // 8

@@ -125,7 +125,7 @@ def test_refusals_are_the_tools_own(written: str, says: str) -> None:
 
 
 def test_what_linux_has_and_netemu_has_not_is_named() -> None:
-    said = refusal("-m bpf --bytecode x", kind="Unsupported")
-    assert "match `bpf`" in said and "addrtype, comment, " in said
-    said = refusal("-j TEE --gateway 10.0.0.1", kind="Unsupported")
-    assert "target `TEE`" in said and "ACCEPT" in said
+    said = refusal("-m cpu --cpu 0", kind="Unsupported")
+    assert "match `cpu`" in said and "which processor handles a packet is chance" in said
+    said = refusal("-j CLUSTERIP --new", kind="Unsupported")
+    assert "target `CLUSTERIP`" in said and "ACCEPT" in said

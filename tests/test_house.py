@@ -13,7 +13,7 @@ FLOORS = [  # a module may import from floors above its own line, and from earli
     "routing ipset tcp conntrack nat schedulers ipvs ipvsadm",
     "matches rare targets doubt tables",
     "model capture journey node",
-    "flows kube scaling lint diff snapshot values profile",
+    "flows kube scaling lint diff snapshot values profile player lab fuzz",
     "report cli __main__",
 ]
 ORDER = {name: n for n, name in enumerate(" ".join(FLOORS).split())}

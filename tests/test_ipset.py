@@ -621,3 +621,21 @@ def test_rules_hold_names_and_swap_moves_what_is_behind_them() -> None:
 def test_unsupported_is_not_refused() -> None:
     with pytest.raises(Unsupported):
         loaded("create A hash:ip\n").run(["list", "-o", "xml"])
+
+
+def test_a_member_of_bitmap_ip_mac_that_is_added_again_without_its_mac_is_over() -> None:
+    sets = Sets("6.18", 1)
+    late = 10**12
+
+    def members() -> list[str]:
+        return [line for line in sets.run(["ipset", "save"], late).splitlines() if line.startswith("add")]
+
+    for command in ("create b bitmap:ip,mac range 10.0.0.0/24 timeout 1000", "add b 10.0.0.1", "add b 10.0.0.1"):
+        sets.run(["ipset", *command.split()], late)  # the third would be refused, had the second a MAC
+    sets.run(["ipset", "add", "b", "10.0.0.2,02:00:00:00:00:01"], late)
+    with pytest.raises(Refused, match="already added"):
+        sets.run(["ipset", "add", "b", "10.0.0.2"], late)
+    sets.run(["ipset", "-exist", "add", "b", "10.0.0.2"], late)
+    assert members() == ["add b 10.0.0.1 timeout 1000"]
+    sets.run(["ipset", "add", "b", "10.0.0.2,02:00:00:00:00:07"], late)  # it has kept the MAC that it had
+    assert members()[1] == "add b 10.0.0.2,02:00:00:00:00:01 timeout 1000"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import socket
 import struct
 from pathlib import Path
@@ -27,6 +28,7 @@ from netemu.ipvs import (
     SR,
     SS,
     TRANSITIONS,
+    Choice,
     Destination,
     Index,
     Service,
@@ -538,7 +540,9 @@ def test_states_are_an_index() -> None:
     assert EVENT[2 | 16] == syn and EVENT[1 | 16] == fin and EVENT[4 | 2] == rst
     assert (TRANSITIONS[:, EVENT[8]] == CL).all()
     assert SCTP_TRANSITIONS.shape == (3, SCTP_DATA + 1, len(SCTP_SHORT))
-    first = {t: SCTP_SHORT[SCTP_TRANSITIONS[0, SCTP_CHUNKS.get(t, SCTP_DATA), 0]] for t in (0, 1, 2, 7, 8, 9, 10, 11, 14)}
+    first = {
+        t: SCTP_SHORT[SCTP_TRANSITIONS[0, SCTP_CHUNKS.get(t, SCTP_DATA), 0]] for t in (0, 1, 2, 7, 8, 9, 10, 11, 14)
+    }
     assert list(first.values()) == ["ES", "I1", "CW", "SR", "CL", "CL", "CR", "ES", "CL"]  # as recorded
 
 
@@ -558,3 +562,106 @@ def test_an_index_shows_the_newest_of_those_with_one_key(events: list[tuple[bool
             assert index.find_one(k, 1) == (held[k][-1] if held.get(k) else -1)
     keys = np.arange(20, dtype=np.uint64) % np.uint64(4)
     assert index.find(keys, np.ones(20, np.uint64)).tolist() == [index.find_one(int(k), 1) for k in keys]
+
+
+# ---- what else it does --------------------------------------------------------------------------------------------
+
+TUNNELS = {  # what Linux 6.1 made of a UDP packet; of GUE, source port and checksum (of a drawn port) are left out
+    "--tun-type ipip": "45000033000040003b0429da0af400010af40005",
+    "--tun-type gre": "45000037000040003b2f29ab0af400010af4000500000800",
+    "--tun-type gre --tun-csum": "4500003b000040003b2f29a70af400010af4000580000800acc20000",
+    "--tun-type gue --tun-port 6080": "4500003f000040003b1129c10af400010af40005....17c0002b000000040000",
+    "--tun-type gue --tun-port 6080 --tun-csum": "4500003f000040003b1129c10af400010af40005....17c0002b....00040000",
+}
+
+
+@pytest.mark.parametrize("options", TUNNELS)
+def test_a_tunnel_s_header_is_made(tmp_path: Path, options: str) -> None:
+    world = World(tmp_path, f"-A -u {VIP}:53 -s rr\n-a -u {VIP}:53 -r {ONE} -i {options}\n")
+    inner = udp("198.51.100.9", 1000, VIP, 53, b"xxx", ttl=60)
+    ((link, out),) = world.send(inner).out
+    head = TUNNELS[options]
+    assert link == "cni0" and re.match(head, out.hex())
+    assert out[-len(inner) :][9:] == inner[:8][8:] + inner[9:10] + out[-len(inner) :][10:12] + inner[12:]
+    if out[9] == 17 and "csum" in options:
+        pseudo = out[12:20] + struct.pack("!BBH", 0, 17, len(out) - 20)
+        assert checksum(pseudo + out[20:]) == 0
+    assert options.split()[1] in world.run("-Sn")
+
+
+def test_sctp_s_checksum_is_made_anew_when_a_port_changes(tmp_path: Path) -> None:
+    world = World(tmp_path, f"-A --sctp-service {VIP}:80 -s rr\n-a --sctp-service {VIP}:80 -r {ONE}:8080 -m\n")
+    segment = bytes.fromhex("0005005000000007deadbeef01000010000000000000000000000000")
+    ((_, out),) = world.send(ip("198.51.100.1", VIP, 132, segment)).out
+    assert out[20:].hex() == "00051f900000000745da9fca01000010000000000000000000000000"  # as recorded
+
+
+def test_how_a_server_was_chosen_is_told(tmp_path: Path) -> None:
+    world = World(tmp_path, WEB.replace("-s rr", "-s wlc -p 60") + f"-a -t {VIP}:80 -r {TWO}:8080 -m -w 3\n")
+    world.node.ipvs.tell = True
+
+    def told(journey: Journey) -> Choice:
+        (choice,) = journey._part.trip.choices.values()
+        return choice
+
+    first = told(world.ask("S"))
+    assert (first.kind, first.scheduler) == ("new", "wlc") and "weight 3" in first.why
+    assert [(c.server, c.weight, c.active, c.chosen) for c in first.candidates] == [
+        (f"{TWO}:8080", 3, 0, True),
+        (f"{ONE}:8080", 1, 0, False),
+    ]
+    assert told(world.ask("A")).why == "its connection exists, state SYN_RECV, 00:59 left"
+    second = told(world.ask("S", sport=4001))
+    assert second.kind == "template" and "the template of 198.51.100.7 binds it" in second.why
+    world.run(f"-E -t {VIP}:80 -s wlc")
+    for server in (ONE, TWO):
+        world.run(f"-e -t {VIP}:80 -r {server}:8080 -m -w 0")
+    assert told(world.ask("S", sport=4002)).kind == "none"
+
+
+def test_restore_reads_a_file_that_the_command_names(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    (tmp_path / "new").write_text(f"-A -t {VIP}:443 -s rr\n-A -t {VIP}:443 -s rr\n-A -u {VIP}:53 -s sh\n")
+    assert world.run(f"-R < {tmp_path / 'new'}") == ""  # what is there already is told, and the next line read
+    assert f"-A -u {VIP}:53 -s sh\n" in world.node.dump("ipvsadm-save")
+    assert world.run("-R") == ""
+    (tmp_path / "bad").write_text("foo\n")
+    with pytest.raises(Refused):
+        world.run(f"-R < {tmp_path / 'bad'}")
+    with pytest.raises(Refused, match="cannot read"):
+        world.run("-R < nowhere")
+
+
+def test_without_n_names_are_printed_and_the_report_says_which_are_missing(tmp_path: Path) -> None:
+    world = World(tmp_path, WEB + f"-a -t {VIP}:80 -r 127.0.0.1:5355 -m\n")
+    listed = world.run("-L")
+    assert f"TCP  {VIP}:http rr\n" in listed and "  -> localhost:5355 " in listed
+    assert f"-A -t {VIP}:http -s rr\n" in world.run("-S")
+    assert any("ipvsadm without -n" in text for text in world.node.caveats)
+
+
+def test_a_connection_and_its_template_that_end_together_both_go(tmp_path: Path) -> None:
+    world = World(tmp_path, f"-A -u {VIP}:53 -s rr -p 300\n-a -u {VIP}:53 -r {ONE}:53 -m\n")
+    world.send(udp(CLIENT, 4000, VIP, 53, b"x"))
+    world.send(udp(CLIENT, 4000, VIP, 53, b"x"))  # its timer is the younger one, in the same granule
+    world.node.advance(at=310)
+    assert world.states() == []
+
+
+def test_drop_entry_ends_connections_that_are_not_open(tmp_path: Path) -> None:
+    world = World(tmp_path, WEB, drop_entry=3)
+    for k in range(64):
+        world.ask("S", sport=5000 + k)
+    world.ask("S", sport=4000)
+    world.answer("SA")
+    world.ask("A")
+    world.node.advance(at=30)
+    left = world.states()
+    assert ("ESTABLISHED", f"{CLIENT}:4000") in left and 0 < len(left) < 60
+    world.node.ipvs.check()
+
+
+def test_an_ftp_service_says_that_its_helper_is_not_there(tmp_path: Path) -> None:
+    world = World(tmp_path, f"-A -t {VIP}:21 -s rr\n-a -t {VIP}:21 -r {ONE}:21 -m\n")
+    world.ask("S", port=21)
+    assert any("ip_vs_ftp" in text for text in world.node.caveats)

@@ -129,7 +129,7 @@ def test_what_the_kernel_did_differently_is_named():
 @pytest.mark.parametrize(
     ("name", "table", "old", "new", "place"),
     [
-        ("nat/dnat-and-back-6.18", "conntrack", "ESTABLISHED", "CLOSE", "conntrack"),
+        ("nat/dnat-and-back-6.18", "conntrack", "sport=8080", "sport=8081", "conntrack"),
         ("nat/dnat-and-back-6.18", "counters", "[1:48] -A", "[2:96] -A", "counters"),
         ("ipset/members-and-exceptions-6.18", "ipset", "add bits 80", "add bits 81", "ipset"),
         ("clock/sets-and-recent-6.18", "ipset", "10.0.0.7 timeout 5", "10.0.0.7 timeout 4", "ipset"),
@@ -223,7 +223,7 @@ def test_a_log_is_a_merge_of_two(both, one, other, is_one):
 def test_a_case_of_a_model_and_a_trace():
     made, remarks = lab.from_traces(ROOT / "models/nat-gateway", [str(ROOT / "traces/nat-gateway.pcapng")])
     assert made.name == "nat-gateway/nat-gateway" and len(made.events) == 66
-    assert max(b.at - a.at for a, b in zip(made.events, made.events[1:], strict=False)) <= 2.0
+    assert max(b.at - a.at for a, b in zip(made.events, made.events[1:], strict=False)) < 2.001
     assert any("gap" in r for r in remarks)
     few, _ = lab.from_traces(
         ROOT / "models/nat-gateway",
@@ -313,7 +313,7 @@ def test_a_planted_error_is_found_and_shrunk(host_kernel, tmp_path, monkeypatch,
     monkeypatch.setattr(nat, "_with_address", lambda t, manip, a: fair(t, manip, a ^ (1 if manip == nat.SOURCE else 0)))
     model, trace, path = str(ROOT / "models/web-dnat"), str(ROOT / "traces/web-dnat.pcapng"), tmp_path / "small.case"
     assert cli.main(["verify", model, trace, "--kernel", "host", "--shrink", "-o", str(path)]) == 1
-    assert "field src: kernel 198.51.100.10, netemu 198.51.100.11" in capsys.readouterr().out
+    assert "field src: kernel 10.0.0.1, netemu 10.0.0.0" in capsys.readouterr().out
     small, recording = lab.load(path)
     assert len(small.events) <= 3 and len(lab._rule_lines(small)) <= 4
     assert lab.compare(small, recording)

@@ -77,7 +77,7 @@ def test_no_two_live_connections_share_a_tuple(world: World) -> None:
 
 @given(worlds(pristine=True))
 def test_answers_come_back_untranslated(world: World) -> None:
-    """Whoever sent a packet that left rewritten is answered by the address that it wrote to, on the port that it wrote from."""
+    """Whoever sent a packet that left rewritten is answered by whom it wrote to, on the port that it wrote from."""
     node = world.node()
     events, journeys = play(node, world.choices, commands=False)
     asked = [(link, ends(packet), j) for (_, link, packet), j in zip(events, journeys, strict=True)]

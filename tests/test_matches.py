@@ -65,7 +65,7 @@ def read(name: str, text: str, **rule: object) -> Match:
     cls = MATCHES[name]
     protocols = {"multiport": 6, "ecn": 6}
     proto = cls.protocols[0] if cls.protocols else protocols.get(name, 0)
-    chain = {"owner": "OUTPUT", "rpfilter": "PREROUTING"}.get(name, "FORWARD")
+    chain = {"owner": "OUTPUT", "rpfilter": "PREROUTING", "socket": "PREROUTING"}.get(name, "FORWARD")
     context = {"table": "mangle", "chain": chain, "proto": proto, "sets": DIMENSIONS, **rule}
     return cls.read(given_of(name, text), RuleContext(**context))  # type: ignore[arg-type]
 
@@ -311,7 +311,22 @@ CONFIGURED: dict[str, st.SearchStrategy[str]] = {
         ),
     ),
     "nfacct": plain("--nfacct-name", "counted"),
-}
+    "esp": option("--espspi", "5", "0:4000000", "9:"),
+    "ah": option("--ahspi", "5", "0:4000000"),
+    "ipcomp": joined(maybe(option("--ipcompspi", "0:9", "80")), maybe(st.just("--compres"))),
+    "policy": joined(plain("--dir", "in", "out"), plain("--pol", "none", "ipsec")),
+    "bpf": st.sampled_from([f'--bytecode "{p}"' for p in (
+        "4,48 0 0 9,21 0 1 6,6 0 0 1,6 0 0 0", "6,177 0 0 0,72 0 0 2,21 0 2 80,6 0 0 1,6 0 0 0,6 0 0 0",
+        "2,32 0 0 60,22 0 0 0", "5,32 0 0 4294963220,2 0 0 3,97 0 0 3,135 0 0 0,22 0 0 0",
+    )]),
+    "connlabel": joined(option("--label", "1", "2", "127"), maybe(st.just("--set"))),
+    "helper": option("--helper", "ftp", '""'),
+    "cluster": joined(
+        st.just("--cluster-total-nodes 3"), option("--cluster-local-nodemask", "6"), st.just("--cluster-hash-seed 7")
+    ),
+    "devgroup": st.one_of(option("--src-group", "0", "1/1"), option("--dst-group", "0", "5")),
+    "socket": st.sampled_from(["", "--transparent", "--nowildcard --restore-skmark"]),
+}  # fmt: skip
 
 
 def sctp(chunks: bytes, dport: int = 80) -> bytes:

@@ -67,7 +67,7 @@ class TestConversations:
         assert journey.fate == "delivered" and ("src", "10.9.9.9") in [(r.field, r.new) for r in journey.rewrites]
 
     def test_masquerade_without_an_address_drops(self) -> None:
-        links = '[[link]]\nname = "eth0"\n[[link]]\nname = "eth1"\naddresses = []\n[[route]]\nto = "default"\ndev = "eth0"\n'
+        links = '[[link]]\nname = "eth0"\n[[link]]\nname = "eth1"\n[[route]]\nto = "default"\ndev = "eth0"\n'
         n = node(MASQ, links=links)
         journey = n.send(udp("10.0.0.2", 4000, "192.0.2.9", 53), "eth1", 0)
         assert (journey.fate, journey.out) == ("dropped", [])
@@ -116,7 +116,11 @@ class TestPorts:
     def test_dnat_takes_the_ports_in_turn_since_6_18(self) -> None:
         rules = "nat PREROUTING -p udp -j DNAT --to-destination 10.0.0.2:8000-8002"
         n = node(rules)
-        assert [left(n, udp("192.0.2.9", 4000, f"198.51.100.{k}", 53), "eth0")[4] for k in (1, 2, 3)] == [8000, 8001, 8002]
+        assert [left(n, udp("192.0.2.9", 4000, f"198.51.100.{k}", 53), "eth0")[4] for k in (1, 2, 3)] == [
+            8000,
+            8001,
+            8002,
+        ]
         old = node(rules, kernel="6.1")
         drawn = [left(old, udp("192.0.2.9", 4000, f"198.51.100.{k}", 53), "eth0")[4] for k in (1, 2, 3)]
         assert sorted(drawn) == [8000, 8001, 8002]
@@ -201,8 +205,9 @@ class TestAddresses:
 
     def test_tuples_are_given_out_in_arrival_order_whatever_rule_matches(self) -> None:
         """The second packet comes to its rule before the first one does."""
-        from netemu import read_capture
         from worlds import Events, as_capture
+
+        from netemu import read_capture
 
         rules = "nat POSTROUTING -s 10.0.0.4 -p udp -j SNAT --to-source 198.51.100.1\n"
         rules += "nat POSTROUTING -s 10.0.0.2 -p udp -j SNAT --to-source 198.51.100.1"

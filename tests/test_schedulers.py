@@ -229,3 +229,30 @@ def test_many_is_one_repeated(name: str, seed: int) -> None:
     places = s.scheduler.choose_many(addrs, ports).tolist()
     for a, place in zip(asked, places, strict=True):
         assert s.scheduler.choose(a) is (None if place < 0 else s.destinations[place])
+
+
+def test_lblc_forgets_addresses_at_the_half_hour_after_their_day() -> None:
+    s = service("lblc", 1, 1)
+    assert picks(s, 1) == [1]
+    load(s, s1=1)  # busier, but not beyond its weight: who comes back goes there, who is new goes elsewhere
+    day = 24 * 3600 * SECOND
+    assert picks(s, 1, CLIENT._replace(now=day // 2 + 60 * SECOND)) == [1]
+    assert picks(s, 1, CLIENT._replace(now=day // 2 + day + 1740 * SECOND)) == [1]  # over a day, not swept yet
+    assert picks(s, 1, CLIENT._replace(now=day // 2 + 2 * day + 3600 * SECOND)) == [2]
+
+
+@pytest.mark.parametrize("name", ["lblc", "lblcr"])
+def test_a_cache_of_too_many_addresses_loses_those_that_nobody_asks_for(name: str) -> None:
+    s = service(name, 1, 1)
+    for k in range(20_000):
+        s.scheduler.choose(CLIENT._replace(dst=k))
+    s.scheduler.choose(CLIENT._replace(dst=7, now=400 * SECOND))
+    cache = s.scheduler.cache  # type: ignore[attr-defined]
+    assert 15_000 < len(cache) < 16_400 and 7 in cache
+
+
+@pytest.mark.parametrize("name", [n for n in SCHEDULERS if n != "none"])
+def test_every_choice_has_a_reason(name: str) -> None:
+    s = service(name, 1, 3, 2)
+    chosen = s.scheduler.choose(CLIENT)
+    assert chosen is not None and s.scheduler.why(CLIENT, chosen)

@@ -1,4 +1,4 @@
-"""The TCP tracker: every cell of the table, the window rules, the timers, and the column form against the one-packet form."""
+"""The TCP tracker: every cell of its table, the window rules, the timers, and its column form against the plain one."""
 
 from __future__ import annotations
 
@@ -248,7 +248,9 @@ class TestTheWindow:
 
     def test_windows_are_scaled_when_both_offered_it(self) -> None:
         n = node()
-        syn = "0 eth0 in 192.0.2.9:4000 > 10.0.0.2:80 S seq=1000 opt=01030307\n eth1 out 192.0.2.9:4000 > 10.0.0.2:80 S\n"
+        syn = (
+            "0 eth0 in 192.0.2.9:4000 > 10.0.0.2:80 S seq=1000 opt=01030307\n eth1 out 192.0.2.9:4000 > 10.0.0.2:80 S\n"
+        )
         both = "0 eth1 in 10.0.0.2:80 > 192.0.2.9:4000 S. seq=5000 ack=1001 win=100 opt={}\n"
         both += " eth0 out 10.0.0.2:80 > 192.0.2.9:4000 S."
         says(n, syn + both.format("0103030e"))

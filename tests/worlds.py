@@ -143,7 +143,7 @@ FILTER = {
         "-m conntrack --ctstatus SEEN_REPLY -j ACCEPT",
         "-m conntrack --ctexpire 0:100 -j U",
         "-m connbytes --connbytes 2:4 --connbytes-mode packets --connbytes-dir both -j DROP",
-        "-p tcp -m connlimit --connlimit-above 2 --connlimit-mask 32 --connlimit-saddr -j REJECT --reject-with tcp-reset",
+        "-p tcp -m connlimit --connlimit-above 2 -j REJECT --reject-with tcp-reset",
         "-m hashlimit --hashlimit-above 3/sec --hashlimit-burst 2 --hashlimit-mode srcip --hashlimit-name h -j DROP",
         "-j REJECT --reject-with icmp-port-unreachable",
     ],
@@ -266,8 +266,8 @@ CLIENTS = [
 TARGETS = ["10.96.0.10", "10.0.0.1", "10.0.0.9", "10.244.0.5", "203.0.113.7", "10.9.0.6", "10.244.0.6"]
 PORTS = [80, 53, 443, 22, 99, 8080, 5000]
 STRANGE = [("255.255.255.255", "10.0.0.1"), ("10.0.0.50", "127.0.0.1"),
-           ("10.0.0.50", "10.0.0.255"), ("10.0.0.50", "255.255.255.255"), ("10.0.0.50", "224.0.0.1"), ("10.0.0.50", "0.0.0.9"),
-           ("240.0.0.1", "10.0.0.1"), ("10.0.0.50", "203.0.113.7")]  # fmt: skip
+           ("10.0.0.50", "10.0.0.255"), ("10.0.0.50", "255.255.255.255"), ("10.0.0.50", "224.0.0.1"),
+           ("10.0.0.50", "0.0.0.9"), ("240.0.0.1", "10.0.0.1"), ("10.0.0.50", "203.0.113.7")]  # fmt: skip
 OPTIONS = [b"\x02\x04\x05\xb4\x04\x02\x01\x01", b"\x01\x03\x03\x0e", b"\x01\x01\x08\x0a" + bytes(8),
            b"\x01\x01\x05\x0a\0\0\x07\xd0\0\0\x07\xe0", b"\x03\x00\x00\x00"]  # fmt: skip
 Event = tuple[float, str | None, bytes]
