@@ -206,7 +206,7 @@ def test_bad_usage_is_status_2_and_says_why(run: Run, here: Path, words: tuple[s
 
 
 def test_everything_that_is_wrong_is_said_at_once(run: Run, here: Path) -> None:
-    rules = RULES.replace("--dport 23", "--dport 99999").replace("-j DNAT", "-m bpf --bytecode 4 -j DNAT")
+    rules = RULES.replace("--dport 23", "--dport 99999").replace("-j DNAT", "-m osf --genre Linux -j DNAT")
     (here / "model/iptables.save").write_text(rules)
     status, _, err = run("replay", "model", "nowhere.pcap")
     assert status == 2
@@ -214,7 +214,7 @@ def test_everything_that_is_wrong_is_said_at_once(run: Run, here: Path) -> None:
 
 
 def test_what_netemu_lacks_is_status_3(run: Run, here: Path) -> None:
-    (here / "model/iptables.save").write_text(RULES.replace("--dport 23", "--dport 23 -m bpf --bytecode 4"))
+    (here / "model/iptables.save").write_text(RULES.replace("--dport 23", "--dport 23 -m osf --genre Linux"))
     status, _, err = run("replay", "model", "trace.pcap")
     assert status == 3 and "iptables.save:12" in err and "Unsupported" in err
 
