@@ -471,15 +471,14 @@ class Set:
                 self.packets[number] = extra.packets or 0
             if fresh or extra.bytes is not None:
                 self.bytes[number] = extra.bytes or 0
-        if not extra.from_packet:
-            if extra.comment:
-                self.comments[number] = extra.comment
-            else:
-                self.comments.pop(number, None)
-            if extra.skb != (0, 0, 0, 0):
-                self.skb[number] = extra.skb
-            else:
-                self.skb.pop(number, None)
+        if extra.comment:  # what is not given anew goes, even if it is a packet that adds the member again
+            self.comments[number] = extra.comment
+        else:
+            self.comments.pop(number, None)
+        if extra.skb != (0, 0, 0, 0):
+            self.skb[number] = extra.skb
+        else:
+            self.skb.pop(number, None)
         if extra.nomatch and self.nomatch is None:
             self.nomatch = np.zeros(self._room, bool)
         if self.nomatch is not None:
@@ -1838,25 +1837,41 @@ class HashNetIface(HashSet, name="hash:net,iface"):
         return self._number_of(name) * 2 if self.wild else self.numbers.get(name, -1) * 2
 
     def _hits(self, trip: Trip, rows: Rows, dirs: tuple[str, ...], options: SetOptions) -> I32:
-        if self.wild:
+        if self._intricate(options):
             return np.array([self._hit(trip, row, dirs, options) for row in rows.tolist()], np.int32)
         return super()._hits(trip, rows, dirs, options)
 
+    def _intricate(self, options: SetOptions) -> bool:
+        """Several members may hold a packet at one length, or one that does may yet say nothing."""
+        return bool(self.wild) or options.conditions or self.deadline is not None
+
     def _hit(self, trip: Trip, row: int, dirs: tuple[str, ...], options: SetOptions) -> int:
-        if not self.wild:
+        if not self._intricate(options):
             return super()._hit(trip, row, dirs, options)
         shown = self._shown_one(trip, row, dirs)
         if shown is None:
             return -1
         a, _, _, _, _, rest = self._unpack(shown)
         for length, _ in sorted(self.lengths, reverse=True):
+            silent = 0
             for number in self._found((a & _PREFIX[length], length, 0, 0, 0, rest)):
                 says = self._judge_one(trip.pkts, row, number, options)
                 if says:
                     return number if says > 0 else -2 - number
-            if self.blocks is not None and self.blocks.find_one((a & _PREFIX[length]) << 32 | length << 24) >= 0:
+                silent = self.born[number]
+            if self._last_word(a & _PREFIX[length], length, silent):
                 break
         return -1
+
+    def _last_word(self, net: int, length: int, silent: int) -> bool:
+        """Is the search over at this network? A member that held the packet and yet said nothing (its counters, its
+        timeout) lets it go on, unless the network has members that were added after that one.
+        """
+        if self.blocks is None or self.blocks.find_one(net << 32 | length << 24) < 0:
+            return False
+        rests = range(2 * len(self.names)) if silent else ()
+        members = (self.table.find_one(*self._pack((net, length, 0, 0, 0, rest))) for rest in rests)
+        return not silent or any(self.born[number] > silent for number in members if number >= 0)
 
     def _packet_key(self, trip: Trip, row: int, dirs: tuple[str, ...]) -> Key | None:
         if len(dirs) > 1:

@@ -815,14 +815,14 @@ class Ipvs:
         return bool(proto == SCTP and self._sctp_chunk(p, row) == SCTP_INIT)
 
     @staticmethod
-    def _sctp_chunk(p: Packets, row: int) -> int:
-        """Type of the first chunk; an ABORT behind a cookie counts first."""
+    def _sctp_chunk(p: Packets, row: int, first: bool = False) -> int:
+        """Type of the chunk that counts: an ABORT behind a cookie, else (or if so wished) the first."""
         body = p.payload(row)
         if len(body) < 16:
             return -1
         kind, size = body[12], struct.unpack_from("!H", body, 14)[0]
         behind = 12 + (size + 3 & ~3)
-        if kind in (10, 11) and size >= 4 and len(body) > behind + 3 and body[behind] == SCTP_ABORT:
+        if not first and kind in (10, 11) and size >= 4 and len(body) > behind + 3 and body[behind] == SCTP_ABORT:
             return SCTP_ABORT
         return kind
 
@@ -886,7 +886,7 @@ class Ipvs:
             if flags & RST or not (flags & SYN or self._on("sloppy_tcp")):
                 return None
         elif ask.proto == SCTP:
-            chunk = self._sctp_chunk(p, row)
+            chunk = self._sctp_chunk(p, row, first=True)
             if chunk != SCTP_INIT and not (self._on("sloppy_sctp") and chunk != SCTP_ABORT):
                 return None
         service = self.find_service(ask.proto, ask.vaddr, ask.vport, ask.mark)
@@ -1464,6 +1464,9 @@ class Ipvs:
             service = self.find_service(inner.proto, inner.caddr, inner.cport, inner.mark)
             if service is None:
                 return GO_ON
+            if self._drops_by_rate():
+                self._die(trip, row, "ipvs: drop_packet")
+                return ENDED
             ask = Ask(inner.proto, inner.vaddr, inner.vport, inner.caddr, inner.cport, inner.mark, True)
             made = self._schedule(trip, row, service, ask)
             if made is None:

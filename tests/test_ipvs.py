@@ -665,3 +665,11 @@ def test_an_ftp_service_says_that_its_helper_is_not_there(tmp_path: Path) -> Non
     world = World(tmp_path, f"-A -t {VIP}:21 -s rr\n-a -t {VIP}:21 -r {ONE}:21 -m\n")
     world.ask("S", port=21)
     assert any("ip_vs_ftp" in text for text in world.node.caveats)
+
+
+def test_an_abort_behind_a_cookie_closes_what_the_cookie_opened(tmp_path: Path) -> None:
+    rules = f"-A --sctp-service {VIP}:80 -s rr\n-a --sctp-service {VIP}:80 -r {ONE}:80 -m\n"
+    world = World(tmp_path, rules, sloppy_sctp=1)
+    chunks = bytes.fromhex("0a000014" + "00" * 16 + "0600000c" + "01" * 8)
+    world.send(ip(CLIENT, VIP, 132, struct.pack("!HHII", 4000, 80, 7, 0) + chunks))
+    assert world.states() == [("CLOSED", f"{CLIENT}:4000")]  # as recorded
