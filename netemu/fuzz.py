@@ -363,7 +363,7 @@ def _set(s: Scene) -> Clause | None:
         return None
     name = s.rng.choice(sorted(s.sets))
     words = f"-m set {s.no}--match-set {name} {dirs(s, s.sets[name])}"
-    if s.chance(0.15) and s.sets[name].startswith("hash:") and "net" in s.sets[name]:
+    if s.chance(0.4) and s.sets[name].startswith("hash:") and "net" in s.sets[name]:
         words += " --return-nomatch"
     if "counters" in s.options.get(name, "") and s.chance(0.6):
         words += " " + s.of(
@@ -934,7 +934,7 @@ def element(s: Scene, kind: str, options: str) -> str:
     out = ",".join(part(s) for part in SET_MAKERS[kind][1])
     if "timeout" in options and s.chance(0.4):
         out += f" timeout {s.of(0, 30, 300)}"
-    if "net" in kind and "maxelem" not in options and s.chance(0.2):
+    if "net" in kind and "maxelem" not in options and s.chance(0.3):
         out += " nomatch"
     if "skbinfo" in options:
         out += f" skbmark {hex(s.rng.choice(MARKS))}/0xff"
@@ -1006,7 +1006,7 @@ def make_services(s: Scene, featured: str) -> str:
         known = sorted(set(SCHEDULER_MAKERS) - ABSENT[s.kernel])
         scheduler = featured if n == 0 and featured in known else s.rng.choice(known)
         flags = s.rng.choice(SCHEDULER_MAKERS[scheduler])
-        more = s.of("", "", "", "-p 60", "-p 300 -M 255.255.255.0", "-o" if "-u" in where else "")
+        more = s.of("", "", "-p 60", "-p 60", "-p 300 -M 255.255.255.0", "-o" if "-u" in where else "")
         out.append(" ".join(f"-A {where} -s {scheduler} {flags} {more}".split()))
         servers = s.rng.sample(SERVERS, 1 if scheduler == "twos" else s.of(1, 2, 3))
         out += [f"-a {server(s, where, only)}" for only in servers]
@@ -1034,6 +1034,7 @@ def make_rule(s: Scene, jumps: Sequence[str] = (), match: str = "", target: str 
     """One rule (without `-A CHAIN`) that may stand at this place, with these extensions if they may."""
     clauses: list[Clause] = []
     names = [match] if match else []
+    names += ["set"] * (bool(s.sets) and s.chance(0.2))
     names += [s.rng.choice(sorted(MATCH_MAKERS)) for _ in range(s.of(0, 1, 1, 2))]
     proto = ""
     for name in dict.fromkeys(n for n in names if n in MATCHES):
@@ -1199,8 +1200,7 @@ def make_links(s: Scene, services: bool) -> str:
         '"net.ipv4.icmp_msgs_per_sec" = 100000',
         '"net.ipv4.icmp_msgs_burst" = 10000',
     ]
-    if s.chance(0.95):
-        out += [f'"net.ipv4.conf.{name}.send_redirects" = 0' for name in ("all", "default", *LINKS, "vip0")]
+    out += [f'"net.ipv4.conf.{name}.send_redirects" = 0' for name in ("all", "default", *LINKS, "vip0")]
     choose = SYSCTLS + (VS_SYSCTLS if services else [])
     some = s.rng.sample(choose, s.of(0, 1, 2))
     if services and s.chance(0.5):
@@ -1279,7 +1279,7 @@ class Traffic:
     def step(self) -> None:
         s = self.s
         r = s.rng.random()
-        if r < 0.04 and len(self.events) > 5:
+        if r < (0.06 if self.services else 0.04) and len(self.events) > 5:
             return self.command()
         if r < 0.24 or not self.talks:
             self.talks.append(self.new_talk())
@@ -1469,25 +1469,28 @@ class Traffic:
         """Remember how the client's packet looked where it arrived."""
         if side or talk.dst in BROADCASTS:
             return
-        talk.told = len(self.events) - 1
         if journey.fate == "forwarded" and journey.own:
             link, sent = journey.own[-1]
             if sent[9] == 4 and len(sent) >= 48:  # through a tunnel: the server takes it out
                 sent = sent[20:]
             if sent[9] == talk.proto and len(sent) >= 28 and link in LINKS:
-                talk.there, talk.there_ends = link, ends(sent)
+                talk.there, talk.there_ends, talk.told = link, ends(sent), len(self.events) - 1
         elif journey.fate == "delivered":
             sent = journey._part.pkts.bytes(journey._row)
             if sent[9] == talk.proto and len(sent) >= 28:
-                talk.there, talk.there_ends = None, ends(sent)
+                talk.there, talk.there_ends, talk.told = None, ends(sent), len(self.events) - 1
 
     # ---- the rest
 
     def error(self) -> None:
         """An ICMP error about something that left."""
         s = self.s
-        # (the id of an echo reply may be a drawn one)
-        some = [(o, sent, n) for o, sent, n in self.left[-12:] if o in LINKS and (sent[9] != ICMP or sent[20] == 8)]
+        # (the id of an echo reply may be a drawn one; errors about IPVS tunnels are not modelled)
+        some = [
+            (o, sent, n)
+            for o, sent, n in self.left[-12:]
+            if o in LINKS and sent[9] != 4 and (sent[9] != ICMP or sent[20] == 8)
+        ]
         if not some:
             return
         link, sent, number = s.rng.choice(some)
@@ -1565,7 +1568,7 @@ class Traffic:
 
     def change(self) -> str | None:
         s = self.s
-        kinds = ["iptables"] * 4 + ["ipset"] * 3 * bool(s.sets) + ["ipvsadm"] * 4 * self.services
+        kinds = ["iptables"] * 4 + ["ipset"] * 3 * bool(s.sets) + ["ipvsadm"] * 8 * self.services
         kinds += ["conntrack"] * (not self.brief) + ["sysctl", "ip"]
         kind = s.rng.choice(kinds)
         if kind == "iptables":

@@ -567,10 +567,13 @@ class Drawn:
         inner = packet[at + 8 :]
         e = ends(inner)
         pair = self._find(self.ours, e) if e else None
+        source = pair is not None
+        if e and pair is None:  # about an answer to such a port
+            pair = self._find(self.ours, (e[0], e[3], e[4], e[1], e[2]))
         if pair is None:
             return packet
         head = packet[at : at + 2] + b"\0\0" + packet[at + 4 : at + 8]
-        body = head + with_port(inner, True, pair[2])
+        body = head + with_port(inner, source, pair[2])
         return packet[:at] + body[:2] + _checksum(body).to_bytes(2, "big") + body[4:]
 
     def text(self, proto: str, src: str, sport: str, dst: str, dport: str) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import ipaddress
 import re
 import shlex
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from craft import udp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from netemu import Node
 from netemu.errors import Problem, Refused, Unsupported
 from netemu.ipset import SETS, SetOptions, Sets
 from netemu.packets import Packets
@@ -639,3 +642,19 @@ def test_a_member_of_bitmap_ip_mac_that_is_added_again_without_its_mac_is_over()
     assert members() == ["add b 10.0.0.1 timeout 1000"]
     sets.run(["ipset", "add", "b", "10.0.0.2,02:00:00:00:00:07"], late)  # it has kept the MAC that it had
     assert members()[1] == "add b 10.0.0.2,02:00:00:00:00:01 timeout 1000"
+
+
+def test_a_member_that_says_nothing_lets_the_search_go_on(tmp_path: Path) -> None:
+    """A net,iface set stops at the first network that holds the address, unless a member there held the packet too."""
+    (tmp_path / "node.toml").write_text('[[link]]\nname = "eth0"\naddresses = ["10.0.0.1/24"]\n')
+    (tmp_path / "ipset.save").write_text(
+        "create n hash:net,iface counters\nadd n 10.0.0.0/24,eth0 packets 9\nadd n 10.0.0.0/8,eth0\n"
+    )
+    (tmp_path / "iptables.save").write_text(
+        "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -m set --match-set n src,src --packets-lt 5\nCOMMIT\n"
+    )
+    node = Node.load(tmp_path)
+    for k in range(2):
+        node.send(udp("10.0.0.9", 1, "10.0.0.1", 2 + k), link="eth0", at=k)
+    saved = node.dump("ipset-save")
+    assert "10.0.0.0/24,eth0 packets 11 " in saved and "10.0.0.0/8,eth0 packets 2 " in saved
