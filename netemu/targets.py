@@ -1448,17 +1448,12 @@ class Tee(Target, name="TEE"):
         copies.state[:] = UNTRACKED
         copies.arrived[:] = way.link[found]  # POSTROUTING shows the way out as the way in, too
         child = Copies(node, copies, parent=trip, parent_rows=rows)
-        child.remember = trip.remember
         if trip.whole:  # what was put together is cut again in the same places
             child.whole.update((k, trip.whole[row]) for k, row in enumerate(rows.tolist()) if row in trip.whole)
         for name in ("kind", "link"):
             getattr(child, f"route_{name}")[:] = getattr(way, name)[found]
         child.nexthop[:], child.mtu[:] = way.nexthop[found], way.mtu[found]
-        trip.children.append(child)
-        everything = np.arange(len(rows))
-        node.road._say_way(child, everything)
-        node.road._output(child, everything)
-        node.road._pay(child, everything)
+        node.road.launch(child, routed=True)
         return CONTINUE
 
     @staticmethod

@@ -59,10 +59,10 @@ class Trip:
         self.left: I16 = np.full(n, -1, np.int16)
         self.outs: dict[int, list[bytes]] = {}
         self.whole: dict[int, Assembly] = {}  # packets that were put together, and from what
-        self.owed: list[tuple[int, bytes, int, int, bool]] = []  # errors to be sent: see Road.cause_icmp
+        self.owed: list[tuple[int, bytes, int, int, bool]] = []  # errors to be sent: see Answers.icmp
         self.silent: list[int] = []  # rows whose sender is not told after all
         self.choices: dict[int, Choice] = {}  # how IPVS found the server of a row, while Ipvs.tell is on
-        self.remember = True  # keep each rewrite for the report
+        self.remember: bool = parent is None or parent.remember  # keep each rewrite for the report
         # what depends on rules that netemu cannot judge (see doubt.py): row -> why; those of the walk under way, and
         # the rows that a rule behind the doubtful one has changed
         self.doubts: dict[int, str] = {}
@@ -112,16 +112,19 @@ class Trip:
         """Look up the way out for the addresses, mark and TOS of `rows` as they are, and attach it; False: none."""
         return self.node.road.route_out(self, rows)
 
-    def cause_icmp(self, rows: Rows, kind: int, code: int, info: int = 0, *, verify: bool = False) -> None:
+    def cause_icmp(
+        self, rows: Rows, kind: int, code: int, info: int = 0, *, verify: bool = False, routeless: bool = False
+    ) -> None:
         """Make the ICMP error about each of `rows` (which go on existing: end them yourself); it leaves after the run.
 
-        verify   only about packets whose TCP, UDP or ICMP checksum is right
+        verify     only about packets whose TCP, UDP or ICMP checksum is right
+        routeless  there is no route: these have a limit of their own
         """
-        self.node.road.cause_icmp(self, rows, kind, code, info, verify=verify)
+        self.node.road.answers.icmp(self, rows, kind, code, info, verify=verify, routeless=routeless)
 
     def cause_reset(self, rows: Rows) -> None:
         """Make and send the TCP reset that answers each of `rows`."""
-        self.node.road.cause_reset(self, rows)
+        self.node.road.answers.reset(self, rows)
 
 
 def split(rows: Rows, mask: Mask) -> tuple[Rows, Rows]:

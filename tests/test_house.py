@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "netemu"
 FLOORS = [  # a module may import from floors above its own line, and from earlier ones on it
     "errors packets paths trip grammar clock sysctl hashing fragments sockets",
-    "routing ipset tcp conntrack nat schedulers ipvs ipvsadm",
+    "routing ipset tcp conntrack nat schedulers answers ipvs ipvsadm",
     "matches rare targets doubt tables",
     "model capture journey node",
     "flows kube scaling lint diff snapshot values profile player lab fuzz",
