@@ -769,8 +769,9 @@ class KeyedSet(Set):
         else:
             self._probes = []
             for la, lb in sorted(self.lengths, reverse=True):
-                mask_a = _PREFIX[la] if self._a in self._nets else 0xFFFFFFFF
-                mask_b = _PREFIX[lb] if self._b in self._nets else 0xFFFFFFFF
+                own = self._ip_mask & 0xFFFFFFFF  # all ones but in types that have `netmask` or `bitmask`
+                mask_a = _PREFIX[la] & own if self._a in self._nets else 0xFFFFFFFF
+                mask_b = _PREFIX[lb] & own if self._b in self._nets else 0xFFFFFFFF
                 self._probes.append((mask_a << 32 | 0xFFFFFFFF, la << 24, mask_b << 32 | 0xFFFFFFFF, lb << 24))
         self._columns = [tuple(np.array([word], np.uint64) for word in probe) for probe in self._probes]
 
@@ -1315,7 +1316,7 @@ class KeyedSet(Set):
                     length = _bulk_each(halves[1::2], lambda text: _number(text, 0, 32))
                     if not self.zero_net and not length.all():
                         return None
-                    mask = np.array(_PREFIX, np.uint64)[length.astype(np.int64)]
+                    mask = np.array(_PREFIX, np.uint64)[length.astype(np.int64)] & np.uint64(self._ip_mask)
                     column = (_bulk_addresses(addresses) & mask) << _H32
                     (key0 if k == self._a else key1)[:] |= column | (length << np.uint64(24))
                 elif part == "port":
@@ -1568,7 +1569,7 @@ class HashSet(KeyedSet):
 
 
 class _Masked(HashSet):
-    """The first address is masked, when stored and when asked for."""
+    """Addresses are masked, when stored and when asked for."""
 
     def __init__(self, name: str, options: dict[str, str], kernel: str, seed: int) -> None:
         super().__init__(name, options, kernel, seed)
@@ -1643,12 +1644,30 @@ class HashNetPort(HashSet, name="hash:net,port"):
     REVISION: ClassVar[dict[str, int]] = {"6.1": 8, "6.18": 8}
 
 
-class HashNetNet(HashSet, name="hash:net,net"):
+class HashNetNet(_Masked, name="hash:net,net"):
     """Two networks: for each length of the first, longest first, every length of the second."""
 
     parts = ("net", "net")
     WORDS: ClassVar[tuple[str, ...]] = (*_HASH_WORDS, "netmask", "bitmask")
     REVISION: ClassVar[dict[str, int]] = {"6.1": 3, "6.18": 4}
+
+    def _mask_words(self) -> tuple[str, str]:
+        return "", self.mask_word
+
+    def _read(self, element: str) -> tuple[Iterator[Key], str]:
+        """Networks are masked, both; those of a range are not, and then no packet finds what the mask would change."""
+        keys, shown = super()._read(element)
+        mask = self._ip_mask
+        if "-" not in element:
+            keys = ((a & mask, la, low, b & mask, lb, rest) for a, la, low, b, lb, rest in keys)
+        return keys, shown
+
+    def _packet_key(self, trip: Trip, row: int, dirs: tuple[str, ...]) -> Key | None:
+        key = super()._packet_key(trip, row, dirs)
+        if key is None:
+            return None
+        a, la, low, b, lb, rest = key
+        return a & self._ip_mask, la, low, b & self._ip_mask, lb, rest
 
 
 class HashNetPortNet(HashSet, name="hash:net,port,net"):
@@ -2746,8 +2765,6 @@ def _create_words(cls: type[Set], words: list[str], kernel: str) -> dict[str, st
                 f"utility." + SEE_HELP,
                 2,
             )
-        if cls.TYPE == "hash:net,net" and word in ("netmask", "bitmask"):
-            raise Unsupported(f"option `{word}' of set type hash:net,net", hint="store the networks masked")
         out[word] = value
     if "range" in cls.WORDS and "range" not in out:
         raise _no("Mandatory option `range' is missing" + SEE_HELP, 2)

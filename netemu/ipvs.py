@@ -58,8 +58,11 @@ if TYPE_CHECKING:
     from netemu.trip import Trip
 
 NEVER = 1 << 62
+ESP, AH = 50, 51
 NAMES = {TCP: "tcp", UDP: "udp", SCTP: "sctp"}
 SERVED = np.isin(np.arange(256), list(NAMES))
+HANDLED = np.isin(np.arange(256), [*NAMES, ESP, AH])  # IPVS looks for connections of the last two, and finds none
+ERROR = np.isin(np.arange(256), (3, 4, 11))  # ICMP errors that it looks into
 FTP, FTP_DATA = 21, 20
 IPIP = 4
 GUE_IPIP = 4 << 16  # the GUE header of a packet without options: version 0, and what protocol it holds
@@ -547,6 +550,10 @@ class Ipvs:
         self.udp_timeout = UDP_TIMEOUT
         self.counters: I64 = np.zeros((64, 5), np.int64)  # 0: everything; then services and servers
         self._stats_used = 1
+        # what `ipvsadm --rate` shows: counters when they were last read, and the averages as Linux keeps them
+        self._read_last: I64 = np.zeros((64, 5), np.int64)
+        self._averages: I64 = np.zeros((64, 5), np.int64)
+        self._rating = False  # there is something to average: the counters are read every ROUND
         self._by_address: dict[tuple[int, int, int], Service] = {}
         self._by_mark: dict[int, Service] = {}
         self._service_table = Table(1, seed=node.seed)
@@ -595,11 +602,15 @@ class Ipvs:
         Cost     two look-ups a packet; scheduling is one by one
         """
         p = trip.pkts
+        if not self._rating:
+            self._begin_rating(int(p.time[rows[0]]))
         mine = ~p.ipvs[rows]
         if trip.hook != "OUTPUT":
             mine &= p.pkttype[rows] == HOST
         proto = p.proto[rows]
         icmp = (proto == ICMP) & mine
+        if self._on("ignore_tunneled"):  # of what IPVS does not serve, only a tunnel could hold what it does
+            p.ipvs[rows[mine & ~HANDLED[proto] & ~(icmp & ERROR[p.icmp_type[rows]])]] = True
         mine &= SERVED[proto] & ((p.frag[rows] & OFFSET_MASK) == 0)
         fates = np.zeros(len(rows), np.uint8)
         picked = np.full(len(rows), -1, np.int32)  # connection of each packet that is to be translated
@@ -1340,6 +1351,8 @@ class Ipvs:
     def reply(self, trip: Trip, rows: Rows) -> None:
         """The out-hook: packets from real servers to clients (INPUT 98, FORWARD 100, OUTPUT -99)."""
         p, t = trip.pkts, self.conns
+        if not self._rating:
+            self._begin_rating(int(p.time[rows[0]]))
         mine = ~p.ipvs[rows]
         proto = p.proto[rows]
         icmp = mine & (proto == ICMP)
@@ -1561,8 +1574,8 @@ class Ipvs:
 
         So a run ends before a packet whose connection had one the other way in it, when either changes the state;
         before a new connection after a reply that changed a server's load, and the other way round; before what may
-        be the answer to a new connection; after a SYN on a connection that exists; and at the first timeout that the
-        run itself may begin.
+        be the answer to a new connection; after a SYN on a connection that exists; at the first timeout that the run
+        itself may begin; and where the counters are read for `ipvsadm --rate`.
         """
         t = self.conns
         end = len(rows)
@@ -1573,7 +1586,8 @@ class Ipvs:
         if not served.any():
             return end
         shortest = min(min(self.timeouts.values()), self.udp_timeout, FIRST_TIMEOUT) * SECOND
-        end = int(np.searchsorted(p.time[rows], p.time[rows[0]] + shortest))
+        first = int(p.time[rows[0]])
+        end = int(np.searchsorted(p.time[rows], min(first + shortest, (first // ROUND + 1) * ROUND)))
         to = np.where(served, t.client.find(*self._keys(p, rows, False)), -1).astype(np.int32)
         back = np.where(served, t.server.find(*self._keys(p, rows, True)), -1).astype(np.int32)
         back[to >= 0] = -1
@@ -1809,9 +1823,38 @@ class Ipvs:
 
     # ---- changes -----------------------------------------------------------------------------------------------
 
+    # ---- rates -------------------------------------------------------------------------------------------------
+
+    def _begin_rating(self, now: int) -> None:
+        self._rating = True
+        heapq.heappush(self._timers, ((now // ROUND + 1) * ROUND, 0, -4))
+
+    def _read_counters(self, now: int) -> None:
+        """Every two seconds: the averages move a quarter of the way to what these two seconds were.
+
+        Linux keeps them as integers, connections and packets in 1/1024, bytes in 1/32 a second.
+        """
+        if not self._on("run_estimation"):
+            heapq.heappush(self._timers, (now + ROUND, 0, -4))
+            return
+        n = self._stats_used
+        rates = (self.counters[:n] - self._read_last[:n]) << RATE_SHIFT
+        self._read_last[:n] = self.counters[:n]
+        self._averages[:n] += (rates - self._averages[:n]) >> 2
+        self._rating = bool(rates.any() or self._averages[:n].any())
+        if self._rating:
+            heapq.heappush(self._timers, (now + ROUND, 0, -4))
+
+    def rates(self, stat: int) -> list[int]:
+        """Connections, packets in and out, bytes in and out, all a second, as `ipvsadm --rate` has them."""
+        average = self._averages[stat].tolist()
+        return [n + 0x1FF >> 10 for n in average[:3]] + [n + 0xF >> 5 for n in average[3:]]
+
     def _new_stat(self) -> int:
         if self._stats_used == len(self.counters):
             self.counters = np.concatenate([self.counters, np.zeros_like(self.counters)])
+            self._averages = np.concatenate([self._averages, np.zeros_like(self._averages)])
+            self._read_last = np.concatenate([self._read_last, np.zeros_like(self._read_last)])
         self._stats_used += 1
         return self._stats_used - 1
 
@@ -1948,10 +1991,9 @@ class Ipvs:
 
     def zero(self, service: Service | None) -> None:
         """`ipvsadm -Z`: counters of one service and its servers, or all."""
-        if service is None:
-            self.counters[:] = 0
-        else:
-            self.counters[[service.stat, *(d.stat for d in service.destinations)]] = 0
+        which = slice(None) if service is None else [service.stat, *(d.stat for d in service.destinations)]
+        for columns in (self.counters, self._averages, self._read_last):
+            columns[which] = 0
 
     # ---- invariants --------------------------------------------------------------------------------------------
 
@@ -1975,6 +2017,8 @@ class Ipvs:
 
 
 TRASH_LIFE = 120 * SECOND
+ROUND = 2 * SECOND  # how often Linux reads the counters for its averages
+RATE_SHIFT = np.array([9, 9, 9, 4, 4])
 MINUTE = 60 * SECOND
 SHORT_TALK = 8  # packets: who had more is spared by drop_entry
 #: states that drop_entry ends, by protocol
@@ -1983,6 +2027,7 @@ SPECIAL: dict[int, Callable[[Ipvs, int], None]] = {
     -1: Ipvs._flush_orphans,
     -2: Ipvs._empty_trash,
     -3: Ipvs._drop_entries,
+    -4: Ipvs._read_counters,
 }
 
 

@@ -148,7 +148,7 @@ class Ipvsadm:
         sort: bool = True,
         numeric: bool = True,
     ) -> str:
-        """`ipvsadm -Ln`; `what`: "", "stats", "thresholds", "persistent-conn" or "tun-info"."""
+        """`ipvsadm -Ln`; `what`: "", "stats", "rate", "thresholds", "persistent-conn" or "tun-info"."""
         ipvs = self.ipvs
         ipvs.look(ipvs.node.now)
         out = [] if services is not None else [f"IP Virtual Server version 1.2.1 (size={CONN_TAB_SIZE})"]
@@ -161,8 +161,8 @@ class Ipvsadm:
                 else f"{NAMES[service.proto].upper():<4} "
                 + self._where(service.addr, service.port, service.proto, numeric)
             )
-            if what == "stats":
-                out.append(f"{name:<33}" + self._numbers(service.stat, exact))
+            if what in ("stats", "rate"):
+                out.append(f"{name:<33}" + self._numbers(service.stat, what, exact))
             else:
                 out.append(name + self._settings(service))
             for dest in _merge_sorted(service.destinations, _dest_order) if sort else service.destinations:
@@ -181,8 +181,8 @@ class Ipvsadm:
         return line + (" ops" if service.one_packet else "")
 
     def _dest_line(self, d: Destination, what: str, exact: bool) -> str:
-        if what == "stats":
-            return self._numbers(d.stat, exact)
+        if what in ("stats", "rate"):
+            return self._numbers(d.stat, what, exact)
         if what == "thresholds":
             return f" {d.upper:<10d} {d.lower:<10d} {d.active:<10d} {d.inactive:<10d}"
         if what == "persistent-conn":
@@ -190,8 +190,9 @@ class Ipvsadm:
         tunnel = f" {_tunnel_info(d):<13}" if what == "tun-info" else ""
         return f" {METHODS[d.method]:<7}{tunnel} {d.weight:<6d} {d.active:<10d} {d.inactive:<10d}"
 
-    def _numbers(self, stat: int, exact: bool) -> str:
-        return "".join(_large(int(n), exact) for n in self.ipvs.counters[stat])
+    def _numbers(self, stat: int, what: str, exact: bool) -> str:
+        numbers = self.ipvs.rates(stat) if what == "rate" else self.ipvs.counters[stat].tolist()
+        return "".join(_large(n, exact) for n in numbers)
 
     def stats(self) -> str:
         """`ipvsadm -Ln --stats --exact`, up to the last packet (Linux shows them up to two seconds late)."""
@@ -245,6 +246,10 @@ LIST_HEADS = {
         "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn",
     ],
     "stats": [_STATS_HEAD, "  -> RemoteAddress:Port"],
+    "rate": [
+        "Prot LocalAddress:Port                 CPS    InPPS   OutPPS    InBPS   OutBPS",
+        "  -> RemoteAddress:Port",
+    ],
     "thresholds": [
         "Prot LocalAddress:Port            Uthreshold Lthreshold ActiveConn InActConn ",
         "  -> RemoteAddress:Port",
@@ -684,10 +689,8 @@ class Command:
             return ""
         if "connection" in given:
             return tool.connections(now, numeric)
-        if "rate" in given and "stats" not in given:
-            raise Unsupported("--rate: the kernel's two-second estimator is not modelled", hint="--stats is exact")
         chosen = [self._service_of(ipvs, "No such service", 1)] if "service-address" in given else None
-        what = next((w for w in ("stats", "thresholds", "persistent-conn", "tun-info") if w in given), "")
+        what = next((w for w in ("stats", "rate", "thresholds", "persistent-conn", "tun-info") if w in given), "")
         return tool.list(
             services=chosen, what=what, exact="exact" in given, sort="nosort" not in given, numeric=numeric
         )

@@ -479,6 +479,28 @@ def test_what_6_1_does_not_know() -> None:
     assert asked(sets, "S", "src", {"src": "10.77.2.99"}, {"src": "10.1.3.3"}) == [True, False]
 
 
+def test_networks_under_a_bitmask() -> None:
+    """Both networks are masked, those of a range are not; and what packets show is."""
+    with pytest.raises(Refused, match="starting from the revision 4"):
+        Sets("6.1").run(["create", "S", "hash:net,net", "netmask", "24"])
+    text = (
+        "create S hash:net,net bitmask 255.0.255.0\nadd S 10.1.2.3,10.2.3.4/28\nadd S 10.9.3.0-10.9.3.1,10.2.0.0/16\n"
+    )
+    sets = loaded(text)
+    members = [line for line in sets.save().splitlines() if line.startswith("add")]
+    assert members == ["add S 10.0.2.0,10.0.3.0/28", "add S 10.9.3.0/31,10.2.0.0/16"]
+    assert sets.save().splitlines()[0].endswith(" bitmask 255.0.255.0")
+    quick = loaded(
+        "create S hash:net,net netmask 24\n" + "".join(f"add S 10.1.{k}.9,10.2.{k}.0/28\n" for k in range(99))
+    )
+    assert "add S 10.1.7.0,10.2.7.0/28" in quick.save().splitlines()
+    sets.run(["test", "S", "10.77.2.9,10.88.3.9"])
+    with pytest.raises(Refused, match="NOT in set"):
+        sets.run(["test", "S", "10.77.4.9,10.88.3.9"])
+    shown = [("10.5.2.200", "10.6.3.1"), ("10.9.3.0", "10.2.0.1"), ("10.5.2.200", "10.6.4.1")]
+    assert asked(sets, "S", "src,dst", *({"src": a, "dst": b} for a, b in shown)) == [True, False, False]
+
+
 def test_netmask_and_markmask() -> None:
     sets = loaded(
         "create S hash:ip netmask 24\nadd S 10.0.0.5\ncreate M hash:ip,mark markmask 0xf\nadd M 10.0.0.5,0x13\n"

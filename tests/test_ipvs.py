@@ -506,7 +506,23 @@ def test_refusals_are_the_tools_own_words(tmp_path: Path, command: str, status: 
     assert e.value.status == status
 
 
-@pytest.mark.parametrize("command", ["-A -t [fd00::1]:80", "-A -u 10.0.0.1:5060 -p 60 --pe sip", "-Ln --rate"])
+def test_rates_are_averages_of_two_seconds_each(tmp_path: Path) -> None:
+    """As Linux 6.1 shows them for 75, 100, 100 and 25 packets of 128 bytes in two seconds each, and none after."""
+    world = World(tmp_path, f"-A -u {VIP}:53 -s rr\n-a -u {VIP}:53 -r {ONE}:53 -m\n")
+    seen = []
+    for count in (75, 100, 100, 25, 0, 0):
+        for _ in range(count):
+            world.send(udp(CLIENT, 4000, VIP, 53, b"x" * 100), wait=0.0)
+        world.at += 2
+        seen.append(world.run("-Ln --rate").splitlines()[-1].split()[2:])
+    numbers = [[int(word) for word in line] for line in seen]
+    assert [(n[1], n[3]) for n in numbers] == [(9, 1200), (20, 2500), (27, 3475), (23, 3006), (18, 2255), (13, 1691)]
+    assert not any(n[0] or n[2] or n[4] for n in numbers)
+    world.run("-Z")
+    assert world.run("-Ln --rate").splitlines()[-1].split()[2:] == ["0"] * 5
+
+
+@pytest.mark.parametrize("command", ["-A -t [fd00::1]:80", "-A -u 10.0.0.1:5060 -p 60 --pe sip"])
 def test_what_is_not_modelled_is_named(tmp_path: Path, command: str) -> None:
     with pytest.raises(Unsupported):
         World(tmp_path).run(command)

@@ -19,7 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-from craft import answer, checksum, error, icmp, tcp, udp  # noqa: E402
+from craft import answer, checksum, error, icmp, ip, tcp, udp  # noqa: E402
 
 from netemu import Node, lab  # noqa: E402
 
@@ -685,6 +685,31 @@ def ipvs_persistent(kernel: str) -> Story:
     for k in range(3):
         s.handshake("eth0", OUT, 4000 + k, "10.96.0.1", 80)
         s.handshake("eth0", f"192.0.2.{50 + k}", 4000, "10.96.0.1", 80)
+    return s
+
+
+@story("6.1")
+def ipvs_ignore_tunneled(kernel: str) -> Story:
+    s = Story(
+        "ipvs/ignore-tunneled",
+        kernel,
+        """With ignore_tunneled, what IPVS does not serve counts as seen by it: `-m ipvs --ipvs` matches the node's own
+        echo requests and GRE; not what it serves, and finds no service for, and not ESP.""",
+        links=LINKS + VIP,
+        sysctl={"net.ipv4.vs.ignore_tunneled": 1},
+        iptables="""filter OUTPUT -m ipvs --ipvs
+            filter INPUT -m ipvs --ipvs
+            mangle POSTROUTING -m ipvs --ipvs""",
+        ipvs="""-A -t 10.96.0.1:80 -s rr
+            -a -t 10.96.0.1:80 -r 10.0.0.5:8080 -m -w 1""",
+    )
+    s.sends(None, icmp(NODE, OUT))
+    for proto in (47, 50, 51, 4):
+        s.sends(None, ip(NODE, OUT, proto, b"\0" * 24))
+    s.sends(None, tcp(NODE, 4000, OUT, 81))
+    s.sends(None, error(NODE, OUT, udp(OUT, 7, NODE, 9)))
+    s.sends("eth0", icmp(OUT, NODE))
+    s.handshake("eth0", OUT, 4000, "10.96.0.1", 80)
     return s
 
 
