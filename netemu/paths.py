@@ -6,11 +6,14 @@ settled flow share one entry, and adding a step to many packets is one look-up f
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from netemu.hashing import Table
 from netemu.packets import Packets
 
 TABLES = ("raw", "mangle", "nat", "filter", "security")
@@ -44,28 +47,60 @@ class Rewrite:
     new: int | str
 
 
+class Steps:
+    """Steps by number. A block of numbers may be reserved for steps that are made when somebody looks at one."""
+
+    def __init__(self) -> None:
+        self._made: list[Step | None] = []
+        self._starts: list[int] = []
+        self._makers: list[Callable[[int], Step]] = []
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __getitem__(self, number: int) -> Step:
+        step = self._made[number]
+        if step is None:
+            block = bisect_right(self._starts, number) - 1
+            step = self._made[number] = self._makers[block](number - self._starts[block])
+        return step
+
+    def append(self, step: Step) -> int:
+        """The number of a new step."""
+        self._made.append(step)
+        return len(self._made) - 1
+
+    def reserve(self, n: int, make: Callable[[int], Step]) -> int:
+        """The first of `n` numbers; make(k) gives the k-th of their steps."""
+        first = len(self._made)
+        self._starts.append(first)
+        self._makers.append(make)
+        self._made.extend([None] * n)
+        return first
+
+
 class Paths:
     """Interned paths and texts. Path 0 is the empty path, text 0 is no text."""
 
     def __init__(self) -> None:
-        self.steps: list[Step] = []
+        self.steps = Steps()
         self._step_ids: dict[Step, int] = {}
-        self._children: dict[tuple[int, int], int] = {}
-        self._parent: list[int] = [0]
-        self._last: list[int] = [-1]
+        self._known = Table(1)  # parent << 32 | step -> path - 1
+        self._children: dict[int, int] = {}  # the same, of those that were asked for one by one
+        self._parent = np.zeros(64, np.int32)
+        self._last = np.full(64, -1, np.int32)
         self._unfolded: dict[int, tuple[Step, ...]] = {0: ()}
         self.texts: list[str | None] = [None]
         self._text_ids: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return len(self._parent)
+        return len(self._known) + 1
 
     def step_id(self, step: Step) -> int:
         """Number of `step`, the same for equal steps."""
         n = self._step_ids.get(step)
         if n is None:
-            n = self._step_ids[step] = len(self.steps)
-            self.steps.append(step)
+            n = self._step_ids[step] = self.steps.append(step)
         return n
 
     def text_id(self, text: str) -> int:
@@ -79,40 +114,51 @@ class Paths:
     def extend(self, pkts: Packets, rows: NDArray[np.intp], step: Step | NDArray[np.integer]) -> None:
         """Add `step` to the path of each of `rows`; or each row's own, given as an array of step numbers.
 
-        Cost: one dict look-up for each distinct path (and step) among them, a sort where there are several.
+        Cost: one look-up for all that share a path; where they do not, one hash look-up each.
         """
         if not len(rows):
             return
-        if isinstance(step, np.ndarray):
-            if len(rows) == 1:
-                row = rows[0]
-                pkts.path[row] = self._child(int(pkts.path[row]), int(step[0]))
-                return
-            pairs, back = np.unique(pkts.path[rows].astype(np.int64) << 32 | step, return_inverse=True)
-            child = [self._child(pair >> 32, pair & 0xFFFFFFFF) for pair in pairs.tolist()]
-            pkts.path[rows] = np.array(child, pkts.path.dtype)[back]
-            return
-        sid = self.step_id(step)
+        each = isinstance(step, np.ndarray)
+        sid = int(step[0]) if isinstance(step, np.ndarray) else self.step_id(step)
         if len(rows) == 1:
-            row = rows[0]
-            pkts.path[row] = self._child(int(pkts.path[row]), sid)
+            row = rows.item()
+            pkts.path[row] = self._child(pkts.path.item(row), sid)
             return
         old = pkts.path[rows]
-        first = int(old[0])
-        if (old == first).all():
+        first = old.item(0)
+        if not each and (old == first).all():
             pkts.path[rows] = self._child(first, sid)
             return
-        seen, back = np.unique(old, return_inverse=True)
-        pkts.path[rows] = np.array([self._child(int(p), sid) for p in seen], pkts.path.dtype)[back]
+        pkts.path[rows] = self._grown(old, step if isinstance(step, np.ndarray) else np.int64(sid))
 
     def _child(self, parent: int, sid: int) -> int:
-        key = (parent, sid)
+        key = parent << 32 | sid
         n = self._children.get(key)
         if n is None:
-            n = self._children[key] = len(self._parent)
-            self._parent.append(parent)
-            self._last.append(sid)
+            before = len(self._known)
+            n = self._children[key] = self._known.add_one(key) + 1
+            if n > before:
+                self._room(n + 1)
+                self._parent[n], self._last[n] = parent, sid
         return n
+
+    def _grown(self, parents: NDArray[np.int32], steps: NDArray[np.integer] | np.integer) -> NDArray[np.int32]:
+        """The paths that are `parents` and one step more."""
+        before = len(self._known)
+        keys = (parents.astype(np.int64) << 32 | steps).view(np.uint64)
+        paths = self._known.add((keys,)) + np.int32(1)
+        new = np.flatnonzero(paths > before)
+        if len(new):
+            self._room(len(self._known) + 1)
+            self._parent[paths[new]] = parents[new]
+            self._last[paths[new]] = np.broadcast_to(steps, len(parents))[new]
+        return paths
+
+    def _room(self, n: int) -> None:
+        size = len(self._parent)
+        if n > size:
+            more = np.zeros(max(n - size, size), np.int32)
+            self._parent, self._last = np.concatenate([self._parent, more]), np.concatenate([self._last, more])
 
     def unfold(self, path: int) -> tuple[Step, ...]:
         """The steps of a path, first to last."""
@@ -121,7 +167,7 @@ class Paths:
             chain: list[Step] = []
             p = path
             while p:
-                chain.append(self.steps[self._last[p]])
-                p = self._parent[p]
+                chain.append(self.steps[self._last.item(p)])
+                p = self._parent.item(p)
             got = self._unfolded[path] = tuple(reversed(chain))
         return got

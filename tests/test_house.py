@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "netemu"
 FLOORS = [  # a module may import from floors above its own line, and from earlier ones on it
-    "errors packets paths trip grammar clock sysctl hashing fragments sockets",
+    "errors packets hashing paths trip grammar clock sysctl fragments sockets",
     "routing ipset tcp conntrack nat schedulers answers ipvs ipvsadm",
     "matches rare targets doubt tables",
     "model capture journey node",
