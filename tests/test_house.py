@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "netemu"
 FLOORS = [  # a module may import from floors above its own line, and from earlier ones on it
     "errors packets hashing paths trip grammar clock sysctl fragments sockets",
     "routing ipset tcp conntrack nat schedulers answers ipvs ipvsadm",
-    "matches rare targets doubt tables",
+    "matches rare targets doubt walk tables",
     "model capture journey node",
     "flows kube scaling lint diff snapshot values profile player lab fuzz",
     "report cli __main__",

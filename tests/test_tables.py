@@ -583,7 +583,7 @@ ROWS = st.lists(
 @given(text=rule_sets(), rows=ROWS, index_from=st.sampled_from([1, 2, 4, 10**9]), cut=st.sampled_from([1, 5, 0]))
 def test_the_walk_is_the_plain_walk(text: str, rows: list[dict[str, int]], index_from: int, cut: int) -> None:
     node = room(text)
-    node.tables.index_from = index_from
+    node.tables.walk.index_from = index_from
     for row in rows:
         row["cap"] = row["length"]
     reference = Plain(node, "filter")
