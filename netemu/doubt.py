@@ -22,7 +22,8 @@ from netemu.errors import UNSUPPORTED, Problem
 from netemu.grammar import Extension, Given, RuleContext
 from netemu.matches import Match
 from netemu.packets import DROPPED, Mask, Rows
-from netemu.targets import ACCEPT, CONTINUE, DROP, Target, Verdict, quoted
+from netemu.targets import ACCEPT, CONTINUE, DROP, Target, Verdict
+from netemu.words import quoted
 
 if TYPE_CHECKING:
     from netemu.model import Model

@@ -43,7 +43,7 @@ from typing import Any
 from netemu import player, trip
 from netemu.capture import arrivals, read_capture
 from netemu.errors import NetemuError, Problem, Refused, Unsupported, raise_all
-from netemu.matches import Statistic
+from netemu.matches.rates import Statistic
 from netemu.model import FILES, KERNELS, Model, read_model
 from netemu.node import EPOCH_TIMES, Journey, Node
 from netemu.packets import U64, Rows

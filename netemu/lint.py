@@ -19,11 +19,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netemu.matches import ConntrackMatch, Match, Multiport, Ports, SetMatch, State, Tcp, Udp
+from netemu.matches import Match
+from netemu.matches.connections import ConntrackMatch, State
+from netemu.matches.headers import Multiport, Ports, Tcp, Udp
+from netemu.matches.places import SetMatch
 from netemu.model import Model, Text
 from netemu.node import Node
 from netemu.tables import HOOKS, Chain, Rule, Table, split_words
-from netemu.targets import Ct, Masquerade, Notrack, SetTarget, Snat, dotted
+from netemu.targets import Ct, Masquerade, Notrack, SetTarget, Snat
+from netemu.words import dotted
 
 if TYPE_CHECKING:
     from netemu.targets import Target

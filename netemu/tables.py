@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from netemu import rare  # noqa: F401 (its matches enter the registry)
 from netemu.doubt import stand_in, unmodelled_match, unmodelled_target
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported
 from netemu.grammar import Bad, Extension, Failed, Given, NotModelled, RuleContext
@@ -27,10 +26,9 @@ from netemu.targets import (
     OTHER_TARGETS,
     TARGETS,
     Target,
-    dotted,
-    integer,
 )
 from netemu.walk import POLICY_NAMES, Code, Walk
+from netemu.words import PROTOCOL_NAMES, PROTOCOLS, dotted, integer
 
 if TYPE_CHECKING:
     from netemu.node import Node
@@ -41,22 +39,6 @@ HOOKS: dict[str, tuple[str, ...]] = {
     "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
     "security": ("INPUT", "FORWARD", "OUTPUT"),
-}
-
-_PROTOCOLS = (
-    "0:ip 1:icmp 2:igmp 3:ggp 4:ipencap 5:st 6:tcp 8:egp 9:igp 12:pup 17:udp 20:hmp 22:xns-idp 27:rdp 29:iso-tp4 "
-    "33:dccp 36:xtp 37:ddp 38:idpr-cmtp 41:ipv6 43:ipv6-route 44:ipv6-frag 45:idrp 46:rsvp 47:gre 50:esp 51:ah 57:skip "
-    "58:ipv6-icmp 59:ipv6-nonxt 60:ipv6-opts 73:rspf 81:vmtp 88:eigrp 89:ospf 93:ax.25 94:ipip 97:etherip 98:encap "
-    "103:pim 108:ipcomp 112:vrrp 115:l2tp 124:isis 132:sctp 133:fc 135:mobility-header 136:udplite 137:mpls-in-ip "
-    "138:manet 139:hip 140:shim6 141:wesp 142:rohc 143:ethernet"
-)
-PROTOCOL_NAMES: dict[int, str] = {int(n): name for n, name in (word.split(":") for word in _PROTOCOLS.split())}
-PROTOCOLS: dict[str, int] = {name: n for n, name in PROTOCOL_NAMES.items()} | {
-    "all": 0,
-    "icmpv6": 58,
-    "ipv6-mh": 135,
-    "mh": 135,
-    "ospfigp": 89,
 }
 
 _VERDICTS = {"ACCEPT": ACCEPT, "DROP": DROP}

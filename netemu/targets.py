@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from netemu.conntrack import Conntrack
 from netemu.grammar import Bad, Extension, Given, NotModelled, RuleContext
 from netemu.hashing import jhash2
-from netemu.matches import Tcp
+from netemu.matches.headers import Tcp
 from netemu.nat import Range
 from netemu.packets import (
     ICMP,
@@ -44,6 +44,7 @@ from netemu.paths import Step
 from netemu.routing import BROADCAST, LOCAL, MULTICAST, UNICAST
 from netemu.sockets import connected, listening, sockets_of
 from netemu.trip import Trip
+from netemu.words import dotted, integer, quoted, read_host, read_masked, read_number
 
 #: what a target may answer: go on to the next rule, or end the table, or go back to the caller
 CONTINUE, DROP, ACCEPT, STOLEN, RETURN = -1, 0, 1, 2, 3
@@ -125,56 +126,11 @@ def _options(name: str, given: list[Given], *exclusive: str, needs: str = "") ->
     return out
 
 
-def integer(text: str) -> int | None:
-    """A number as the tools read it: decimal, 0x hexadecimal or 0 octal, no sign; None for anything else.
-
-    >>> integer("0x4000"), integer("077"), integer("12"), integer("-1"), integer("08")
-    (16384, 63, 12, None, None)
-    """
-    if text.isdecimal() and text.isascii() and (text[0] != "0" or text == "0"):
-        return int(text)
-    if re.fullmatch(r"0[xX][0-9a-fA-F]+", text):
-        return int(text, 16)
-    return int(text, 8) if re.fullmatch(r"0[0-7]+", text) else None
-
-
-def _number(name: str, option: str, text: str, high: int, low: int = 0) -> int:
-    n = integer(text)
-    if n is None or not low <= n <= high:
-        raise Bad(f'{name}: bad value for option "{option}", or out of range ({low}-{high}).', text)
-    return n
-
-
-def _masked(name: str, option: str, text: str) -> tuple[int, int]:
-    """`value[/mask]` of 32 bits."""
-    value, slash, mask = text.partition("/")
-    v, m = integer(value), integer(mask) if slash else 0xFFFFFFFF
-    if v is None or m is None or v > 0xFFFFFFFF or m > 0xFFFFFFFF:
-        raise Bad(f'{name}: bad integer value for option "{option}", or out of range.', text)
-    return v, m
-
-
-def quoted(text: str) -> str:
-    """A string as iptables-save prints it: bare when it is only letters, digits, `_` and `-`.
-
-    >>> print(quoted("a-b"), quoted("it's"))
-    a-b "it\\'s"
-    """
-    if re.fullmatch(r"[A-Za-z0-9_-]+", text):
-        return text
-    return '"' + re.sub(r"([\"\\'])", r"\\\1", text) + '"'
-
-
 def _address(text: str) -> int:
     """A dotted quad."""
     if not re.fullmatch(r"\d{1,3}(\.\d{1,3}){3}", text) or any(int(o) > 255 for o in text.split(".")):
         raise Bad(f'Bad IP address "{text}"', text)
     return int.from_bytes(bytes(map(int, text.split("."))), "big")
-
-
-def dotted(address: int) -> str:
-    """An address in print."""
-    return ".".join(map(str, address.to_bytes(4, "big")))
 
 
 def _port(text: str, whole: str) -> int:
@@ -303,9 +259,9 @@ class SetMark(Target, name="MARK"):
 def _xmark(name: str, option: str, text: str) -> tuple[int, int]:
     """(value, mask) of the raw form that any of the mark options means."""
     if option in ("--set-xmark", "--set-mark"):
-        value, mask = _masked(name, option, text)
+        value, mask = read_masked(name, option, text)
         return value, mask | value if option == "--set-mark" else mask
-    n = _number(name, option, text, 0xFFFFFFFF)
+    n = read_number(name, option, text, 0xFFFFFFFF)
     return {"--and-mark": (0, ~n & 0xFFFFFFFF), "--or-mark": (n, n), "--xor-mark": (n, 0)}[option]
 
 
@@ -349,11 +305,13 @@ class Connmark(Target, name="CONNMARK"):
         mode = next((m for m in modes if m in got), "")
         if not mode:
             raise Bad("CONNMARK target: No operation specified")
-        masks = {o: _number(cls.name, o, got[o], 0xFFFFFFFF) for o in ("--mask", "--nfmask", "--ctmask") if o in got}
+        masks = {
+            o: read_number(cls.name, o, got[o], 0xFFFFFFFF) for o in ("--mask", "--nfmask", "--ctmask") if o in got
+        }
         shift = 0
         for option, sign in (("--left-shift-mark", 1), ("--right-shift-mark", -1)):
             if option in got:
-                shift = sign * _number(cls.name, option, got[option], 32)
+                shift = sign * read_number(cls.name, option, got[option], 32)
         if mode not in ("--save-mark", "--restore-mark"):
             value, mask = _xmark(cls.name, mode, got[mode])
             if mode == "--set-mark" and "/" not in got[mode] and "--mask" in masks:
@@ -409,7 +367,7 @@ class Ttl(Target, name="TTL", tables=("mangle",)):
         if not got:
             raise Bad("TTL: You must specify an action")
         option, text = next(iter(got.items()))
-        return cls(option[6:], _number(cls.name, option, text, 255, 0 if option == "--ttl-set" else 1))
+        return cls(option[6:], read_number(cls.name, option, text, 255, 0 if option == "--ttl-set" else 1))
 
     def words(self) -> str:
         return f"--ttl-{self.mode} {self.value}"
@@ -452,7 +410,7 @@ class Tos(Target, name="TOS", tables=("mangle",)):
             if v is None or m is None or v > 255 or m > 255:
                 raise Bad(f'Symbolic name "{text}" is unknown', text, "a number, or one of " + ", ".join(TOS_NAMES))
             return cls(v, m)
-        n = _number(cls.name, option, text, 255)
+        n = read_number(cls.name, option, text, 255)
         return cls(*{"--and-tos": (0, ~n & 0xFF), "--or-tos": (n, n), "--xor-tos": (n, 0)}[option])
 
     def words(self) -> str:
@@ -481,7 +439,7 @@ class Dscp(Target, name="DSCP", tables=("mangle",)):
             raise Bad("DSCP target: Parameter --set-dscp is required")
         option, text = next(iter(got.items()))
         if option == "--set-dscp":
-            return cls(_number(cls.name, option, text, 63))
+            return cls(read_number(cls.name, option, text, 63))
         if text.upper() not in DSCP_CLASSES:
             raise Bad(f"Invalid DSCP value `{text}'", text, "one of " + ", ".join(DSCP_CLASSES))
         return cls(DSCP_CLASSES[text.upper()])
@@ -521,7 +479,7 @@ class Ecn(Target, name="ECN", tables=("mangle",)):
             if remove and other in got:
                 raise Bad(f'ECN: option "--ecn-tcp-remove" cannot be used together with "{other}".', other)
         value = {
-            option: _number(cls.name, option, got[option], high)
+            option: read_number(cls.name, option, got[option], high)
             for option, high in (("--ecn-tcp-ece", 1), ("--ecn-tcp-cwr", 1), ("--ecn-ip-ect", 3))
             if option in got
         }
@@ -589,7 +547,7 @@ class TcpMss(Target, name="TCPMSS"):
         if not got:
             raise Bad("TCPMSS target: At least one parameter is required")
         if "--set-mss" in got:
-            return cls(_number(cls.name, "--set-mss", got["--set-mss"], 65515))
+            return cls(read_number(cls.name, "--set-mss", got["--set-mss"], 65515))
         return cls()
 
     def check(self, rule: RuleContext) -> str:
@@ -791,9 +749,9 @@ class Hmark(Target, name="HMARK"):
             elif option in cls.PREFIXES:
                 values[option] = _prefix_length(text)
             elif option in cls.PORTS or option == "--hmark-proto-mask":
-                values[option] = _number(cls.name, option, text, 0xFFFF)
+                values[option] = read_number(cls.name, option, text, 0xFFFF)
             else:
-                values[option] = _number(cls.name, option, text, 0xFFFFFFFF, int(option == "--hmark-mod"))
+                values[option] = read_number(cls.name, option, text, 0xFFFFFFFF, int(option == "--hmark-mod"))
         for option in ("--hmark-mod", "--hmark-rnd"):
             if option not in values:
                 raise Bad(f"{option} is mandatory")
@@ -979,7 +937,7 @@ class Nflog(Target, name="NFLOG"):
         for option in list(cls.OPTIONS)[1:]:
             if option in got:
                 high = 0xFFFFFFFF if option in ("--nflog-range", "--nflog-size") else 0xFFFF
-                n = _number(cls.name, option, got[option], high)
+                n = read_number(cls.name, option, got[option], high)
                 if n or option == "--nflog-size":
                     numbers.append((option, n))
         return cls(got.get("--nflog-prefix", "")[:63], tuple(numbers))
@@ -1074,7 +1032,7 @@ class IdleTimer(Target, name="IDLETIMER"):
     @classmethod
     def read(cls, given: list[Given], rule: RuleContext) -> Self:
         got = _options(cls.name, given, needs="--timeout")
-        timeout = _number(cls.name, "--timeout", got["--timeout"], 0xFFFFFFFF)
+        timeout = read_number(cls.name, "--timeout", got["--timeout"], 0xFFFFFFFF)
         if "--label" not in got:
             raise Bad('IDLETIMER: option "--label" must be specified')
         return cls(timeout, got["--label"][:27], "--alarm" in got)
@@ -1161,7 +1119,7 @@ class Led(Target, name="LED"):
         got = _options(cls.name, given, needs="--led-trigger-id")
         delay = got.get("--led-delay", "")
         if delay and delay.lower() != "inf":
-            number = _number(cls.name, "--led-delay", delay, 0xFFFFFFFF)
+            number = read_number(cls.name, "--led-delay", delay, 0xFFFFFFFF)
             delay = str(number) if number else ""
         return cls(got["--led-trigger-id"], delay.lower(), "--led-always-blink" in got)
 
@@ -1419,7 +1377,7 @@ class Tee(Target, name="TEE"):
     @classmethod
     def read(cls, given: list[Given], rule: RuleContext) -> Self:
         got = _options(cls.name, given, needs="--gateway")
-        return cls(_host(got["--gateway"]), got.get("--oif", "")[:15])
+        return cls(read_host(got["--gateway"]), got.get("--oif", "")[:15])
 
     def check(self, rule: RuleContext) -> str:
         return "" if self.gateway else "TEE --gateway 0.0.0.0"
@@ -1494,8 +1452,8 @@ class Tproxy(Target, name="TPROXY", tables=("mangle",), hooks=("PREROUTING",)):
                 port = socket.getservbyname(text)
             except OSError:
                 raise Bad(f'Port "{text}" does not resolve to anything.', text) from None
-        value, mask = _masked(cls.name, "--tproxy-mark", got["--tproxy-mark"]) if "--tproxy-mark" in got else (0, 0)
-        return cls(port, _host(got["--on-ip"]) if "--on-ip" in got else 0, value, mask)
+        value, mask = read_masked(cls.name, "--tproxy-mark", got["--tproxy-mark"]) if "--tproxy-mark" in got else (0, 0)
+        return cls(port, read_host(got["--on-ip"]) if "--on-ip" in got else 0, value, mask)
 
     def check(self, rule: RuleContext) -> str:
         return "" if rule.proto in (TCP, UDP) and not rule.proto_inverted else "TPROXY needs -p tcp or -p udp"
@@ -1555,7 +1513,7 @@ class Nfqueue(Target, name="NFQUEUE"):
     @classmethod
     def read(cls, given: list[Given], rule: RuleContext) -> Self:
         got = _options(cls.name, given, "--queue-num", "--queue-balance")
-        first = last = _number(cls.name, "--queue-num", got.get("--queue-num", "0"), 0xFFFF)
+        first = last = read_number(cls.name, "--queue-num", got.get("--queue-num", "0"), 0xFFFF)
         if "--queue-balance" in got:
             a, colon, b = got["--queue-balance"].partition(":")
             if not colon:
@@ -1621,7 +1579,7 @@ class Synproxy(Target, name="SYNPROXY", hooks=("INPUT", "FORWARD")):
         got = _options(cls.name, given)
         for option, high in (("--wscale", 0xFFFFFFFF), ("--mss", 0xFFFFFFFF)):
             if option in got:
-                _number(cls.name, option, got[option], high)
+                read_number(cls.name, option, got[option], high)
         one = cls()
         if not one.check(rule):
             raise NotModelled("target `SYNPROXY`", "SYNPROXY", "its cookies come from secrets of the kernel")
@@ -1632,15 +1590,6 @@ class Synproxy(Target, name="SYNPROXY", hooks=("INPUT", "FORWARD")):
 
     def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
         raise NotImplementedError
-
-
-def _host(text: str) -> int:
-    """One address, with inet_aton's short forms (10.1 is 10.0.0.1); names are never looked up."""
-    parts = text.split(".")
-    if len(parts) > 4 or not all(re.fullmatch(r"\d{1,3}", p) for p in parts) or any(int(p) > 255 for p in parts):
-        raise Bad(f'Bad IP address "{text}"', text, "names are not looked up")
-    numbers = [int(p) for p in parts]
-    return int.from_bytes(bytes([*numbers[:-1], *[0] * (4 - len(numbers)), numbers[-1]]), "big")
 
 
 # ---- address translation -------------------------------------------------------------------------------------------

@@ -16,8 +16,7 @@ import numpy as np
 from netemu.conntrack import STATE_NAMES
 from netemu.packets import OFFSET_MASK
 from netemu.routing import ADDR_TYPES
-from netemu.tables import PROTOCOL_NAMES
-from netemu.targets import dotted
+from netemu.words import PROTOCOL_NAMES, dotted
 
 if TYPE_CHECKING:
     from netemu.matches import Match

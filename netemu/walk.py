@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from netemu.doubt import HARMLESS, VERDICTS, settle_walk
 from netemu.hashing import Table as HashTable
-from netemu.matches import Match, Tcp, Udp
+from netemu.matches import Match
+from netemu.matches.headers import Tcp, Udp
 from netemu.packets import OFFSET_MASK, TCP, UDP, Mask, Packets, Rows
 from netemu.paths import Step
 from netemu.targets import ACCEPT, CONTINUE, DROP, RETURN, STOLEN

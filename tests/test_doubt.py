@@ -139,7 +139,8 @@ def test_ipv6_rules_become_a_remark(tmp_path: Path) -> None:
     assert any("IPv6" in note for note in Node.load(folder, unsupported="uncertain").model.notes)
 
 
-def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # lines as long as they are
     folder = str(model(tmp_path / "m", save(filter=f"FORWARD -p tcp {STRANGE} -j DROP")))
     write_pcap(tmp_path / "t.pcap", [0], [read_packet(WEB)])
     trace = str(tmp_path / "t.pcap")

@@ -18,16 +18,8 @@ from hypothesis import strategies as st
 
 from netemu.errors import UNSUPPORTED
 from netemu.grammar import Bad, Given, NotModelled, RuleContext
-from netemu.matches import (
-    MATCHES,
-    OTHER_MATCHES,
-    Limit,
-    Match,
-    Memory,
-    RecentTable,
-    hash_tables,
-    recent_tables,
-)
+from netemu.matches import MATCHES, OTHER_MATCHES, Match, Memory
+from netemu.matches.rates import Limit, RecentTable, hash_tables, recent_tables
 from netemu.model import Model
 from netemu.node import Node
 from netemu.packets import Packets

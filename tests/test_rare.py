@@ -10,10 +10,10 @@ from craft import error, icmp, ip, tcp, udp
 from test_matches import read
 
 from netemu.grammar import Bad, Failed, NotModelled
+from netemu.matches.content import Bpf
 from netemu.model import AddressSpec, LinkSpec, Model, Text
 from netemu.node import Node
 from netemu.packets import HOST, MULTICAST, Packets
-from netemu.rare import Bpf
 from netemu.sockets import Socket
 from netemu.trip import Trip
 

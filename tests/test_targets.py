@@ -149,7 +149,7 @@ def test_written_and_printed(where: str, written: str, printed: str) -> None:
         ("mangle", "-j ECN --ecn-ip-ect 4", "out of range (0-3)"),
         ("mangle", "-j TEE", 'option "--gateway" must be specified'),
         ("mangle", "-j TEE --gateway 0.0.0.0", "TEE --gateway 0.0.0.0"),
-        ("mangle", "-j TEE --gateway 10.0.0.1/24", 'Bad IP address "10.0.0.1/24"'),
+        ("mangle", "-j TEE --gateway 10.0.0.1/24", "getaddrinfo: Name or service not known"),
         ("mangle", "-p tcp -j TPROXY --on-port 1", "cannot be reached from FORWARD"),
         ("mangle", "-p icmp -j TPROXY --on-port 1", "needs -p tcp or -p udp"),
         ("mangle", "-p tcp -j TPROXY --on-port 0x50", 'Port "0x50" does not resolve to anything.'),
