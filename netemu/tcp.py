@@ -4,22 +4,27 @@ A connection is watched from the middle of the road: each segment moves it throu
 and acknowledgement numbers say that it does not belong. What Linux remembers of each end (the furthest byte sent, the
 furthest byte allowed, the largest window) stands in columns of conntrack's flows.
 
-The one-packet form (`Tracker.one`) is the meaning. The column form (`Tracker.settled`) takes the plain acknowledgements
-of established connections, which are nearly all segments there are, and leaves every other one to `one`.
+The one-packet form (`Tracker.one`) is the meaning. The column form (`Tracker.follow`) takes all segments of a
+run: plain acknowledgements of established connections together, nearly all that there are, and the others one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from netemu.packets import ACK, FIN, I64, RST, SYN, Mask, Packets, Rows
+from netemu.packets import ACK, ESTABLISHED, FIN, I64, INVALID, NEW, RST, SYN, U8, U32, Mask, Packets, Rows
 
 if TYPE_CHECKING:
     from netemu.conntrack import Conntrack
+
+Flows = NDArray[np.intp]
+I8 = NDArray[np.int8]
+Segment = tuple[int, int, int, int, int, int, int, int]
+T = TypeVar("T", bound=np.generic)
 
 STATES = (
     "NONE",
@@ -105,6 +110,9 @@ KIND = np.array(
     np.int8,
 )
 _KIND: list[int] = KIND.tolist()
+_PLAIN = KIND == I_ACK
+_NEAR, _WIDE, _SHIFT, _FAR = 1 << 28, 1 << 30, 1 << 30, 1 << 40  # of numbers relative to each other: see `_plain`
+WORTH = 128  # so many segments at least are worth columns
 
 # what `one` says of a segment
 ACCEPTED, INVALID_SEGMENT, UNTOUCHED, REOPENED, GONE = range(5)
@@ -120,6 +128,15 @@ def before(a: int, b: int) -> bool:
 def after(a: int, b: int) -> bool:
     """a comes after b in sequence space."""
     return ((b - a) & M32) >= 0x80000000
+
+
+class Watched:
+    """One connection taken out of the columns, as plain numbers. td: eight, those of the original direction first."""
+
+    __slots__ = ("deadline", "flow", "last", "misc", "status", "td")
+
+    def __init__(self, flow: int, td: list[int], misc: list[int], last: list[int], status: int, deadline: int) -> None:
+        self.flow, self.td, self.misc, self.last, self.status, self.deadline = flow, td, misc, last, status, deadline
 
 
 class Tracker:
@@ -171,14 +188,12 @@ class Tracker:
             return False
         misc = [0] * 10
         misc[5] = I_NONE
-        seq, payload = int(pkts.seq[row]), _payload(pkts, row)
-        flags = int(pkts.flags[row])
+        ((_, _, flags, seq, _, win, payload, doff),) = _said(pkts, np.array([row]))
         end = (seq + payload + bool(flags & SYN) + bool(flags & FIN)) & M32
-        win = int(pkts.win[row])
         td = [[0, 0, 0, 0], [0, 0, 0, 0]]
         if new == SS:
             td[0] = [end, end, win or 1, 0]
-            misc[0], misc[2] = _options(pkts, row)
+            misc[0], misc[2] = _options(pkts, row, doff)
             self.misc[flow] = misc
         else:
             td[0] = [end, (end + win) & M32, win or 1, 0]
@@ -199,19 +214,36 @@ class Tracker:
 
         Changes the flow's columns, deadline and status in place. Source: KERNEL 3.4, 3.5 and recorded cases.
         """
+        (watched,) = self._watch(ct, np.array([flow]))
+        verdict = self._one(watched, _said(pkts, np.array([row]))[0], reply, pkts)
+        self._keep(ct, [watched])
+        return verdict
+
+    def _watch(self, ct: Conntrack, flows: Flows) -> list[Watched]:
+        """Connections taken out of the columns, to be followed segment by segment; `_keep` puts them back."""
+        columns = (
+            flows, self.td[flows].reshape(-1, 8), self.misc[flows], self.last[flows], ct.status[flows],
+            ct.deadline[flows],
+        )  # fmt: skip
+        return [Watched(*one) for one in zip(*[c.tolist() for c in columns], strict=True)]
+
+    def _keep(self, ct: Conntrack, watched: list[Watched]) -> None:
+        """Put connections back into the columns."""
+        flows = [one.flow for one in watched]
+        self.td.reshape(-1, 8)[flows] = [one.td for one in watched]
+        self.misc[flows], self.last[flows] = [one.misc for one in watched], [one.last for one in watched]
+        ct.status[flows], ct.deadline[flows] = [one.status for one in watched], [one.deadline for one in watched]
+
+    def _one(self, watched: Watched, segment: Segment, reply: bool, pkts: Packets) -> int:
+        """`one`, of a connection taken out of the columns and a segment given as numbers (see `_said`)."""
+        row, now, flags, seq, ack, win, payload, doff = segment
         me, other = (1, 0) if reply else (0, 1)
-        flags = int(pkts.flags[row])
         kind = _KIND[flags]
-        now = int(pkts.time[row])
-        misc: list[int] = self.misc[flow].tolist()
-        td: list[list[int]] = self.td[flow].tolist()
-        last: list[int] = self.last[flow].tolist()
+        td, misc, last = watched.td, watched.misc, watched.last
         old = misc[9]
         new = _TABLE[me][kind][old]
-        seq, ack, win = int(pkts.seq[row]), int(pkts.ack[row]), int(pkts.win[row])
-        end = (seq + _payload(pkts, row) + bool(flags & SYN) + bool(flags & FIN)) & M32
-        status = int(ct.status[flow])
-        assured, seen_reply = bool(status & 4), bool(status & 2)
+        end = (seq + payload + (flags >> 1 & 1) + (flags & 1)) & M32
+        assured, seen_reply = watched.status & 4, watched.status & 2
 
         if new == SS and old >= TW:
             if (misc[2] | misc[3]) & CLOSE_INIT or (misc[5] == I_RST and misc[4] == me):
@@ -222,26 +254,24 @@ class Tracker:
                 # the SYN that we ignored was answered: both ends opened anew, so learn the connection again from it
                 old, new = SS, SR
                 misc[7] &= ~CHALLENGE
-                td[other] = [last[2], last[2], last[3] or 1, 0]
+                td[4 * other : 4 * other + 4] = last[2], last[2], last[3] or 1, 0
                 misc[other], misc[2 + other] = misc[6], misc[7]
-                td[me] = [0, 0, 0, 0]
+                td[4 * me : 4 * me + 4] = 0, 0, 0, 0
                 misc[2 + me] = 0
             else:
                 misc[5], misc[4] = kind, me
                 last[0], last[2], last[3] = seq, end, win
                 if kind == I_SYN and not reply:
-                    misc[6], misc[7] = _options(pkts, row)
+                    misc[6], misc[7] = _options(pkts, row, doff)
                     if old == LA:
                         misc[7] |= CHALLENGE
                 if kind == I_ACK and old == SS and reply:
                     last[1] = ack
-                self.misc[flow], self.last[flow] = misc, last
                 return UNTOUCHED
         if new == IV:
             return INVALID_SEGMENT
         if new == TW and kind == I_ACK and old == LA and misc[7] & CHALLENGE and misc[5] == I_SYN and misc[4] == other:
             misc[7] &= ~CHALLENGE
-            self.misc[flow] = misc
             return UNTOUCHED
         if new == S2:
             misc[7] |= SIMULTANEOUS
@@ -256,31 +286,31 @@ class Tracker:
                 settled = old == ES and assured
                 sure = False  # nothing more to ask: the numbers decide
                 if misc[2 + other] & MAXACK and misc[5] != I_SYN:
+                    furthest = td[4 * other + 3]
                     if seq == 0 and not settled:
                         sure = True
-                    elif before(seq, td[other][3]) and not self.ignore_invalid_rst:
+                    elif before(seq, furthest) and not self.ignore_invalid_rst:
                         return INVALID_SEGMENT
-                    elif not settled or seq == td[other][3] or (misc[5] == I_ACK and misc[4] == me and seq == last[2]):
+                    elif not settled or seq == furthest or (misc[5] == I_ACK and misc[4] == me and seq == last[2]):
                         sure = True
                     else:
                         new = old  # the far end may challenge it: wait and see
                 if not sure:
                     let_by = seen_reply and misc[5] == I_SYN and misc[4] == other
-                    let_by |= not assured and misc[5] == I_ACK
+                    let_by = let_by or (not assured and misc[5] == I_ACK)
                     challenged = old == SS and misc[5] == I_ACK and misc[4] == other and seq == last[1]
                     in_window = not ((let_by and ack == last[2]) or challenged)
         if in_window:
-            verdict = self._window(td, misc, last, pkts, row, me, kind, seq, ack, end, win, flags)
+            verdict = self._window(watched, pkts, row, me, kind, seq, ack, end, win, flags, doff)
             if verdict != ACCEPTED:
-                self.td[flow], self.misc[flow], self.last[flow] = td, misc, last
                 if verdict == INVALID_SEGMENT and assured and kind in (I_FIN, I_RST):
                     if misc[4] != me and misc[5] in (I_FIN, I_RST):
                         # both ends try to close, and we do not believe either: do not keep it for days
-                        left = int(ct.deadline[flow]) - now
+                        left = watched.deadline - now
                         if left >= 120 * SECOND and left > self.unacked_timeout:
-                            ct.deadline[flow] = now + self.unacked_timeout
+                            watched.deadline = now + self.unacked_timeout
                     else:
-                        self.misc[flow, 4], self.misc[flow, 5] = me, kind
+                        misc[4], misc[5] = me, kind
                 return verdict
 
         misc[5], misc[4] = kind, me
@@ -296,7 +326,6 @@ class Tracker:
             timeout = self.unacked_timeout
         elif last[3] == 0 and timeout > self.max_retrans_timeout:
             timeout = self.max_retrans_timeout
-        self.td[flow], self.misc[flow], self.last[flow] = td, misc, last
         if not seen_reply:
             if kind == I_RST:
                 return GONE
@@ -304,192 +333,437 @@ class Tracker:
                 return UNTOUCHED  # a SYN again: the first one's timer goes on
             if new == ES and timeout > self.unacked_timeout:
                 timeout = self.unacked_timeout
-        elif not assured and old in (SR, ES) and new == ES:
-            ct.status[flow] |= 4
-        ct.deadline[flow] = now + timeout
+        elif not assured and new == ES and old in (SR, ES):
+            watched.status |= 4
+        watched.deadline = now + timeout
         return ACCEPTED
 
     def _window(
-        self, td: list[list[int]], misc: list[int], last: list[int], pkts: Packets, row: int, me: int, kind: int,
-        seq: int, ack: int, end: int, win: int, flags: int,
+        self, watched: Watched, pkts: Packets, row: int, me: int, kind: int, seq: int, ack: int, end: int, win: int,
+        flags: int, doff: int,
     ) -> int:  # fmt: skip
         """Do the numbers fit? ACCEPTED (windows updated), UNTOUCHED (out of window, harmless) or INVALID_SEGMENT."""
-        other = 1 - me
-        s, r = td[me], td[other]
+        td, misc = watched.td, watched.misc
+        s, r = (4, 0) if me else (0, 4)  # where the sender's and the receiver's numbers begin: end, maxend, win, ack
+        mine, theirs = 2 + me, 3 - me
         raw_win = win
         sack = ack
-        if misc[2 + other] & SACK_PERM and int(pkts.doff[row]) > 20:
+        if doff > 20 and misc[theirs] & SACK_PERM:
             sack = _sack(pkts, row, ack)
-        if s[2] == 0:
+        if td[s + 2] == 0:
             if flags & SYN:
-                self._learn(s, misc, pkts, row, me, end, win)
+                self._learn(watched, pkts, row, me, end, win, doff)
                 if not flags & ACK:
                     return ACCEPTED
             else:
-                s[0] = end
-                scaled = win << misc[me]
-                s[2] = scaled or 1
-                s[1] = (end + s[2]) & M32
-                if r[2] == 0:
-                    r[0] = r[1] = sack
-                elif sack == (r[0] + 1) & M32:
-                    r[0] = sack
-        elif flags & SYN and after(end, s[0]) and misc[9] in (SS, SR):
-            self._learn(s, misc, pkts, row, me, end, win)
+                td[s] = end
+                td[s + 2] = win << misc[me] or 1
+                td[s + 1] = (end + td[s + 2]) & M32
+                if td[r + 2] == 0:
+                    td[r] = td[r + 1] = sack
+                elif sack == (td[r] + 1) & M32:
+                    td[r] = sack
+        elif flags & SYN and after(end, td[s]) and misc[9] in (SS, SR):
+            self._learn(watched, pkts, row, me, end, win, doff)
             if me == 1 and not flags & ACK:
                 return ACCEPTED
+        r_end, r_maxend, r_maxwin, _ = td[r : r + 4]
         if not flags & ACK or (flags & RST and ack == 0):
-            ack = sack = r[0]
+            ack = sack = r_end
         if flags & RST and seq == 0 and misc[9] == SS:
-            seq = end = s[0]
+            seq = end = td[s]
+        s_end, s_maxend, s_maxwin, s_maxack = td[s : s + 4]
 
-        slack = max(66000, s[2])
-        liberal = self.liberal or bool(misc[2 + me] & LIBERAL)
-        if not before(seq, s[1] + 1):
-            over = (end - s[1] + 1) & M32
-            fits = r[2] != 0 and after(end, s[0] - r[2] - 1)
-            if fits and after(sack, r[0] - slack - 1) and over <= r[2] and before(sack, r[0] + 1):
-                s[0] = end
-                misc[2 + me] |= UNACKED
+        slack = max(66000, s_maxwin)
+        liberal = self.liberal or misc[mine] & LIBERAL
+        if not before(seq, s_maxend + 1):
+            over = (end - s_maxend + 1) & M32
+            fits = r_maxwin != 0 and after(end, s_end - r_maxwin - 1)
+            if fits and after(sack, r_end - slack - 1) and over <= r_maxwin and before(sack, r_end + 1):
+                td[s] = end
+                misc[mine] |= UNACKED
                 return ACCEPTED if liberal else UNTOUCHED
             return ACCEPTED if liberal else INVALID_SEGMENT
-        if not before(sack, r[0] + 1):
+        if not before(sack, r_end + 1):
             return ACCEPTED if liberal else INVALID_SEGMENT
-        if r[2] and not after(end, s[0] - r[2] - 1):
+        if r_maxwin and not after(end, s_end - r_maxwin - 1):
             return ACCEPTED if liberal else UNTOUCHED
-        if not after(sack, r[0] - slack - 1):
+        if not after(sack, r_end - slack - 1):
             return ACCEPTED if liberal else UNTOUCHED
 
         if not flags & SYN:
             win <<= misc[me]
-        s[2] = max(s[2], (win + ((sack - ack) & M32)) & M32)
-        if after(end, s[0]):
-            s[0] = end
-            misc[2 + me] |= UNACKED
+        widest = (win + ((sack - ack) & M32)) & M32
+        if widest > s_maxwin:
+            td[s + 2] = widest
+        if after(end, s_end):
+            td[s] = end
+            misc[mine] |= UNACKED
         if flags & ACK:
-            if not misc[2 + me] & MAXACK:
-                s[3] = ack
-                misc[2 + me] |= MAXACK
-            elif after(ack, s[3]):
-                s[3] = ack
-        if r[2] and after(end, s[1]):
-            r[2] = (r[2] + ((end - s[1]) & M32)) & M32
-        if after(sack + win, r[1] - 1):
-            r[1] = (sack + win + (win == 0)) & M32
-        if ack == r[0]:
-            misc[2 + other] &= ~UNACKED
+            if not misc[mine] & MAXACK:
+                td[s + 3] = ack
+                misc[mine] |= MAXACK
+            elif after(ack, s_maxack):
+                td[s + 3] = ack
+        if r_maxwin and after(end, s_maxend):
+            td[r + 2] = (r_maxwin + ((end - s_maxend) & M32)) & M32
+        if after(sack + win, r_maxend - 1):
+            td[r + 1] = (sack + win + (win == 0)) & M32
+        if ack == r_end:
+            misc[theirs] &= ~UNACKED
         if kind == I_ACK:
-            if misc[4] == me and last == [seq, ack, end, raw_win]:
+            said = [seq, ack, end, raw_win]
+            if misc[4] == me and watched.last == said:
                 misc[8] = min(misc[8] + 1, 255)
             else:
                 misc[4] = me
-                last[:] = [seq, ack, end, raw_win]
+                watched.last[:] = said
                 misc[8] = 0
         return ACCEPTED
 
-    def _learn(self, s: list[int], misc: list[int], pkts: Packets, row: int, me: int, end: int, win: int) -> None:
+    def _learn(self, watched: Watched, pkts: Packets, row: int, me: int, end: int, win: int, doff: int) -> None:
         """The first word of an end: its numbers and its options."""
-        s[0] = s[1] = end
-        s[2] = win or 1
-        misc[me], offered = _options(pkts, row)
+        misc = watched.misc
+        watched.td[4 * me : 4 * me + 3] = end, end, win or 1
+        misc[me], offered = _options(pkts, row, doff)
         misc[2 + me] = offered | (misc[2 + me] & LIBERAL)
         if me == 1 and not (misc[2] & misc[3] & WSCALE):
             misc[0] = misc[1] = 0
 
-    def impossible(self, flows: NDArray[np.intp], pkts: Packets, rows: Rows, reply: Mask) -> Mask:
-        """bool[k]: segments that the table calls invalid in the state their connection is in (nothing changes)."""
-        said = TRANSITIONS[reply.astype(np.intp), KIND[pkts.flags[rows]], self.misc[flows, 9]]
-        return np.asarray(said == IV)
-
     # ---- many segments -----------------------------------------------------------------------------------------
 
-    def settled(self, ct: Conntrack, flows: NDArray[np.intp], pkts: Packets, rows: Rows, reply: Mask) -> Mask:
-        """Take the plain acknowledgements of established connections, in columns; True where taken.
+    def follow(
+        self, ct: Conntrack, flows: Flows, counts: Flows, pkts: Packets, rows: Rows, reply: Mask,
+        reopen: Callable[[int, int], int],
+    ) -> tuple[I8, U8, Flows]:  # fmt: skip
+        """Segments of many connections, as `one` would take them one after the other.
 
-        Those are the ones inside the window, and those outside it where the sender is trusted all the same (in a
-        connection that was picked up in the middle): they keep it alive and teach nothing.
+        flows    intp[k], distinct       counts  intp[k]  how many segments each has, 1 or more
+        rows     intp[n]  the segments of the first connection in arrival order, then those of the second, ...
+        reply    bool[n]  which go the other way
+        reopen   called with (flow, row) where a SYN opens a finished connection anew: the new flow, or -1
+        returns  what `one` says of each; the state of each packet (INVALID, NEW or ESTABLISHED); the flow of each
 
-        flows  intp[k], each at most once    reply  bool[k]
-        What is taken is changed exactly as `one` would; the rest is untouched. Cost: about sixty column operations.
+        Plain acknowledgements go in columns (`_plain`), up to the first segment of their connection that is something
+        else or does not fit. That one goes alone, and then columns are tried again: less and less often, so that a
+        trace made of exceptions costs what it would one by one.
         """
-        misc = self.misc[flows]
-        flags = pkts.flags[rows]
-        me = reply.astype(np.intp)
-        lane = np.arange(len(flows))
-        mine, theirs = misc[lane, 2 + me], misc[lane, 3 - me]
-        good: Mask = (KIND[flags] == I_ACK) & (misc[:, 9] == ES)
-        seen_reply = (ct.status[flows] & 2) != 0
-        doff = pkts.doff[rows].astype(np.int64)
-        with_options = (theirs & SACK_PERM).astype(bool) & (doff > 20)
-        if with_options.any():
-            good &= ~with_options | _only_timestamp(pkts, rows, doff)
-        td = self.td[flows]
-        s, r = td[lane, me], td[lane, 1 - me]
-        seq, ack = pkts.seq[rows], pkts.ack[rows]
-        payload = np.maximum(pkts.length[rows] - pkts.ihl[rows] - doff, 0).astype(np.uint32)
-        end = seq + payload
-        one = np.uint32(1)
-        zero = np.uint32(0x80000000)
-        s_end, s_maxend, s_maxwin, s_maxack = s[:, 0], s[:, 1], s[:, 2], s[:, 3]
-        r_end, r_maxend, r_maxwin = r[:, 0], r[:, 1], r[:, 2]
-        good &= s_maxwin != 0
-        good &= (seq - (s_maxend + one)) >= zero
-        fits = (ack - (r_end + one)) >= zero
-        fits &= (r_maxwin == 0) | ((s_end - r_maxwin - one - end) >= zero)
-        fits &= (r_end - np.maximum(s_maxwin, np.uint32(66000)) - one - ack) >= zero
-        if not self.liberal:
-            good &= fits | ((mine & LIBERAL) != 0)
-        if not good.any():
-            return good
-        win = pkts.win[rows].astype(np.uint32) << misc[lane, me]
-        s_new = np.empty_like(s)
-        s_new[:, 2] = np.maximum(s_maxwin, win)
-        further = (s_end - end) >= zero
-        s_new[:, 0] = np.where(further, end, s_end)
-        s_new[:, 1] = s_maxend
-        had = (mine & MAXACK) != 0
-        s_new[:, 3] = np.where(~had | ((s_maxack - ack) >= zero), ack, s_maxack)
-        r_new = r.copy()
-        over = (r_maxwin != 0) & ((s_maxend - end) >= zero)
-        r_new[:, 2] = np.where(over, r_maxwin + (end - s_maxend), r_maxwin)
-        edge = ack + win
-        wider = (r_maxend - one - edge) >= zero
-        r_new[:, 1] = np.where(wider, edge + (win == 0), r_maxend)
-        mine_new = mine | MAXACK | np.where(further, np.uint8(UNACKED), np.uint8(0))
-        theirs_new = np.where(ack == r_end, theirs & np.uint8(255 - UNACKED), theirs)
-        last = self.last[flows]
-        said = np.stack([seq, ack, end, pkts.win[rows].astype(np.uint32)], 1)
-        again = (misc[:, 4] == me) & (last == said).all(1)
-        retrans = np.where(again, np.minimum(misc[:, 8].astype(np.int64) + 1, 255), 0).astype(np.uint8)
-        if not fits.all():
-            astray = ~fits
-            s_new[astray], r_new[astray], said[astray] = s[astray], r[astray], last[astray]
-            mine_new[astray], theirs_new[astray], retrans[astray] = mine[astray], theirs[astray], misc[astray, 8]
-        both = mine_new | theirs_new
-        full = self.timeouts[ES]
-        timeout = np.full(len(flows), full, np.int64)
-        if full > self.max_retrans_timeout:
-            timeout[said[:, 3] == 0] = self.max_retrans_timeout
-        if full > self.unacked_timeout:
-            timeout[(both & UNACKED) != 0] = self.unacked_timeout
-        if full > self.max_retrans_timeout:
-            timeout[retrans >= self.max_retrans] = self.max_retrans_timeout
-        if full > self.unacked_timeout:
-            unheard = ~seen_reply & (timeout > self.unacked_timeout)
-            timeout[unheard] = self.unacked_timeout
+        n = len(rows)
+        verdicts, states, of = np.zeros(n, np.int8), np.empty(n, np.uint8), np.repeat(flows, counts)
+        stop = np.cumsum(counts)
+        at = stop - counts
+        todo = np.arange(len(flows))
+        patience = 1
+        while True:
+            left = stop.take(todo) - at.take(todo)
+            if int(left.sum()) >= WORTH:
+                begin = np.cumsum(left) - left
+                some = np.repeat(at.take(todo) - begin, left) + np.arange(int(left.sum()))
+                came, said = self._plain(ct, flows.take(todo), begin, left, pkts, rows.take(some), reply.take(some))
+                states[some] = said
+                at[todo] += came - begin
+                todo = todo.compress(at.take(todo) < stop.take(todo))
+            else:
+                patience = n
+            if not len(todo):
+                return verdicts, states, of
+            self._alone(ct, todo, flows, at, stop, patience, pkts, rows, reply, reopen, verdicts, states, of)
+            todo = todo.compress(at.take(todo) < stop.take(todo))
+            if not len(todo):
+                return verdicts, states, of
+            patience *= 4
 
-        misc[lane, 2 + me], misc[lane, 3 - me] = mine_new, theirs_new
-        misc[:, 4], misc[:, 5], misc[:, 8] = me, I_ACK, retrans
-        td[lane, me], td[lane, 1 - me] = s_new, r_new
-        took = flows[good]
-        self.misc[took], self.td[took], self.last[took] = misc[good], td[good], said[good]
-        ct.status[flows[good & seen_reply]] |= 4
-        ct.deadline[took] = pkts.time[rows[good]] + timeout[good]
-        return good
+    def _alone(
+        self, ct: Conntrack, todo: Flows, flows: Flows, at: Flows, stop: Flows, patience: int, pkts: Packets,
+        rows: Rows, reply: Mask, reopen: Callable[[int, int], int], verdicts: I8, states: U8, of: Flows,
+    ) -> None:  # fmt: skip
+        """Segments of the connections `todo` one by one, until `patience` of each went and the next may be a plain one.
+
+        Changes at, flows, verdicts, states and of in place.
+        """
+        many = np.minimum(stop.take(todo) - at.take(todo), 2 * patience + 14)
+        begin = np.cumsum(many) - many
+        some = np.repeat(at.take(todo) - begin, many) + np.arange(int(many.sum()))
+        segments, answers = _said(pkts, rows.take(some)), reply.take(some).tolist()
+        watched = self._watch(ct, flows.take(todo))
+        went: list[int] = []
+        gone: list[tuple[int, int, int]] = []
+        for k, (which, lo, size) in enumerate(zip(todo.tolist(), begin.tolist(), many.tolist(), strict=True)):
+            one = watched[k]
+            misc = one.misc
+            j = lo
+            while j < lo + size:
+                segment, answer = segments[j], answers[j]
+                if j >= lo + patience and misc[9] == ES and _KIND[segment[2]] == I_ACK:
+                    break
+                state = ESTABLISHED if answer or one.status & 2 else NEW
+                verdict = self._one(one, segment, answer, pkts)
+                if verdict == REOPENED:
+                    flow = reopen(one.flow, segment[0])
+                    if flow < 0:
+                        verdict = INVALID_SEGMENT
+                    else:
+                        flows[which] = flow
+                        watched[k] = one = self._watch(ct, np.array([flow]))[0]
+                        misc = one.misc
+                        answer, state = False, NEW
+                        verdict = self._one(one, segment, False, pkts)
+                if verdict == INVALID_SEGMENT:
+                    state = INVALID
+                elif answer:
+                    one.status |= 2
+                gone.append((verdict, state, one.flow))
+                j += 1
+            went.append(j - lo)
+        self._keep(ct, watched)
+        size_ = np.array(went)
+        done = np.repeat(at.take(todo) - (np.cumsum(size_) - size_), size_) + np.arange(len(gone))
+        at[todo] += size_
+        verdicts[done], states[done], of[done] = zip(*gone, strict=True)
+
+    def _plain(
+        self, ct: Conntrack, flows: Flows, starts: Flows, counts: Flows, pkts: Packets, rows: Rows, reply: Mask
+    ) -> tuple[Flows, U8]:
+        """Take plain acknowledgements of established connections, in columns. Arguments as `follow`'s.
+
+        starts   intp[k]  where each connection's segments begin in `rows`
+        returns  intp[k]  how far each connection came: all segments before that place are taken, exactly as `one`
+                 would; and uint8[n], the states of those
+
+        While all segments fit, everything a window is made of is a running maximum: how far each end got, and what the
+        other one allows it. So assume that they fit, take the maxima, and look which do not: what lies before the
+        first misfit of its connection was judged by right numbers. A misfit whose sender is trusted all the same (in a
+        connection picked up in the middle) keeps the connection alive and teaches nothing: leave those out of the
+        maxima and look again, until that says the same twice.
+        Cost: about a hundred column operations.
+        """
+        n, k = len(rows), len(flows)
+        place = np.arange(n)
+        whose = np.repeat(np.arange(k), counts)
+        side = reply.astype(np.intp)  # 0: the original direction
+        own = 2 * whose + side  # the sender's number among the ends of all connections; the receiver's is far
+        far = own ^ 1
+
+        # the ends, two a connection: how far it got, how far it may go, its window, what it last acknowledged
+        td = self.td.take(flows, axis=0).reshape(-1, 4)
+        misc = self.misc.take(flows, axis=0)
+        end0, window = td[:, 0], td[:, 2].astype(np.int64)
+        other0, partner = _swapped(end0), _swapped(window)
+        edge0 = (td[:, 1] - end0).view(np.int32).astype(np.int64)
+        heard0 = (td[:, 3] - other0).view(np.int32).astype(np.int64)
+        traits = misc[:, 2:4].ravel()
+        unseen = partner == 0
+        trusted = (traits & LIBERAL) != 0 if not self.liberal else np.ones(2 * k, bool)
+        fit = (window > 0) & (window < _WIDE) & (partner < _WIDE) & ((traits & MAXACK) != 0)
+        fit &= (edge0 < _WIDE) & (edge0 > -_NEAR) & (np.abs(heard0) < _NEAR) & np.repeat(misc[:, 9] == ES, 2)
+        reach = np.where(unseen, _FAR, partner)  # how far behind its end it may begin again
+        slack = np.maximum(window, 66000)  # how far behind what the other one sent it may acknowledge
+
+        # the segments, relative to where the ends were
+        seq, ack, raw_win = pkts.seq.take(rows), pkts.ack.take(rows), pkts.win.take(rows)
+        doff = pkts.doff.take(rows).astype(np.int32)
+        payload = pkts.length.take(rows)
+        payload -= pkts.ihl.take(rows)
+        payload -= doff
+        np.maximum(payload, 0, out=payload)
+        end = seq + payload.view(np.uint32)
+        came = (end - end0.take(own)).view(np.int32).astype(np.int64)
+        heeds = (ack - end0.take(far)).view(np.int32).astype(np.int64)
+        win = raw_win.astype(np.int64)
+        if misc[:, :2].any():
+            win <<= misc[:, :2].ravel().take(own)
+        edge = heeds + win
+        edge += win == 0
+        edge += _SHIFT
+        good = fit.take(own)
+        good &= _PLAIN.take(pkts.flags.take(rows))
+        good &= (came < _NEAR) & (came > -_NEAR) & (heeds > -_NEAR)  # what is ahead of all that was sent is a misfit
+        optional = np.flatnonzero(doff > 20)
+        if len(optional):
+            optional = optional.compress((traits.take(far.take(optional)) & SACK_PERM) != 0)
+            good[optional] &= _only_timestamp(pkts, rows.take(optional), doff.take(optional).astype(np.int64))
+
+        segment = whose << 32
+        mine = side * n + place
+        others = place + n - side * n
+        tail = came  # what must lie in the window: the end where we know who sends the window, else the beginning
+        if unseen.any():
+            tail = came - payload * unseen.take(own)
+        teaches: Mask | None = None  # which count in the maxima; None: all
+        for attempt in range(4):
+            got = _running(np.maximum(came, 0) if teaches is None else np.maximum(came, 0) * teaches, mine, segment)
+            may = _running(edge if teaches is None else edge * teaches, others, segment)
+            my_end, their_end = got.take(mine), got.take(others)
+            inside = tail <= np.maximum(may.take(mine) - _SHIFT, edge0.take(own))
+            fits = inside & (heeds <= their_end)
+            fits &= came >= my_end - reach.take(own)
+            fits &= heeds >= their_end - slack.take(own)
+            if teaches is None and fits.all():
+                break
+            guess = fits | ~trusted.take(own)
+            if attempt == 3 or (guess.all() if teaches is None else bool((guess == teaches).all())):
+                break
+            teaches = guess
+        good &= fits if teaches is None else fits == teaches
+        if not inside.all():
+            good &= inside | unseen.take(own)
+
+        stop = starts + counts
+        bad = np.flatnonzero(~good)
+        if len(bad):
+            belongs = whose.take(bad)
+            first = np.flatnonzero(np.concatenate(([True], belongs[1:] != belongs[:-1])))
+            stop[belongs.take(first)] = bad.take(first)
+            if (stop == starts).all():
+                return stop, np.empty(n, np.uint8)
+            within = place < stop.take(whose)
+            teaches = within if teaches is None else teaches & within
+        last = np.maximum(stop - 1, starts)
+        sent = reply.take(last)
+
+        # who was answered, and when
+        status = ct.status.take(flows)
+        states, answered, settled = heard((status & 2) != 0, reply, starts, stop)
+
+        # what the ends are now
+        if teaches is None:
+            lesson, lessons = last, place
+            counted_win, counted_heard = win, heeds + _SHIFT
+        else:
+            lesson = np.maximum.reduceat(np.where(teaches, place, -1), starts)
+            lessons = np.flatnonzero(teaches)
+            counted_win, counted_heard = win * teaches, (heeds + _SHIFT) * teaches
+        at_last = np.stack([last, last + n], 1).ravel()
+        new = np.empty_like(td)
+        new[:, 0] = end0 + got.take(at_last).astype(np.uint32)
+        new[:, 1] = end0 + np.maximum(may.take(at_last) - _SHIFT, edge0).astype(np.uint32)
+        new[:, 2] = np.maximum(window, _most(counted_win, mine, starts))
+        new[:, 3] = other0 + np.maximum(_most(counted_heard, mine, starts) - _SHIFT, heard0).astype(np.uint32)
+        before_it = got.take(mine - 1)
+        before_it[starts] = 0
+        grew, caught_up = came > before_it, heeds == their_end
+        if teaches is not None:
+            grew, caught_up = grew & teaches, caught_up & teaches
+        events = np.zeros(2 * n, np.int64)  # what last happened to UNACKED of each end: odd numbers set it
+        events[mine] = (2 * place + 3) * grew
+        events[others] = (2 * place + 2) * caught_up
+        event = np.maximum.reduceat(events.reshape(2, n), starts, axis=1).T.ravel()
+        traits = np.where(event > 0, traits & (255 - UNACKED) | (event & 1).astype(np.uint8) * UNACKED, traits)
+        misc[:, 2:4] = traits.reshape(-1, 2)
+
+        # the last word of each, and how often it was said
+        said = np.stack([seq, ack, end, raw_win.astype(np.uint32)])
+        remembered = self.last.take(flows, axis=0)
+        misc[:, 8] = self._again(misc, remembered, said, side, lesson, lessons, starts)
+        taught = lesson >= 0
+        remembered = np.where(taught[:, None], said.take(np.maximum(lesson, 0), axis=1).T, remembered)
+        misc[:, 4], misc[:, 5] = sent, I_ACK
+
+        timeout = np.full(k, self.timeouts[ES], np.int64)
+        np.minimum(timeout, self.max_retrans_timeout, out=timeout, where=remembered[:, 3] == 0)
+        unacked = ((traits.reshape(-1, 2)[:, 0] | traits.reshape(-1, 2)[:, 1]) & UNACKED) != 0
+        if self.timeouts[ES] > self.unacked_timeout:
+            timeout[unacked] = self.unacked_timeout
+        if self.timeouts[ES] > self.max_retrans_timeout:
+            timeout[misc[:, 8] >= self.max_retrans] = self.max_retrans_timeout
+        np.minimum(timeout, self.unacked_timeout, out=timeout, where=~settled)
+
+        status |= answered.astype(np.uint16) * np.uint16(2) | settled.astype(np.uint16) * np.uint16(4)
+        deadline = pkts.time.take(rows.take(last)) + timeout
+        if len(bad):
+            came_on = np.flatnonzero(stop > starts)
+            flows, misc, remembered = flows[came_on], misc[came_on], remembered[came_on]
+            status, deadline, new = status[came_on], deadline[came_on], new.reshape(-1, 8)[came_on]
+        self.td[flows], self.misc[flows], self.last[flows] = new.reshape(-1, 2, 4), misc, remembered
+        ct.status[flows], ct.deadline[flows] = status, deadline
+        return stop, states
+
+    @staticmethod
+    def _again(
+        misc: U8, remembered: U32, said: U32, side: Flows, lesson: Flows, lessons: Flows, starts: Flows
+    ) -> NDArray[np.integer]:
+        """How often each connection has said the same again by now.
+
+        said     uint32[4, n] what each segment says
+        lesson   intp[k] the last segment that counts of each connection, or -1
+        lessons  intp[m] all that count, ascending       side  intp[n]
+        """
+        if not len(lessons):
+            return misc[:, 8]
+        came = np.searchsorted(lessons, lesson)
+        earlier = lessons.take(came - 1, mode="clip")
+        known = (came > 0) & (earlier >= starts) & (lesson >= 0)
+        at = np.maximum(lesson, 0)
+        before = np.where(known, said.take(earlier, axis=1), remembered.T)
+        direction = np.where(at > starts, side.take(at - 1), misc[:, 4])
+        same = (said.take(at, axis=1) == before).all(0) & (direction == side.take(at))
+        again = np.where(lesson < 0, misc[:, 8], 0).astype(np.int64)
+        for k in np.flatnonzero(same & (lesson >= 0)).tolist():
+            start, times, j = int(starts[k]), 0, int(came[k])
+            while times < 255:
+                this = int(lessons[j])
+                if (side[this - 1] if this > start else misc[k, 4]) != side[this]:
+                    break
+                if j == 0 or lessons[j - 1] < start:
+                    times += 1 + int(misc[k, 8]) if (remembered[k] == said[:, this]).all() else 0
+                    break
+                if (said[:, lessons[j - 1]] != said[:, this]).any():
+                    break
+                times, j = times + 1, j - 1
+            again[k] = min(times, 255)
+        return again
 
 
-def _payload(pkts: Packets, row: int) -> int:
-    return max(int(pkts.length[row]) - int(pkts.ihl[row]) - int(pkts.doff[row]), 0)
+def heard(seen: Mask, reply: Mask, starts: Flows, stop: Flows) -> tuple[U8, Mask, Mask]:
+    """What answers make of packets that are grouped by connection.
+
+    seen     bool[k]  was it answered before?      starts, stop  intp[k]  where its packets begin, and end to be taken
+    reply    bool[n]  which packets are answers
+    returns  uint8[n] NEW or ESTABLISHED; bool[k] is it answered now, and was it before its last packet?
+    """
+    if seen.all():
+        return np.full(len(reply), ESTABLISHED, np.uint8), seen, seen
+    place = np.arange(len(reply))
+    first = np.minimum.reduceat(np.where(reply, place, len(reply)), starts)
+    size = np.diff(starts, append=len(reply))
+    known = reply | (place > np.repeat(np.where(seen, -1, first), size))
+    states = np.where(known, np.uint8(ESTABLISHED), np.uint8(NEW))
+    return states, seen | (first < stop), seen | (first < stop - 1)
+
+
+def _said(pkts: Packets, rows: Rows) -> list[Segment]:
+    """Of each segment its row, time, flags, seq, ack, window, bytes of payload, and length of its header."""
+    columns = [column.take(rows) for column in (pkts.time, pkts.flags, pkts.seq, pkts.ack, pkts.win, pkts.doff)]
+    doff = columns.pop()
+    payload = np.maximum(pkts.length.take(rows) - pkts.ihl.take(rows) - doff, 0)
+    return list(zip(*[c.tolist() for c in (rows, *columns, payload, doff)], strict=True))
+
+
+def _swapped(ends: NDArray[T]) -> NDArray[T]:
+    """The same with the two ends of each connection exchanged."""
+    return ends.reshape(-1, 2)[:, ::-1].ravel()
+
+
+def _running(values: I64, where: Flows, segment: Flows) -> I64:
+    """int64[2 * n]: running maxima of two rows of n, those that count standing at `where`; 0 begins each segment.
+
+    values  int64[n], below 1 << 32      segment  intp[n]  number of the segment << 32
+    """
+    both = np.zeros(2 * len(values), np.int64)
+    both[where] = values
+    two = both.reshape(2, -1)
+    two += segment
+    np.maximum.accumulate(two, axis=1, out=two)
+    two -= segment
+    return both
+
+
+def _most(values: I64, where: Flows, starts: Flows) -> I64:
+    """int64[2 * k]: the largest of each segment and row, 0 where there is none; rows as in `_running`."""
+    both = np.zeros(2 * len(values), np.int64)
+    both[where] = values
+    most: I64 = np.maximum.reduceat(both.reshape(2, -1), starts, axis=1).T.ravel()
+    return most
 
 
 def _option_bytes(pkts: Packets, row: int) -> bytes:
@@ -513,10 +787,10 @@ def _walk_options(b: bytes) -> list[tuple[int, bytes]]:
     return out
 
 
-def _options(pkts: Packets, row: int) -> tuple[int, int]:
+def _options(pkts: Packets, row: int, doff: int) -> tuple[int, int]:
     """(window scale, flags) that a SYN offers."""
     scale = offered = 0
-    if int(pkts.doff[row]) > 20:
+    if doff > 20:
         for kind, value in _walk_options(_option_bytes(pkts, row)):
             if kind == 4 and not value:
                 offered |= SACK_PERM

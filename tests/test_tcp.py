@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from craft import tcp
@@ -10,11 +12,11 @@ from hypothesis import strategies as st
 from talk import node, says, table
 
 from netemu import Node
+from netemu import tcp as tracker
 from netemu.conntrack import ASSURED, CONFIRMED, SEEN_REPLY
-from netemu.packets import Packets
+from netemu.packets import INVALID, NEW, Packets
 from netemu.tcp import (
     ACCEPTED,
-    CL,
     ES,
     GONE,
     GOOD_FLAGS,
@@ -23,6 +25,7 @@ from netemu.tcp import (
     IV,
     KIND,
     LIBERAL,
+    MAXACK,
     NO,
     ORIGINAL,
     REOPENED,
@@ -234,13 +237,6 @@ class TestTheWindow:
         f = flow_in(n, ES)
         packet = segment(False, "A", seq, ack)
         assert one(n, f, packet, False) == verdict
-        many = Packets.from_bytes([packet], n.now)
-        g = flow_in(node(), ES)
-        assert g == f
-        other = node()
-        flow_in(other, ES)
-        took = other.conntrack.tcp.settled(other.conntrack, np.array([f]), many, np.arange(1), np.zeros(1, bool))
-        assert bool(took[0]) == (verdict == ACCEPTED)
 
     def test_a_liberal_tracker_takes_all(self) -> None:
         n = node(sysctl={"net.netfilter.nf_conntrack_tcp_be_liberal": 1})
@@ -323,72 +319,112 @@ near = st.one_of(
 words = st.one_of(near, st.sampled_from([0, 1, 8000, 66000]))
 
 
+Situation = tuple[list[int], list[list[int]], list[int], int, list[tuple[bytes, bool]]]
+
+
 @st.composite
-def situations(draw: st.DrawFn) -> tuple[list[int], list[list[int]], list[int], int, bytes, bool]:
-    """What is remembered of a flow, its status, a segment of it, and which way that goes."""
+def situations(draw: st.DrawFn) -> Situation:
+    """What is remembered of a connection, its status, and segments of it, each with the way that it goes."""
     known = [1, 2, 4, 8, 16, 32]
     misc = [draw(st.integers(0, 14)), draw(st.integers(0, 14))]
-    misc += [sum(draw(st.lists(st.sampled_from(known), unique=True))) for _ in range(2)]
+    misc += [sum(draw(st.lists(st.sampled_from(known), unique=True))) | draw(st.sampled_from([0, 32])) for _ in "ab"]
     misc += [draw(st.integers(0, 1)), draw(st.integers(0, 5)), 0, 0, draw(st.integers(0, 255))]
     misc += [draw(st.sampled_from([ES, ES, ES, *range(SS, S2 + 1)]))]
-    td = [[draw(words) for _ in range(4)] for _ in range(2)]
-    reply = draw(st.booleans())
-    options = draw(st.sampled_from([b"", b"\x01\x01\x08\x0a" + bytes(8), b"\x01\x01\x05\x0a" + bytes(8)]))
-    flags = draw(st.sampled_from(["A", "A", "A", "PA", "FA", "S", "SA", "R"]))
-    seq, ack, win = draw(near), draw(near), draw(st.sampled_from([0, 1, 8000, 65535]))
-    payload = bytes(draw(st.sampled_from([0, 1, 1400])))
-    last = [seq, ack, (seq + len(payload)) % 2**32, win] if draw(st.booleans()) else [draw(near) for _ in range(4)]
+    usual = draw(st.booleans())
+    td = (
+        [[1000, 9000, 8000, 5000], [5000, 9000, 8000, 1000]] if usual else [[draw(words) for _ in "abcd"] for _ in "ab"]
+    )
     status = CONFIRMED | draw(st.sampled_from([0, SEEN_REPLY, SEEN_REPLY | ASSURED]))
-    a, b = (SERVER, CLIENT) if reply else (CLIENT, SERVER)
-    packet = tcp(*a, *b, flags, seq, ack, win, payload, options=options)
-    return misc, td, last, status, packet, reply
+    said: list[tuple[bytes, bool]] = []
+    last = [draw(near) for _ in range(4)]
+    furthest = [1000, 5000]
+    for _ in range(draw(st.integers(1, 9))):
+        if said and draw(st.integers(0, 4)) == 0:
+            said.append(said[-1])
+            continue
+        reply = draw(st.booleans())
+        options = draw(st.sampled_from([b"", b"", b"\x01\x01\x08\x0a" + bytes(8), b"\x01\x01\x05\x0a" + bytes(8)]))
+        payload = bytes(draw(st.sampled_from([0, 0, 1, 1400])))
+        win = draw(st.sampled_from([0, 1, 8000, 65535]))
+        if draw(st.integers(0, 3)):  # a plain conversation
+            flags, seq, ack = "A", furthest[reply], furthest[not reply] - draw(st.sampled_from([0, 0, 1, 700]))
+            furthest[reply] += len(payload)
+        else:
+            flags = draw(st.sampled_from(["A", "A", "A", "PA", "FA", "S", "SA", "R"]))
+            seq, ack = draw(near), draw(near)
+        if not said and draw(st.booleans()):
+            last = [seq, ack, (seq + len(payload)) % 2**32, win]
+        a, b = (SERVER, CLIENT) if reply else (CLIENT, SERVER)
+        said.append((tcp(*a, *b, flags, seq, ack, win, payload, options=options), reply))
+    return misc, td, last, status, said
 
 
-@given(st.lists(situations(), min_size=1, max_size=12), st.booleans())
-def test_settled_says_and_does_what_one_does(cases: list[tuple], liberal: bool) -> None:  # type: ignore[type-arg]
+@given(st.lists(situations(), min_size=1, max_size=8), st.booleans())
+def test_many_segments_are_one_repeated(cases: list[Situation], liberal: bool) -> None:
     def fresh() -> Node:
         n = NODES[liberal]
         ct = n.conntrack
         ct.tcp = Tracker(ct.capacity)
         ct.tcp.liberal = liberal
-        for f, (misc, td, last, status, _, _) in enumerate(cases):
+        for f, (misc, td, last, status, _) in enumerate(cases):
             ct.tcp.misc[f], ct.tcp.td[f], ct.tcp.last[f], ct.status[f] = misc, td, last, status
             ct.deadline[f] = 777 * SECOND
         return n
 
-    def state(n: Node, f: int) -> tuple[object, ...]:
+    def state(n: Node, f: int) -> dict[str, object]:
         ct, t = n.conntrack, n.conntrack.tcp
-        return t.misc[f].tolist(), t.td[f].tolist(), t.last[f].tolist(), int(ct.status[f]), int(ct.deadline[f])
+        return {
+            "misc": t.misc[f].tolist(), "td": t.td[f].tolist(), "last": t.last[f].tolist(), "status": int(ct.status[f]),
+            "deadline": int(ct.deadline[f]),
+        }  # fmt: skip
 
-    packets = Packets.from_bytes([packet for *_, packet, _ in cases], 5 * SECOND)
-    rows, reply = np.arange(len(cases)), np.array([r for *_, r in cases])
+    packets = Packets.from_bytes([packet for *_, said in cases for packet, _ in said], 5 * SECOND)
+    packets.time[:] += np.arange(packets.n)
+    rows, reply = np.arange(packets.n), np.array([r for *_, said in cases for _, r in said])
+    sizes = np.array([len(said) for *_, said in cases])
     n = fresh()
-    before_ = [state(n, f) for f in rows]
-    never = n.conntrack.tcp.impossible(rows, packets, rows, reply)
-    took = n.conntrack.tcp.settled(n.conntrack, rows, packets, rows, reply)
-    after_ = [state(n, f) for f in rows]
+    tracker.WORTH, usual = 0, tracker.WORTH
+    try:
+        got, states, _ = n.conntrack.tcp.follow(
+            n.conntrack, np.arange(len(cases)), sizes, packets, rows, reply, lambda *_: -1
+        )
+    finally:
+        tracker.WORTH = usual
+    left = [state(n, f) for f in range(len(cases))]
     n = fresh()
-    for f in rows.tolist():
-        verdict = n.conntrack.tcp.one(n.conntrack, f, packets, f, bool(reply[f]))
-        if took[f]:
-            assert verdict == ACCEPTED
-            assert after_[f] == state(n, f)
-        else:
-            assert after_[f] == before_[f]
-        if never[f]:
-            assert verdict == INVALID_SEGMENT
+    for row, f in enumerate(np.repeat(np.arange(len(cases)), sizes).tolist()):
+        known = reply[row] or n.conntrack.status[f] & SEEN_REPLY
+        verdict = n.conntrack.tcp.one(n.conntrack, f, packets, row, bool(reply[row]))
+        if verdict == REOPENED:
+            verdict = INVALID_SEGMENT
+        assert (verdict, states[row]) == (got[row], INVALID if verdict == INVALID_SEGMENT else NEW + bool(known)), row
+        if verdict != INVALID_SEGMENT and reply[row]:
+            n.conntrack.status[f] |= SEEN_REPLY
+    for f, was in enumerate(left):
+        assert was == state(n, f)
 
 
 NODES = {False: node(), True: node()}
 
 
-def test_settled_takes_what_it_is_for() -> None:
+@pytest.mark.parametrize("trusted", [False, True])
+def test_plain_acknowledgements_go_in_columns(trusted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     n = node()
-    flows = np.array([flow_in(n, ES, assured=True)])
-    p = Packets.from_bytes([segment(False, "PA", data=b"x" * 10)], 0)
-    assert n.conntrack.tcp.settled(n.conntrack, flows, p, np.arange(1), np.zeros(1, bool)).all()
-    n.conntrack.tcp.misc[flows, 2:4] |= LIBERAL
-    p = Packets.from_bytes([segment(False, "A", 3_000_000_000, 17)], 0)
-    assert n.conntrack.tcp.settled(n.conntrack, flows, p, np.arange(1), np.zeros(1, bool)).all()
-    n.conntrack.tcp.misc[flows, 9] = CL
-    assert not n.conntrack.tcp.settled(n.conntrack, flows, p, np.arange(1), np.zeros(1, bool)).any()
+    f = flow_in(n, ES, assured=True)
+    n.conntrack.tcp.misc[f, 2:4] = MAXACK | LIBERAL * trusted
+    said = [segment(False, "PA", 1000 + 10 * k, data=b"x" * 10) for k in range(200)]
+    said[100] = segment(False, "A", 1000, 2_000_000_000)  # acknowledges what was never sent
+    p = Packets.from_bytes(said, 0)
+    alone: list[int] = []
+    one = Tracker._one
+
+    def counted(*args: Any) -> int:
+        alone.append(1)
+        return one(*args)
+
+    monkeypatch.setattr(Tracker, "_one", counted)
+    verdicts, _, _ = n.conntrack.tcp.follow(
+        n.conntrack, np.array([f]), np.array([200]), p, np.arange(200), np.zeros(200, bool), lambda *_: -1
+    )
+    assert np.flatnonzero(verdicts).tolist() == ([] if trusted else [100])
+    assert bool(alone) != trusted and n.conntrack.tcp.td[f, 0, 0] == 3000
