@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 import struct
 from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +26,7 @@ from netemu.packets import (
     DCCP,
     ESTABLISHED,
     GRE,
+    I16,
     I64,
     ICMP,
     ICMP_ERRORS,
@@ -72,10 +75,24 @@ Tuple = tuple[int, int, int, int, int]  # src, dst, sport, dport, proto
 FOREVER = 1 << 62
 
 
-def key(t: Tuple, zone: int = 0) -> tuple[int, int]:
-    """The two words under which a tuple is found."""
+#: a zone as one number: its id, and which of the two tuples it is part of where it is not both (the other has zone 0)
+SIDES = {"both": 0, "orig": 1 << 16, "reply": 2 << 16}
+
+
+def zone_id(zone: int, direction: int) -> int:
+    """The id that a zone has in one direction (0 original, 1 reply).
+
+    >>> [zone_id(5 | SIDES[side], d) for side in SIDES for d in (0, 1)]
+    [5, 5, 5, 0, 0, 5]
+    """
+    return zone & 0xFFFF if zone >> 16 in (0, 1 + direction) else 0
+
+
+def key(t: Tuple, zone: int = 0, direction: int = 0) -> tuple[int, int]:
+    """The two words under which a flow's tuple of one direction is found. Those of split zones are kept apart."""
     src, dst, sport, dport, proto = t
-    return src << 32 | dst, sport << 48 | dport << 32 | proto << 16 | zone
+    word = zone_id(zone, direction) | 1 + direction << 24 if zone >> 16 else zone
+    return src << 32 | dst, sport << 48 | dport << 32 | proto << 16 | word
 
 
 def inverse(t: Tuple) -> Tuple:
@@ -86,10 +103,32 @@ def inverse(t: Tuple) -> Tuple:
     return dst, src, dport, sport, proto
 
 
+@dataclass(frozen=True)
+class Template:
+    """What a rule (`-j CT`) wishes for the connection that a packet is about to begin, or to be found in.
+
+    zone        number, with `of_mark` the packet's mark instead
+    direction   "both", or the direction ("orig", "reply") whose tuple the zone is part of; the other one has zone 0
+    helper      name of the helper that looks into the connection ("" none)
+    timeout     name of a timeout policy ("" none)
+    """
+
+    zone: int = 0
+    of_mark: bool = False
+    direction: str = "both"
+    helper: str = ""
+    timeout: str = ""
+
+    @property
+    def zoned(self) -> bool:
+        """It says which zone."""
+        return bool(self.zone or self.of_mark)
+
+
 _COLUMNS = {
     "osrc": "u4", "odst": "u4", "osport": "u2", "odport": "u2",
     "rsrc": "u4", "rdst": "u4", "rsport": "u2", "rdport": "u2",
-    "proto": "u1", "zone": "u2", "status": "u2", "mark": "u4",
+    "proto": "u1", "zone": "u4", "status": "u2", "mark": "u4",
     "deadline": "i8", "created": "i8", "born": "i8", "masq": "i2", "stored": "?", "counted": "?",
 }  # fmt: skip
 
@@ -99,6 +138,7 @@ class Conntrack:
 
     osrc odst osport odport   the original tuple; ICMP: osport is the id, odport is type << 8 | code
     rsrc rdst rsport rdport   the reply tuple, as `conntrack -L` prints it
+    zone     id, and above it which tuple it is part of (SIDES)
     status   bits EXPECTED .. FIXED_TIMEOUT       deadline  int64 ns       created  int64 ns
     born     serial number of the packet that began it
     masq     link that MASQUERADE chose for it, -1 none
@@ -114,7 +154,7 @@ class Conntrack:
     rsport: NDArray[np.uint16]
     rdport: NDArray[np.uint16]
     proto: NDArray[np.uint8]
-    zone: NDArray[np.uint16]
+    zone: NDArray[np.uint32]
     status: NDArray[np.uint16]
     mark: NDArray[np.uint32]
     deadline: I64
@@ -141,6 +181,9 @@ class Conntrack:
         self._elders: deque[tuple[int, int]] = deque()  # and of the others, in this order
         self.next_sweep = 0
         self.on = False
+        self.split = False  # there were flows whose two tuples are in different zones
+        self.templates: list[Template] = []  # wishes of CT rules; packets hold their number, from 1 (Trip.template)
+        self._template_of: dict[Template, int] = {}
         self.ported = np.isin(np.arange(256), PORTED)  # protocols with two ports in their tuple
         self.ported[DCCP] = node.kernel == "6.1"  # no longer tracked as what it is by later kernels
         self.read_sysctls()
@@ -239,7 +282,36 @@ class Conntrack:
 
     def holder(self, t: Tuple, now: int, zone: int = 0) -> int:
         """id (2 * flow + direction) of the flow that holds tuple `t` at `now`, or -1."""
-        found = self.table.find_one(*key(t, zone))
+        found = self._among_zones(t, zone, (0, 1)) if self.split or zone >> 16 else self.table.find_one(*key(t, zone))
+        return self._alive(found, now)
+
+    def clash(self, t: Tuple, now: int, zone: int, direction: int) -> int:
+        """As `holder`, for a flow of this zone that would be found under `t` in one direction."""
+        if not self.split and not zone >> 16:
+            return self.holder(t, now, zone)
+        there = zone_id(zone, direction)
+        same = [d for d in (0, 1) if zone_id(zone, d) == there]
+        return self._alive(self._among_zones(t, zone, same), now)
+
+    def _among_zones(self, t: Tuple, zone: int, directions: Iterable[int]) -> int:
+        """The entry of `t` whose zone is that of `zone`, both seen in the entry's direction; the newest of several.
+
+        Where the zone is a split one, originals come before answers.
+        """
+        best = -1
+        a, b = key(t)
+        for d in directions:
+            there = zone_id(zone, d)
+            for word in (there, there | 1 + d << 24):
+                found = self.table.find_one(a, b | word)
+                if found >= 0 and found & 1 == d and (best < 0 or self.born[found >> 1] > self.born[best >> 1]):
+                    best = found
+            if best >= 0 and zone >> 16:
+                break
+        return best
+
+    def _alive(self, found: int, now: int) -> int:
+        """`found`, unless its time is over: then it goes."""
         if found >= 0 and int(self.deadline[found >> 1]) <= now:
             self.kill(found >> 1)
             return -1
@@ -247,8 +319,13 @@ class Conntrack:
 
     def taken(self, t: Tuple, flow: int, now: int) -> bool:
         """Would answers that come as `t` be taken for another flow's? One with the same original does not count."""
-        found = self.holder(t, now, int(self.zone[flow]))
-        return found >= 0 and self.original(found >> 1) != self.original(flow)
+        zone = int(self.zone[flow])
+        found = self.clash(t, now, zone, 1)
+        if found < 0:
+            return False
+        other = found >> 1
+        same = self.original(other) == self.original(flow)
+        return not same or zone_id(int(self.zone[other]), 0) != zone_id(zone, 0)
 
     def store(self, flow: int, now: int) -> bool:
         """Make both tuples findable; False when another flow holds one of them."""
@@ -256,12 +333,13 @@ class Conntrack:
             return True
         zone = int(self.zone[flow])
         there, back = self.original(flow), self.reply(flow)
-        if self.holder(there, now, zone) >= 0 or self.holder(back, now, zone) >= 0:
+        if self.clash(there, now, zone, 0) >= 0 or self.clash(back, now, zone, 1) >= 0:
             return False
-        if back != there:
-            self.table.add_one(*key(there, zone), number=2 * flow)
+        self.split |= zone >> 16 != 0
+        if back != there or zone >> 16:
+            self.table.add_one(*key(there, zone, 0), number=2 * flow)
         # what is sent to itself counts as an answer: Linux meets the newest key first
-        self.table.add_one(*key(back, zone), number=2 * flow + 1)
+        self.table.add_one(*key(back, zone, 1), number=2 * flow + 1)
         self.stored[flow] = True
         return True
 
@@ -269,7 +347,7 @@ class Conntrack:
         """The flow is not there any more; its number stays taken until the run ends."""
         if self.stored[flow]:
             self.table.remove_one(2 * flow + 1)
-            if self.original(flow) != self.reply(flow):
+            if self.original(flow) != self.reply(flow) or self.zone[flow] >> 16:
                 self.table.remove_one(2 * flow)
             self.stored[flow] = False
         if not self.status[flow] & DYING:
@@ -278,7 +356,12 @@ class Conntrack:
             self._unmap(flow)
 
     def _map_key(self, flow: int) -> int:
-        return int(self.proto[flow]) << 48 | int(self.osrc[flow]) << 16 | int(self.osport[flow])
+        return self.source_key(self.original(flow), int(self.zone[flow]))
+
+    @staticmethod
+    def source_key(t: Tuple, zone: int) -> int:
+        """What `mapped` knows a flow by: protocol, source address, source port, and zone of the original tuple."""
+        return zone_id(zone, 0) << 56 | t[4] << 48 | t[0] << 16 | t[2]
 
     def remember_source(self, flow: int) -> None:
         """Later flows of the same source may be given the same source address and port."""
@@ -316,7 +399,7 @@ class Conntrack:
             return len(flows)
         for flow in flows[(self.status[flows] & SRC_NAT) != 0].tolist():
             self._unmap(flow)
-        two = np.zeros(len(flows), bool)
+        two = self.zone[flows] >> 16 != 0
         for there, back in ("osrc", "rsrc"), ("odst", "rdst"), ("osport", "rsport"), ("odport", "rdport"):
             two |= getattr(self, there)[flows] != getattr(self, back)[flows]
         self.table.remove(np.concatenate([2 * flows + 1, 2 * flows[two]]))
@@ -363,17 +446,53 @@ class Conntrack:
         ports = (low.astype(np.uint64) << np.uint64(48)) | (high.astype(np.uint64) << np.uint64(32))
         return k0, ports | (proto.astype(np.uint64) << np.uint64(16))
 
-    def find(self, p: Packets, rows: Rows) -> NDArray[np.int32]:
+    def look_up(self, p: Packets, rows: Rows, wishes: I16 | None = None) -> NDArray[np.int32]:
         """int32[len(rows)]: 2 * flow + direction of the flow each packet's tuple belongs to, -1 for none.
 
-        A flow whose deadline lies before the packet counts as gone, but is left in place (see `track`).
+        wishes  int16[len(rows)], template of each packet (it says in which zone), None: none has one
+        A flow whose time is over counts as there.
         """
-        ids = self.table.find(self.keys(p, rows))
-        hit = ids >= 0
-        if hit.any():
-            late = hit & (self.deadline[np.maximum(ids, 0) >> 1] <= p.time[rows])
-            ids[late] = -1
-        return ids
+        words = self.keys(p, rows)
+        zones = None if wishes is None else self.zones(p, rows, wishes)
+        if zones is None:
+            if not self.split:
+                return self.table.find(words)
+            zones = np.zeros(len(rows), np.uint32)
+        if not self.split and not (zones >> 16).any():
+            return self.table.find((words[0], words[1] | zones))
+        out = np.empty(len(rows), np.int32)
+        for k, (a, b, zone) in enumerate(zip(words[0].tolist(), words[1].tolist(), zones.tolist(), strict=True)):
+            t = a >> 32, a & 0xFFFFFFFF, b >> 48, b >> 32 & 0xFFFF, b >> 16 & 0xFF
+            out[k] = self._among_zones(t, zone, (0, 1))
+        return out
+
+    def zones(self, p: Packets, rows: Rows, wishes: I16) -> NDArray[np.uint32] | None:
+        """uint32[len(rows)]: the zone that each packet's template puts it in; None: all are in zone 0."""
+        asked = [k for k in np.unique(wishes).tolist() if k and self.templates[k - 1].zoned]
+        if not asked:
+            return None
+        out = np.zeros(len(rows), np.uint32)
+        for k in asked:
+            template, some = self.templates[k - 1], wishes == k
+            out[some] = p.mark[rows[some]] & 0xFFFF if template.of_mark else template.zone
+            out[some] |= SIDES[template.direction]
+        return out
+
+    def _zone(self, trip: Trip, row: int) -> int:
+        assert trip.template is not None
+        zones = self.zones(trip.pkts, np.array([row]), trip.template[row : row + 1])
+        return 0 if zones is None else int(zones[0])
+
+    def wish(self, trip: Trip, rows: Rows, template: Template) -> None:
+        """A CT rule's wish for the connections of these packets. The first one counts."""
+        if trip.template is None:
+            trip.template = np.zeros(trip.pkts.n, np.int16)
+        number = self._template_of.get(template)
+        if number is None:
+            self.templates.append(template)
+            number = self._template_of[template] = len(self.templates)
+        bare = rows[(trip.pkts.ct[rows] < 0) & (trip.pkts.state[rows] != UNTRACKED) & (trip.template[rows] == 0)]
+        trip.template[bare] = number
 
     def well_formed(self, p: Packets, rows: Rows, verify: bool) -> Mask:
         """bool[len(rows)]: the transport header is one that tracking takes (flags, lengths, checksum if `verify`)."""
@@ -424,11 +543,13 @@ class Conntrack:
         if icmp.any():
             error = good & icmp & _ERROR[p.icmp_type[todo]]
             for k in np.flatnonzero(error):
-                self._track_error(p, int(todo[k]))
+                self._track_error(trip, int(todo[k]))
             good &= ~error & (~icmp | (_PAIRED[p.icmp_type[todo]] != 255))
         plain = todo[good]
         if len(plain):
             self._track_plain(trip, plain)
+        if trip.template is not None:
+            trip.template[todo] = 0
         lost = todo[p.fate[todo] != 0]
         if len(lost):
             todo, rows = trip.travelling(todo), trip.travelling(rows)
@@ -441,8 +562,7 @@ class Conntrack:
 
     def _track_plain(self, trip: Trip, rows: Rows) -> None:
         p = trip.pkts
-        columns = self.keys(p, rows)
-        ids = self.table.find(columns)
+        ids = self.look_up(p, rows, None if trip.template is None else trip.template[rows])
         hit = ids >= 0
         if hit.any():
             late = np.flatnonzero(hit & (self.deadline[np.maximum(ids, 0) >> 1] <= p.time[rows]))
@@ -511,7 +631,8 @@ class Conntrack:
             if not self.ported[proto]:
                 ports = 0, 0
         now = int(p.time[row])
-        flow = self.begin((int(p.src[row]), int(p.dst[row]), *ports, proto), now, born=int(p.serial[row]))
+        zone = 0 if trip.template is None else self._zone(trip, row)
+        flow = self.begin((int(p.src[row]), int(p.dst[row]), *ports, proto), now, zone, int(p.serial[row]))
         if proto == TCP and not self.tcp.opens(flow, p, row):
             self.kill(flow)
             return -1
@@ -574,8 +695,9 @@ class Conntrack:
         counts: Mask = (verdicts == ACCEPTED) | (verdicts == GONE)
         return counts
 
-    def _track_error(self, p: Packets, row: int) -> None:
+    def _track_error(self, trip: Trip, row: int) -> None:
         """An ICMP error belongs to the connection that it complains about, if it quotes one that we know."""
+        p = trip.pkts
         packet = p.original(row)
         ihl = int(p.ihl[row])
         quoted = quoted_tuple(packet[ihl + 8 :])
@@ -583,7 +705,8 @@ class Conntrack:
             return
         if quoted[4] == DCCP and not self.ported[DCCP]:
             quoted = (*quoted[:2], 0, 0, DCCP)
-        found = self.holder(inverse(quoted), int(p.time[row]))
+        zone = 0 if trip.template is None else self._zone(trip, row)
+        found = self.holder(inverse(quoted), int(p.time[row]), zone)
         if found < 0:
             return
         flow, direction = found >> 1, found & 1
@@ -627,13 +750,15 @@ class Conntrack:
         return "\n".join(out) + ("\n" if out else "")
 
     def _line(self, flow: int, now: int) -> str:
-        proto, status = int(self.proto[flow]), int(self.status[flow])
+        proto, status, zone = int(self.proto[flow]), int(self.status[flow]), int(self.zone[flow])
         words = [f"ipv4     2 {PROTOCOLS.get(proto, 'unknown'):<8} {proto}"]
         words.append(str((int(self.deadline[flow]) - now) // SECOND))
         if proto == TCP:
             words.append(STATES[int(self.tcp.misc[flow, 9])])
         for d, t in enumerate((self.original(flow), self.reply(flow))):
             words.append(_tuple_text(t))
+            if zone >> 16 and zone_id(zone, d):
+                words.append(f"zone-{'reply' if d else 'orig'}={zone & 0xFFFF}")
             if self.counted[flow]:
                 words.append(f"packets={self.packets[flow, d]} bytes={self.bytes[flow, d]}")
             if d == 0 and not status & SEEN_REPLY:
@@ -641,8 +766,8 @@ class Conntrack:
         if status & ASSURED:
             words.append("[ASSURED]")
         words.append(f"mark={self.mark[flow]}")
-        if self.zone[flow]:
-            words.append(f"zone={self.zone[flow]}")
+        if zone and not zone >> 16:
+            words.append(f"zone={zone}")
         return " ".join([*words, "use=1"])
 
     def read(self, text: str, file: str, problems: list[Problem], now: int = 0) -> None:
@@ -691,7 +816,11 @@ class Conntrack:
                 else:
                     other[name] = int(value) if re.fullmatch(r"\d+", value) else 0
         there, back = (_tuple_of(t, proto) for t in tuples)
-        flow = self.begin(there, now, other.get("zone", 0))
+        zone = other.get("zone", 0)
+        for side in ("orig", "reply"):
+            if f"zone-{side}" in other:
+                zone = other[f"zone-{side}"] | SIDES[side]
+        flow = self.begin(there, now, zone)
         self.alter_reply(flow, back)
         self.mark[flow], self.deadline[flow] = other.get("mark", 0), now + left * SECOND
         plain = inverse(there)
@@ -768,8 +897,8 @@ class Conntrack:
         assert len(set(self._free)) == len(self._free) and used == int(self.stored.sum()), "a flow number was lost"
         for flow in np.flatnonzero(self.stored).tolist():
             zone = int(self.zone[flow])
-            assert self.table.find_one(*key(self.original(flow), zone)) >> 1 == flow
-            assert self.table.find_one(*key(self.reply(flow), zone)) >> 1 == flow
+            assert self.table.find_one(*key(self.original(flow), zone, 0)) >> 1 == flow
+            assert self.table.find_one(*key(self.reply(flow), zone, 1)) >> 1 == flow
 
 
 def _tuple_text(t: Tuple) -> str:

@@ -42,6 +42,7 @@ from netemu.packets import (
     FORWARDED,
     HELD,
     HOST,
+    I16,
     ICMP,
     ICMP_ERRORS,
     INVALID,
@@ -99,6 +100,7 @@ class Road:
         self.answers = Answers(node)
         self.window = 64
         self.alone_in = self.alone_out = self.one_a_flow = self.one_asking = False  # see _memories
+        self.wishing = False  # packets from links may come to a CT rule
         self.resets = 0  # see _find_resets
         self.moved = False  # see _find_movers
         self.routes = -1  # version of the routes when it was last asked
@@ -168,6 +170,11 @@ class Road:
         elsewhere = {m.touch for m in own if m.table != "nat"}
         self.alone_in = any(m.table != "nat" or m.touch in elsewhere - {"rule"} for m in disorderly)
         self.one_asking = bool(disorderly)
+        # which connection a packet belongs to hangs on what CT rules wish for it: that must be known beforehand
+        hooks, known = self.node.tables.wishing()
+        self.wishing = "PREROUTING" in hooks
+        self.alone_in |= (self.wishing and not known) or ("OUTPUT" in hooks and self.node.ipvs.active)
+        self.alone_out |= "OUTPUT" in hooks
 
     def _find_resets(self) -> int:
         """Which packets a rule may answer with a TCP reset, that closes their connection behind the back of later ones.
@@ -652,7 +659,7 @@ class Road:
         node = self.node
         ct = node.conntrack
         end = len(rows)
-        ids = ct.table.find(ct.keys(p, rows)) if ct.on else np.full(len(rows), -1, np.int32)
+        ids = ct.look_up(p, rows, self._wishes(p, rows)) if ct.on else np.full(len(rows), -1, np.int32)
         known = ids >= 0
         flows = np.where(known, ids >> 1, -1)
         if known.any():
@@ -701,6 +708,16 @@ class Road:
         if node.ipvs.active:
             end = min(end, node.ipvs.run_end(p, rows[:end]))
         return end
+
+    def _wishes(self, p: Packets, rows: Rows) -> I16 | None:
+        """What CT rules will wish for packets from links, as numbers of templates; None: nothing."""
+        if not self.wishing or p.arrived[rows[0]] < 0:
+            return None
+        ghosts = Trip(self.node, p.take(rows))
+        ghosts.hook, ghosts.remember = "PREROUTING", False
+        ghosts.pkts.link_in[:] = ghosts.pkts.arrived
+        self.node.tables.walk.foresee(ghosts, "raw")
+        return ghosts.template
 
     def _choices_end(
         self, p: Packets, rows: Rows, strangers: NDArray[np.intp], flows: NDArray[np.intp], end: int

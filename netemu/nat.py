@@ -213,7 +213,7 @@ class Nat:
         if manip == SOURCE and not wish.random:
             if _inside(current, manip, wish) and not ct.taken(inverse(current), flow, now):
                 return current
-            for other in reversed(ct.mapped.get(proto << 48 | current[0] << 16 | current[2], [])):
+            for other in reversed(ct.mapped.get(ct.source_key(current, int(ct.zone[flow])), [])):
                 if int(ct.deadline[other]) <= now or other == flow:
                     continue
                 was = inverse(ct.reply(other))
@@ -222,7 +222,7 @@ class Nat:
                     if not ct.taken(inverse(again), flow, now):
                         return again
                     break
-        tuple_ = _with_address(current, manip, self._address(current, manip, wish))
+        tuple_ = _with_address(current, manip, self._address(current, manip, wish, int(ct.zone[flow])))
         if not wish.random:
             if wish.port_lo is not None and wish.port_hi is not None:
                 lo, hi = sorted((wish.port_lo, wish.port_hi))
@@ -233,7 +233,7 @@ class Nat:
                 return tuple_
         return self._free_port(trip, row, flow, tuple_, manip, wish)
 
-    def _address(self, t: Tuple, manip: str, wish: Range) -> int:
+    def _address(self, t: Tuple, manip: str, wish: Range, zone: int) -> int:
         here = t[0] if manip == SOURCE else t[1]
         if wish.lo is None:
             return here
@@ -241,7 +241,7 @@ class Nat:
         if wish.lo == hi:
             return wish.lo
         src, dst = (int.from_bytes(a.to_bytes(4, "big"), "little") for a in (t[0], t[1]))
-        h = int(jhash2((src, 0, 0, 0), 0 if wish.persistent else dst))
+        h = int(jhash2((src, 0, 0, 0), 0 if wish.persistent else dst ^ zone & 0xFFFF))
         return wish.lo + ((h * (hi - wish.lo + 1)) >> 32)
 
     def _free_port(self, trip: Trip, row: int, flow: int, t: Tuple, manip: str, wish: Range) -> Tuple:
@@ -293,7 +293,7 @@ class Nat:
         p, ct = trip.pkts, self.node.conntrack
         if back[4] != TCP or not int(p.flags[row]) & SYN:
             return False
-        found = ct.holder(back, now, int(ct.zone[flow]))
+        found = ct.clash(back, now, int(ct.zone[flow]), 1)
         if found < 0:
             return True
         other = found >> 1

@@ -25,6 +25,7 @@ from netemu.targets import (
     NAT_IS_NO_FILTER,
     OTHER_TARGETS,
     TARGETS,
+    Ct,
     Target,
 )
 from netemu.walk import POLICY_NAMES, Code, Walk
@@ -42,6 +43,8 @@ HOOKS: dict[str, tuple[str, ...]] = {
 }
 
 _VERDICTS = {"ACCEPT": ACCEPT, "DROP": DROP}
+#: targets that judge or mark a packet and do nothing else
+_PLAIN = {*VERDICTS, "RETURN", "CT", "NOTRACK", "MARK", "LOG", "NFLOG", "TRACE", "AUDIT"}
 
 
 # ---- rules ----------------------------------------------------------------------------------------------------------
@@ -326,6 +329,20 @@ class Tables:
                                 extension is rule.target,
                                 extension,
                             )
+
+    def wishing(self) -> tuple[frozenset[str], bool]:
+        """(built-in chains whose packets may come to a CT rule, whether it can be told ahead what rules of raw do).
+
+        It can (Walk.foresee) when no rule there remembers anything, or does more than to judge and mark the packet.
+        """
+        table = self.tables.get("raw")
+        if table is None:
+            return frozenset(), True
+        hooks, _ = _reach(table)
+        met = [(hooks[c.name], r.target) for c in table.in_order() if c.name in hooks for r in c.rules if r.target]
+        wish: frozenset[str] = frozenset().union(*(at for at, t in met if isinstance(t, Ct) and not t.notrack))
+        plain = {target.name for _, target in met} <= _PLAIN
+        return wish, plain and not any(m.table == "raw" for m in self.memories)
 
     def _pure(self, match: Match) -> bool:
         """What it says depends on nothing that another packet does, so it may be asked ahead of its turn."""

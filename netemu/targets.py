@@ -10,15 +10,14 @@ import math
 import re
 import socket
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from netemu.conntrack import Conntrack
+from netemu.conntrack import Template
 from netemu.grammar import Bad, Extension, Given, NotModelled, RuleContext
 from netemu.hashing import jhash2
 from netemu.matches.headers import Tcp
@@ -1175,8 +1174,11 @@ class ConnSecMark(Target, name="CONNSECMARK", tables=("mangle", "security")):
 
 
 def _untrack(trip: Trip, rows: Rows) -> None:
-    """No tracking for the rest of the way. A packet that has a connection already (over loopback) keeps it."""
+    """No tracking for the rest of the way. A packet that has a connection already (over loopback) keeps it, and so does
+    one for which an earlier rule wished something."""
     bare = rows[trip.pkts.ct[rows] < 0]
+    if trip.template is not None:
+        bare = bare[trip.template[bare] == 0]
     trip.pkts.state[bare] = UNTRACKED
 
 
@@ -1207,23 +1209,6 @@ HELPERS = {
 
 
 @dataclass(frozen=True)
-class Template:
-    """What a rule wishes for the connection that a packet is about to begin, or to be found in.
-
-    zone        number, with `of_mark` the packet's mark instead
-    direction   "both", or the direction ("orig", "reply") whose tuple the zone is part of; the other one has zone 0
-    helper      name of the helper that looks into the connection ("" none)
-    timeout     name of a timeout policy ("" none)
-    """
-
-    zone: int = 0
-    of_mark: bool = False
-    direction: str = "both"
-    helper: str = ""
-    timeout: str = ""
-
-
-@dataclass(frozen=True)
 class Ct(Target, name="CT", tables=("raw",), hooks=("PREROUTING", "OUTPUT")):
     """How the packet's connection is to be tracked: not at all (--notrack), in which zone, with which helper.
 
@@ -1243,7 +1228,7 @@ class Ct(Target, name="CT", tables=("raw",), hooks=("PREROUTING", "OUTPUT")):
         "--zone-reply": 1,
     }
     notrack: bool = False
-    template: Template = Template()
+    template: Template = field(default_factory=Template)
     events: tuple[str, ...] = ()
     expevents: tuple[str, ...] = ()
 
@@ -1293,10 +1278,7 @@ class Ct(Target, name="CT", tables=("raw",), hooks=("PREROUTING", "OUTPUT")):
             raise NotModelled(
                 f"target `CT` with --timeout {t.timeout}", "--timeout", "timeouts come from the node's sysctls alone"
             )
-        known: frozenset[str] = getattr(Conntrack, "TEMPLATES", frozenset())
-        if (t.zone or t.of_mark) and "zone" not in known:
-            raise NotModelled("target `CT` with a zone", "--zone")
-        if t.helper and t.helper not in known:
+        if t.helper:
             raise NotModelled(f"target `CT` with --helper {t.helper}", t.helper)
 
     def check(self, rule: RuleContext) -> str:
@@ -1323,11 +1305,8 @@ class Ct(Target, name="CT", tables=("raw",), hooks=("PREROUTING", "OUTPUT")):
     def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
         if self.notrack:
             _untrack(trip, rows)
-        elif self.template != Template():
-            pkts = trip.pkts
-            bare = rows[(pkts.ct[rows] < 0) & (pkts.state[rows] != UNTRACKED)]
-            wish: Callable[[Trip, Rows, Template], None] = trip.node.conntrack.wish  # type: ignore[attr-defined]
-            wish(trip, bare, self.template)
+        else:
+            trip.node.conntrack.wish(trip, rows, self.template)
         return CONTINUE
 
 

@@ -58,6 +58,9 @@ class Trip:
         self.service: I32 = np.zeros(n, np.int32)
         self.left: I16 = np.full(n, -1, np.int16)
         self.outs: dict[int, list[bytes]] = {}
+        self.template: I16 | None = (
+            None  # what CT rules wish for (number in Conntrack.templates, 0 nothing); None: none
+        )
         self.whole: dict[int, Assembly] = {}  # packets that were put together, and from what
         self.owed: list[tuple[int, bytes, int, int, bool]] = []  # errors to be sent: see Answers.icmp
         self.silent: list[int] = []  # rows whose sender is not told after all

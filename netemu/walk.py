@@ -539,6 +539,14 @@ class Walk:
             settle_walk(trip, rows, out)
         return out
 
+    def foresee(self, trip: Trip, table: str) -> None:
+        """Take copies of packets through a table, to see what it will do. Nothing is counted."""
+        of: list[Chain | Rule] = [x for chain in self.all.tables[table].in_order() for x in (chain, *chain.rules)]
+        counted = [(x.packets, x.bytes) for x in of]
+        self(trip, table, np.arange(trip.pkts.n))
+        for x, (packets, size) in zip(of, counted, strict=True):
+            x.packets, x.bytes = packets, size
+
     def _code(self, table: str, name: str) -> Code:
         chain = self.all.tables[table].chains[name]
         if chain.code is None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from worlds import World, play, replayed, worlds
 
 from netemu import Journey, Node
+from netemu.conntrack import zone_id
 
 DUMPS = ("iptables-save", "conntrack", "ipset-save", "ipvsadm-list", "ipvsadm-stats", "ipvsadm-connections")
 
@@ -69,8 +70,9 @@ def test_no_two_live_connections_share_a_tuple(world: World) -> None:
     play(node, world.choices)
     ct = node.conntrack
     flows = [f for f in range(ct.capacity) if ct.stored[f] and ct.deadline[f] > node.now]
-    replies = [ct.reply(f) for f in flows]
-    originals = [ct.original(f) for f in flows]
+    zones = [int(ct.zone[f]) for f in flows]
+    replies = [(ct.reply(f), zone_id(zone, 1)) for f, zone in zip(flows, zones, strict=True)]
+    originals = [(ct.original(f), zone_id(zone, 0)) for f, zone in zip(flows, zones, strict=True)]
     assert len(set(replies)) == len(replies)
     assert len(set(originals)) == len(originals)
 

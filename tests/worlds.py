@@ -177,6 +177,15 @@ RAW = {
     "PREROUTING": ["-p udp -m udp --dport 5000 -j CT --notrack", "-p tcp -m tcp --sport 8080 -j CT --notrack"],
     "OUTPUT": [],
 }
+ZONES = {  # kernel 6.18 alone has them
+    "PREROUTING": [
+        "-i cni0 -j CT --zone-orig 1",
+        "-p tcp -j CT --zone 2",
+        "-m mark --mark 0x0 -p udp -m udp --dport 53 -j CT --zone-reply 3",
+        "-s 10.0.0.0/24 -j CT --zone mark",
+    ],
+    "OUTPUT": ["-p icmp -j CT --zone 2"],
+}
 BUILT_IN = {
     "raw": ["PREROUTING", "OUTPUT"],
     "mangle": ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"],
@@ -211,9 +220,10 @@ class World:
 
 
 @st.composite
-def tables(draw: st.DrawFn) -> str:
+def tables(draw: st.DrawFn, zones: bool) -> str:
     out = []
-    for table, rules in (("raw", RAW), ("mangle", MANGLE), ("nat", NAT), ("filter", FILTER)):
+    raw = {chain: lines + ZONES[chain] * zones for chain, lines in RAW.items()}
+    for table, rules in (("raw", raw), ("mangle", MANGLE), ("nat", NAT), ("filter", FILTER)):
         chosen = {
             chain: draw(st.lists(st.sampled_from(lines), unique=True, max_size=4)) if lines else []
             for chain, lines in rules.items()
@@ -246,9 +256,10 @@ def worlds(draw: st.DrawFn, events: int = 40, pristine: bool = False) -> World:
     """pristine: connections last, and everybody answers from where he was asked."""
     unlike = ("timeout", "max", "loose", "rp_filter", "local") if pristine else ()
     names = draw(st.lists(st.sampled_from([n for n in SYSCTLS if not any(w in n for w in unlike)]), unique=True))
+    kernel = draw(st.sampled_from(["6.1", "6.18"]))
     return World(
-        draw(st.sampled_from(["6.1", "6.18"])),
-        draw(tables()),
+        kernel,
+        draw(tables(kernel == "6.18" and not pristine)),
         draw(services()),
         {name: draw(st.sampled_from(SYSCTLS[name])) for name in sorted(names)},
         [] if pristine else draw(st.lists(st.sampled_from(ROUTES), unique=True)),
