@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from netemu import clock
 from netemu import routing as R
 from netemu.answers import Answers
-from netemu.conntrack import DST_NAT_DONE, SEEN_REPLY, SRC_NAT, SRC_NAT_DONE, dotted
+from netemu.conntrack import DST_NAT, DST_NAT_DONE, SEEN_REPLY, SRC_NAT, SRC_NAT_DONE, dotted
 from netemu.fragments import Assembly, cut
 from netemu.packets import (
     DELIVERED,
@@ -706,8 +706,21 @@ class Road:
             if len(strangers) > 1:
                 end = min(end, self._strangers_end(p, rows, strangers, end))
         if node.ipvs.active:
-            end = min(end, node.ipvs.run_end(p, rows[:end]))
+            end = min(end, node.ipvs.run_end(*self._translated(p, rows[:end], ids[:end])))
         return end
+
+    def _translated(self, p: Packets, rows: Rows, ids: NDArray[np.int32]) -> tuple[Packets, Rows]:
+        """The packets as they come to IPVS: sent to where NAT has their connections go, or their answers."""
+        ct = self.node.conntrack
+        flows, reply = ids >> 1, (ids & 1).astype(bool)
+        moved = (ids >= 0) & ((ct.status[flows] & np.where(reply, SRC_NAT, DST_NAT)) != 0)
+        if not moved.any():
+            return p, rows
+        p = p.take(rows)
+        flows, reply = flows[moved], reply[moved]
+        p.dst[moved] = np.where(reply, ct.osrc[flows], ct.rsrc[flows])
+        p.dport[moved] = np.where(reply, ct.osport[flows], ct.rsport[flows])
+        return p, np.arange(p.n)
 
     def _wishes(self, p: Packets, rows: Rows) -> I16 | None:
         """What CT rules will wish for packets from links, as numbers of templates; None: nothing."""

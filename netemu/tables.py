@@ -44,7 +44,7 @@ HOOKS: dict[str, tuple[str, ...]] = {
 
 _VERDICTS = {"ACCEPT": ACCEPT, "DROP": DROP}
 #: targets that judge or mark a packet and do nothing else
-_PLAIN = {*VERDICTS, "RETURN", "CT", "NOTRACK", "MARK", "LOG", "NFLOG", "TRACE", "AUDIT"}
+_PLAIN = {*_VERDICTS, "RETURN", "CT", "NOTRACK", "MARK", "LOG", "NFLOG", "TRACE", "AUDIT"}
 
 
 # ---- rules ----------------------------------------------------------------------------------------------------------

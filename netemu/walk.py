@@ -541,7 +541,8 @@ class Walk:
 
     def foresee(self, trip: Trip, table: str) -> None:
         """Take copies of packets through a table, to see what it will do. Nothing is counted."""
-        of: list[Chain | Rule] = [x for chain in self.all.tables[table].in_order() for x in (chain, *chain.rules)]
+        chains = self.all.tables[table].in_order()
+        of: list[Chain | Rule] = [*chains, *(rule for chain in chains for rule in chain.rules)]
         counted = [(x.packets, x.bytes) for x in of]
         self(trip, table, np.arange(trip.pkts.n))
         for x, (packets, size) in zip(of, counted, strict=True):
