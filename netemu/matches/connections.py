@@ -440,7 +440,9 @@ class Connlimit(Memory, name="connlimit"):
                 sport, dport = p.icmp_id.item(row), p.icmp_type.item(row) << 8 | p.icmp_code.item(row)
             this = (p.src.item(row), p.dst.item(row), sport, dport, p.proto.item(row))
             flow = flows.holder(this, now) >> 1  # -1 stays -1
-        if flow >= 0:
+            if flow >= 0 and trip.node.kernel == "6.1":  # later kernels count such a packet as it reads
+                this = flows.original(flow)
+        else:
             this = flows.original(flow)
         zone = flows.zone.item(flow) if flow >= 0 else 0
         status = flows.status.item(flow) if flow >= 0 else 0
