@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -13,6 +15,7 @@ from netemu.matches import MATCHES
 from netemu.schedulers import SCHEDULERS
 from netemu.targets import TARGETS
 
+KERNEL_CASES = Path(__file__).resolve().parent / "kernel"
 #: registered, but not tried: their makers say why, and no kernel that can be asked has twos
 LEFT_OUT = {"nfacct", "LED", "IDLETIMER", "SECMARK", "CONNSECMARK", "SYNPROXY", "twos"}
 
@@ -57,6 +60,20 @@ def test_crc32c_of_the_standard() -> None:
 def test_random_is_the_only_chance() -> None:
     a, b = (fuzz.case(Random(5), "6.1", 7, 30) for _ in range(2))
     assert a == b
+
+
+@pytest.mark.parametrize(("others", "found", "unsteady"), [((0, 0), 1, 0), ((0, 1), 0, 1), ((1, 0), 0, 1)])
+def test_a_kernel_that_disagrees_with_itself_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, others: tuple[int, ...], found: int, unsteady: int
+) -> None:
+    good = lab.load(KERNEL_CASES / "nat/dnat-and-back-6.18.case")
+    events = [replace(h, trace=["raw:PREROUTING:policy:9"]) for h in good[1].events]
+    recordings = [replace(good[1], events=events), good[1]]  # one that netemu disagrees with, one that it agrees with
+    rounds = iter((0, *others))
+    monkeypatch.setattr(fuzz, "numbered", lambda *_: good[0])
+    monkeypatch.setattr(fuzz, "play", lambda cases, _: [recordings[r] for _, r in zip(cases, rounds, strict=False)])
+    bag = fuzz.batch("host", "", [0])
+    assert (len(bag.found), len(bag.unsteady)) == (found, unsteady)
 
 
 CASES = {"host": 30, "uml": 16}  # of each kernel here; `netemu fuzz` goes on for as long as it is told
