@@ -8,6 +8,7 @@ writes it as the flow's reply tuple. From then on rewriting is reading the other
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from netemu.conntrack import (
     DST_NAT_DONE,
     DYING,
     FIXED_TIMEOUT,
+    PAIRED,
     SRC_NAT,
     SRC_NAT_DONE,
     Tuple,
@@ -29,6 +31,7 @@ from netemu.conntrack import (
 from netemu.hashing import jhash2
 from netemu.packets import (
     GRE,
+    I64,
     ICMP,
     ICMP_ERRORS,
     NEW,
@@ -38,6 +41,7 @@ from netemu.packets import (
     TCP,
     UDP,
     UDPLITE,
+    Mask,
     Rows,
     checksum,
     patched,
@@ -47,6 +51,7 @@ from netemu.tcp import CL, TW, before
 from netemu.trip import Trip
 
 if TYPE_CHECKING:
+    from netemu.conntrack import Conntrack
     from netemu.node import Node
 
 ACCEPT, DROP = 1, 0
@@ -55,6 +60,7 @@ _BITS = {DESTINATION: (DST_NAT, DST_NAT_DONE), SOURCE: (SRC_NAT, SRC_NAT_DONE)}
 _TRANSLATED = Step(None, "nat: translated")
 _ERROR = np.isin(np.arange(256), ICMP_ERRORS)
 LOOPBACK = 0x7F000001
+MANY = 12  # fewer rows than this are asked one by one
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,65 @@ class Range:
     mask: int = 0
 
 
+class Wishes:
+    """Wishes in columns, by number: kind (its place in KINDS), and what `Range` says; -1 for None."""
+
+    KINDS = ("range", "masquerade", "redirect", "netmap")
+
+    def __init__(self, ranges: Sequence[Range]) -> None:
+        def column(name: str) -> I64:
+            values = (getattr(r, name) for r in ranges)
+            return np.array([-1 if v is None else int(v) for v in values], np.int64)
+
+        self.ranges = ranges
+        self.kind = np.array([self.KINDS.index(r.kind) for r in ranges], np.int8)
+        self.lo, self.hi = column("lo"), column("hi")
+        self.hi = np.where(self.hi < 0, self.lo, self.hi)
+        self.port_lo, self.port_hi, self.base = column("port_lo"), column("port_hi"), column("base")
+        self.random, self.persistent = column("random") > 0, column("persistent") > 0
+        self.net, self.mask = column("net"), column("mask")
+
+
+class _Asked:
+    """What was wished for during one walk, by row of the run; `given` is False where no target wished for anything."""
+
+    def __init__(self, n: int) -> None:
+        self.given = np.zeros(n, bool)
+        self.lo, self.hi = np.full(n, -1, np.int64), np.full(n, -1, np.int64)
+        self.port_lo, self.port_hi = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
+        self.base = np.full(n, -1, np.int32)
+        self.random, self.persistent = np.zeros(n, bool), np.zeros(n, bool)
+
+    def put(self, rows: Rows, wishes: Wishes, which: NDArray[np.intp]) -> None:
+        self.given[rows] = True
+        self.lo[rows], self.hi[rows] = wishes.lo[which], wishes.hi[which]
+        self.port_lo[rows], self.port_hi[rows] = wishes.port_lo[which], wishes.port_hi[which]
+        self.base[rows] = wishes.base[which]
+        self.random[rows], self.persistent[rows] = wishes.random[which], wishes.persistent[which]
+
+    def address(self, rows: Rows, address: NDArray[np.integer]) -> None:
+        self.lo[rows] = self.hi[rows] = address
+
+    def of(self, row: int) -> Range | None:
+        """The same as a Range."""
+        if not self.given[row]:
+            return None
+        lo, hi, port_lo, port_hi, base = (
+            None if value < 0 else value
+            for value in (c.item(row) for c in (self.lo, self.hi, self.port_lo, self.port_hi, self.base))
+        )
+        return Range("range", lo, hi, port_lo, port_hi, base, bool(self.random[row]), bool(self.persistent[row]))
+
+
 class Nat:
     """The nat hooks of a node. Stateless itself: what was chosen stands in conntrack's flows."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self._wished: dict[int, Range] = {}  # row -> what its rule wishes for, during a walk
+        self._asked: _Asked | None = None  # the same of a walk of many rows
+        self._alone: dict[Range, Wishes] = {}
+        self._scratch = np.zeros(64, np.int32)
 
     # ---- at the four hooks -------------------------------------------------------------------------------------
 
@@ -124,33 +183,44 @@ class Nat:
     def _ask(self, trip: Trip, rows: Rows, manip: str) -> bool:
         """Walk the nat chain for these rows; a flow that no target decides gets a null binding. True if one died."""
         p, ct = trip.pkts, self.node.conntrack
-        if len(rows) > 1 and len(np.unique(p.ct[rows])) < len(rows):
+        if len(rows) > 1 and self._share_flows(p.ct[rows]):
             # the second packet of an undecided flow sees what the first one decided
             died = False
             for row in rows:
                 if not ct.status[p.ct[row]] & _BITS[manip][1]:
                     died |= self._ask(trip, np.array([row]), manip)
             return died
+        outer = self._wished, self._asked  # a packet that a rule sends may ask in its turn
+        self._wished, self._asked = {}, _Asked(p.n) if len(rows) >= MANY else None
         verdict = self.node.tables.walk(trip, "nat", rows)
         on = trip.travelling(rows[verdict == ACCEPT])
+        (wished, asked), (self._wished, self._asked) = (self._wished, self._asked), outer
         # rows come to different rules at different times, but tuples are given out in arrival order
-        wished, self._wished = self._wished, {}
+        if asked is not None:
+            self._set_up_many(trip, on, manip, asked)
+            return len(on) < len(rows)
         for row in on.tolist():
-            flow = int(p.ct[row])
-            wish = wished.get(row)
-            if wish is None:
-                # no target wanted this flow: keep the address, and the port unless somebody else's answers would clash
-                current = inverse(ct.reply(flow))
-                address = current[0] if manip == SOURCE else current[1]
-                wish = Range(lo=address, hi=address)
-            self._set_up(trip, row, flow, manip, wish)
+            self._set_up(trip, row, manip, wished.get(row))
         return len(on) < len(rows)
+
+    def _share_flows(self, flows: NDArray[np.integer]) -> bool:
+        """Does a flow stand there twice?"""
+        if len(self._scratch) < self.node.conntrack.capacity:
+            self._scratch = np.zeros(self.node.conntrack.capacity, np.int32)
+        places = np.arange(len(flows), dtype=np.int32)
+        self._scratch[flows] = places
+        return bool((self._scratch[flows] != places).any())
 
     def choose(self, trip: Trip, rows: Rows, manip: str, wish: Range, step: Step) -> NDArray[np.int8]:
         """A target's wish for new flows: int8[len(rows)] of ACCEPT or DROP (there is no address to be had).
 
         Runs once for a flow. What is chosen for it becomes its reply tuple, when the walk is over and in arrival order.
         """
+        if self._asked is not None:
+            wishes = self._alone.get(wish)
+            if wishes is None:
+                wishes = self._alone[wish] = Wishes([wish])
+            return self.wish(trip, rows, manip, wishes, np.zeros(len(rows), np.intp))
         out = np.full(len(rows), ACCEPT, np.int8)
         for k, row in enumerate(rows.tolist()):
             flow = int(trip.pkts.ct[row])
@@ -163,6 +233,70 @@ class Nat:
             elif concrete.kind != "nothing":
                 self._wished[row] = concrete
         return out
+
+    def wish(
+        self, trip: Trip, rows: Rows, manip: str, wishes: Wishes, which: NDArray[np.intp]
+    ) -> NDArray[np.int8]:
+        """The same, each row with the wish that has its number."""
+        asked = self._asked
+        out = np.full(len(rows), ACCEPT, np.int8)
+        if asked is None:
+            for n in np.flatnonzero(np.bincount(which)).tolist():
+                some = np.flatnonzero(which == n)
+                out[some] = self.choose(trip, rows[some], manip, wishes.ranges[n], _TRANSLATED)
+            return out
+        p = trip.pkts
+        kind = wishes.kind[which]
+        wanted = p.ct[rows] >= 0
+        masquerade = kind == 1
+        if masquerade.any():
+            wanted &= ~masquerade | (p.src[rows] != 0)
+        if not wanted.all():
+            rows, which, kind, where = rows[wanted], which[wanted], kind[wanted], np.flatnonzero(wanted)
+        else:
+            where = np.arange(len(rows))
+        asked.put(rows, wishes, which)
+        if not kind.any():
+            return out
+        for k in range(1, len(Wishes.KINDS)):
+            mine = np.flatnonzero(kind == k)
+            if len(mine):
+                found, address = self._addresses(trip, rows[mine], k, manip, wishes, which[mine])
+                asked.address(rows[mine], address)
+                if not found.all():
+                    lost = mine[~found]
+                    trip.end(rows[lost], f"nat: {Wishes.KINDS[k]} found no address")
+                    out[where[lost]] = DROP
+        return out
+
+    def _addresses(
+        self, trip: Trip, rows: Rows, kind: int, manip: str, wishes: Wishes, which: NDArray[np.intp]
+    ) -> tuple[Mask, I64]:
+        """(there is one, address) of wishes that do not name it."""
+        p, routing = trip.pkts, self.node.routing
+        if Wishes.KINDS[kind] == "netmap":
+            here = (p.src[rows] if manip == SOURCE else p.dst[rows]).astype(np.int64)
+            net, mask = wishes.net[which], wishes.mask[which]
+            return np.ones(len(rows), bool), (net & mask) | (here & ~mask & 0xFFFFFFFF)
+        masquerade = Wishes.KINDS[kind] == "masquerade"
+        if masquerade:
+            ways = trip.nexthop[rows].astype(np.int64) << 16 | (p.link_out[rows].astype(np.int64) & 0xFFFF)
+        else:
+            ways = p.link_in[rows].astype(np.int64)
+        found, address = np.ones(len(rows), bool), np.zeros(len(rows), np.int64)
+        for way in np.unique(ways).tolist():
+            some = ways == way
+            if masquerade:
+                got = routing.masquerade_address(way & 0xFFFF, way >> 16)
+            else:
+                got = LOOPBACK if trip.hook == "OUTPUT" else routing.first_address(way)
+            if got is None:
+                found[some] = False
+            else:
+                address[some] = got
+        if masquerade:
+            self.node.conntrack.masq[p.ct[rows[found]]] = p.link_out[rows[found]]
+        return found, address
 
     def _concrete(self, trip: Trip, row: int, flow: int, manip: str, wish: Range) -> Range | None:
         """The wish with its addresses filled in; kind "nothing": let it pass undecided; None: there is no address."""
@@ -188,12 +322,17 @@ class Nat:
 
     # ---- the choice --------------------------------------------------------------------------------------------
 
-    def _set_up(self, trip: Trip, row: int, flow: int, manip: str, wish: Range) -> None:
+    def _set_up(self, trip: Trip, row: int, manip: str, wish: Range | None) -> None:
         ct = self.node.conntrack
+        flow = int(trip.pkts.ct[row])
         bit, done = _BITS[manip]
         if int(ct.status[flow]) & (CONFIRMED | DYING):
             return
         current = inverse(ct.reply(flow))
+        if wish is None:
+            # no target wanted this flow: keep the address, and the port unless somebody else's answers would clash
+            address = current[0] if manip == SOURCE else current[1]
+            wish = Range(lo=address, hi=address)
         chosen = self._unique(trip, row, flow, current, manip, wish)
         if chosen != current:
             ct.alter_reply(flow, inverse(chosen))
@@ -204,6 +343,141 @@ class Nat:
         if manip == SOURCE:
             # nothing but the confirmation follows, so the tuple is taken from now on
             ct.store(flow, int(trip.pkts.time[row]))
+
+    # ---- many choices ------------------------------------------------------------------------------------------
+
+    def _set_up_many(self, trip: Trip, rows: Rows, manip: str, asked: _Asked) -> None:
+        """`_set_up` for many rows, in arrival order.
+
+        The first tuple that each flow would try is nearly always free. So a stretch of rows is given these, up to the
+        first row whose try is taken, be it by a flow of old or by one of this stretch; that one chooses by itself.
+        """
+        ct = self.node.conntrack
+        status = ct.status[trip.pkts.ct[rows]]
+        rows = rows[(status & (CONFIRMED | DYING)) == 0]
+        lo, width = 0, len(rows)
+        while lo < len(rows):
+            some = rows[lo : lo + width]
+            settled = self._first_tries(trip, some, manip, asked)
+            lo += settled
+            if settled < len(some):
+                row = int(rows[lo])
+                self._set_up(trip, row, manip, asked.of(row))
+                lo += 1
+                width = max(64, 2 * settled)
+            else:
+                width *= 2
+
+    def _first_tries(self, trip: Trip, rows: Rows, manip: str, asked: _Asked) -> int:
+        """Give rows the tuple that they try first, until one of them finds it taken; how many got theirs."""
+        ct = self.node.conntrack
+        flows = trip.pkts.ct[rows]
+        now = _current(ct, flows)
+        address, port, wishing = self._tries(trip, rows, now, manip, asked)
+        by_source = manip == SOURCE
+        changed = (address != now.address(manip)) | (port != now.port(manip))
+        tried = now.with_side(manip, address, port)
+        zone = ct.zone[flows]
+        back = tried.answer()
+        back_keys = back.keys(zone)
+        clash = ct.table.find(back_keys) >= 0
+        if by_source:
+            there_keys = _original(ct, flows).keys(zone)
+            clash |= ct.table.find(there_keys) >= 0
+            clash |= ct.stored[flows] | ((there_keys[0] == back_keys[0]) & (there_keys[1] == back_keys[1]))
+            if wishing.any():
+                clash[self._mapped_before(now, wishing)] = True
+        n = int(clash.argmax()) if clash.any() else len(rows)
+        if by_source and n:
+            # nothing but the confirmation follows, so the tuples are taken from now on
+            ids = np.stack([2 * flows[:n], 2 * flows[:n] + 1], axis=1).ravel()
+            both = (np.stack([a[:n], b[:n]], axis=1).ravel() for a, b in zip(there_keys, back_keys, strict=True))
+            lost = np.flatnonzero(ct.table.add(tuple(both), ids) != ids)
+            if len(lost):  # one of these rows has it already
+                n = int(lost[0]) // 2
+                ct.table.remove(ids[2 * n :])
+            ct.stored[flows[:n]] = True
+        bit, done = _BITS[manip]
+        moved = np.flatnonzero(changed[:n])
+        if len(moved):
+            f = flows[moved]
+            ct.rsrc[f], ct.rdst[f], ct.rsport[f], ct.rdport[f] = (
+                back.src[moved], back.dst[moved], back.sport[moved], back.dport[moved],
+            )  # fmt: skip
+            ct.status[f] |= bit
+            if by_source:
+                for flow in f.tolist():
+                    ct.remember_source(flow)
+        ct.status[flows[:n]] |= done
+        return n
+
+    def _tries(
+        self, trip: Trip, rows: Rows, now: _Tuples, manip: str, asked: _Asked
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint16], Mask]:
+        """(address, port, bool: the wish is not met yet) that each row tries first: what `_unique` begins with."""
+        here, port = now.address(manip).astype(np.int64), now.port(manip).astype(np.int64)
+        given = asked.given[rows]
+        if not given.any():
+            return now.address(manip), now.port(manip), np.zeros(len(rows), bool)
+        lo = np.where(asked.lo[rows] >= 0, asked.lo[rows], here)
+        hi = np.where(asked.lo[rows] >= 0, asked.hi[rows], here)
+        port_a, port_b = asked.port_lo[rows].astype(np.int64), asked.port_hi[rows].astype(np.int64)
+        port_lo, port_hi = np.minimum(port_a, port_b), np.maximum(port_a, port_b)
+        random, base = asked.random[rows], asked.base[rows].astype(np.int64)
+        has_ports = given & (port_lo >= 0)
+        portable = _PORTABLE[now.proto]
+        fits = ~has_ports | ((port_lo <= port) & (port <= port_hi))
+        wishing = given
+        if manip == SOURCE:
+            wishing = given & (random | ~((lo <= here) & (here <= hi) & (fits | ~portable)))
+        address = np.where(wishing, lo, here)
+        spread = np.flatnonzero(wishing & (lo != hi))
+        if len(spread):
+            src, dst = now.src[spread].byteswap(), now.dst[spread].byteswap()
+            zero = np.zeros(len(spread), np.uint32)
+            h = jhash2((src, zero, zero, zero), np.where(asked.persistent[rows[spread]], zero, dst)).astype(np.int64)
+            address[spread] += (h * (hi[spread] - lo[spread] + 1)) >> 32
+        search = wishing & portable & (random | (has_ports & ((base >= 0) | ~fits)))
+        if manip == DESTINATION:
+            search &= has_ports | (now.proto == ICMP)
+        where = np.flatnonzero(search)
+        if len(where):
+            port = port.copy()
+            port[where] = self._first_port(trip, rows[where], now.proto[where], port[where], manip, random[where],
+                                           port_lo[where], port_hi[where], base[where])  # fmt: skip
+        if manip == SOURCE:
+            wishing = wishing & ~random
+        return address.astype(np.uint32), port.astype(np.uint16), wishing
+
+    def _first_port(
+        self, trip: Trip, rows: Rows, proto: NDArray[np.uint8], port: I64, manip: str, random: Mask, lo: I64, hi: I64,
+        base: I64,
+    ) -> I64:  # fmt: skip
+        """The port with which `_free_port` begins."""
+        own = lo >= 0
+        low = np.where(proto == ICMP, 0, np.where(port < 512, 1, np.where(port < 1024, 600, 1024)))
+        high = np.where(proto == ICMP, 65535, np.where(port < 512, 511, np.where(port < 1024, 1023, 65535)))
+        lo, hi = np.where(own, lo, low), np.where(own, hi, high)
+        offset = (trip.random(rows, 0x4E41) & np.uint64(0xFFFF)).view(np.int64)
+        if manip == DESTINATION and self.node.kernel != "6.1":
+            offset = np.where(random, offset, 0)
+        offset = np.where(base >= 0, (port - base) & 0xFFFF, offset)
+        first: I64 = lo + offset % (hi - lo + 1)
+        return first
+
+    def _mapped_before(self, now: _Tuples, wishing: Mask) -> NDArray[np.intp]:
+        """Those of the rows whose wish is not met whose source was mapped before: they may be given the same again."""
+        where = np.flatnonzero(wishing)
+        source = now.proto[where].astype(np.int64) << 48 | now.src[where].astype(np.int64) << 16 | now.sport[where]
+        _, first = np.unique(source, return_index=True)
+        again = np.ones(len(where), bool)
+        again[first] = False
+        mapped = self.node.conntrack.mapped
+        if mapped:
+            again |= np.fromiter((key in mapped for key in source.tolist()), bool, len(where))
+        return where[again]
+
+    # ---- one choice --------------------------------------------------------------------------------------------
 
     def _unique(self, trip: Trip, row: int, flow: int, current: Tuple, manip: str, wish: Range) -> Tuple:
         """A tuple inside the wish whose answers no other flow expects (or the last one tried)."""
@@ -425,6 +699,63 @@ def _rewrite_quoted(trip: Trip, row: int, body: bytearray, side: str, t: Tuple) 
     struct.pack_into("!H", body, at + where, new)
     if old != new:
         log.append((_TRANSLATED, name, one, np.array([old], np.uint16), np.array([new], np.uint16)))
+
+
+@dataclass
+class _Tuples:
+    """Tuples in columns; ICMP: sport is the id, dport is type << 8 | code."""
+
+    src: NDArray[np.uint32]
+    dst: NDArray[np.uint32]
+    sport: NDArray[np.uint16]
+    dport: NDArray[np.uint16]
+    proto: NDArray[np.uint8]
+
+    def address(self, manip: str) -> NDArray[np.uint32]:
+        return self.src if manip == SOURCE else self.dst
+
+    def port(self, manip: str) -> NDArray[np.uint16]:
+        if manip == SOURCE:
+            return self.sport
+        icmp = self.proto == ICMP
+        return np.where(icmp, self.sport, self.dport) if icmp.any() else self.dport
+
+    def with_side(self, manip: str, address: NDArray[np.uint32], port: NDArray[np.uint16]) -> _Tuples:
+        if manip == SOURCE:
+            return _Tuples(address, self.dst, port, self.dport, self.proto)
+        icmp = self.proto == ICMP
+        return _Tuples(
+            self.src, address, np.where(icmp, port, self.sport), np.where(icmp, self.dport, port), self.proto
+        )
+
+    def answer(self) -> _Tuples:
+        """The tuples of the answers: `inverse` of each."""
+        icmp = self.proto == ICMP
+        if not icmp.any():
+            return _Tuples(self.dst, self.src, self.dport, self.sport, self.proto)
+        paired = _PAIR[self.dport >> 8] << 8 | (self.dport & 255)
+        return _Tuples(
+            self.dst, self.src, np.where(icmp, self.sport, self.dport), np.where(icmp, paired, self.sport), self.proto
+        )
+
+    def keys(self, zone: NDArray[np.uint16]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """The two words under which conntrack keeps them."""
+        u = np.uint64
+        ports = self.sport.astype(u) << u(48) | self.dport.astype(u) << u(32)
+        return self.src.astype(u) << u(32) | self.dst, ports | self.proto.astype(u) << u(16) | zone
+
+
+def _original(ct: Conntrack, flows: NDArray[np.integer]) -> _Tuples:
+    return _Tuples(ct.osrc[flows], ct.odst[flows], ct.osport[flows], ct.odport[flows], ct.proto[flows])
+
+
+def _current(ct: Conntrack, flows: NDArray[np.integer]) -> _Tuples:
+    """What packets of the original direction look like now: the inverse of the reply tuple."""
+    return _Tuples(ct.rsrc[flows], ct.rdst[flows], ct.rsport[flows], ct.rdport[flows], ct.proto[flows]).answer()
+
+
+_PAIR = np.array([PAIRED.get(k, 0) for k in range(256)], np.uint16)
+_PORTABLE = np.isin(np.arange(256), (TCP, UDP, UDPLITE, SCTP, ICMP))
 
 
 def _port(t: Tuple, manip: str) -> int:

@@ -129,7 +129,7 @@ class Paths:
         if not each and (old == first).all():
             pkts.path[rows] = self._child(first, sid)
             return
-        pkts.path[rows] = self._grown(old, step if isinstance(step, np.ndarray) else np.int64(sid))
+        pkts.path[rows] = self.grown(old, step if isinstance(step, np.ndarray) else np.int64(sid))
 
     def _child(self, parent: int, sid: int) -> int:
         key = parent << 32 | sid
@@ -142,7 +142,7 @@ class Paths:
                 self._parent[n], self._last[n] = parent, sid
         return n
 
-    def _grown(self, parents: NDArray[np.int32], steps: NDArray[np.integer] | np.integer) -> NDArray[np.int32]:
+    def grown(self, parents: NDArray[np.int32], steps: NDArray[np.integer] | np.integer) -> NDArray[np.int32]:
         """The paths that are `parents` and one step more."""
         before = len(self._known)
         keys = (parents.astype(np.int64) << 32 | steps).view(np.uint64)

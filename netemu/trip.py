@@ -100,13 +100,19 @@ class Trip:
         still: Rows = rows[self.pkts.fate[rows] == 0]
         return still
 
-    def random(self, rows: Rows, salt: int) -> U64:
-        """uint64[len(rows)]: a draw for each packet, by the seed, the packet's serial number and `salt` only.
+    def random(self, rows: Rows, salt: int | U64) -> U64:
+        """uint64[len(rows)]: a draw for each packet, by the seed, the packet's serial number and `salt` only (one for
+        all, or an array: each row's own).
 
         So the same seed gives the same answer, however a replay is cut into runs (splitmix64's finaliser).
         """
-        mixed = (self.node.seed * 0x9E3779B97F4A7C15 + salt * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF
-        x = self.pkts.serial[rows].view(np.uint64) * np.uint64(0xBF58476D1CE4E5B9) + np.uint64(mixed)
+        mixed: np.uint64 | U64
+        if isinstance(salt, int):
+            mixed = np.uint64((self.node.seed * 0x9E3779B97F4A7C15 + salt * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF)
+        else:
+            seed = np.uint64((self.node.seed * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
+            mixed = salt * np.uint64(0xD1B54A32D192ED03) + seed
+        x = self.pkts.serial[rows].view(np.uint64) * np.uint64(0xBF58476D1CE4E5B9) + mixed
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))

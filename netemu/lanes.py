@@ -1,0 +1,501 @@
+"""Lanes: packets that stand before different rules take their next step together.
+
+A long chain spreads its packets: each service and each endpoint has a small chain of its own, and what one of a
+thousand packets meets there no other one meets. Rule by rule that would be thousands of questions to one packet each.
+Here every packet has its own place in the rules (a lane), and a round asks each of them about the rule before which it
+stands: what rules ask for lies in columns by place, and a round is a few array operations for all rules of one form.
+
+    rules of simple chains --compiled--> Program: columns by place --run--> verdicts, paths, counts
+
+A chain is simple when nothing in it, nor in the chains that it calls, remembers anything: then it makes no difference
+in which order packets come to its rules. All others are walked rule by rule (walk.py), with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from netemu.matches import Mark, Match, Ports, Statistic, Tcp, Udp
+from netemu.nat import Wishes
+from netemu.packets import I32, I64, Mask, Rows
+from netemu.paths import Step
+from netemu.targets import ACCEPT, DROP, Accept, Drop, Return, SetMark, Translation
+
+if TYPE_CHECKING:
+    from netemu.tables import Chain, Rule, Table
+    from netemu.trip import Trip
+
+Places = NDArray[np.intp]
+#: (column, mask, value, want): ((column & mask) == value) is want; mask -1: all of it
+Tests = tuple[tuple[int, int, int, bool], ...]
+#: (column, bool[links + 1], the same as a list): indexed by link + 1
+Links = tuple[tuple[int, Mask, list[bool]], ...]
+#: asks rows, each about the match that has number `which`
+Ask = Callable[["Trip", Rows, Places], Mask]
+
+SRC, DST, PROTO, FRAG, IN, OUT = range(6)
+COLUMN_NAMES = ("src", "dst", "proto", "frag", "link_in", "link_out")
+
+# what happens to a packet that matches
+NEXT, CALL, TAKE, KILL, BACK, MARK, NAT, END, WALK = range(9)
+_DOES = {Accept: TAKE, Drop: KILL, Return: BACK}
+# how a lane ends: decided, dead, at the rule behind the one where it began, or back where the long chain was called
+TAKEN, KILLED, BEHIND, HOME = 1, 2, 3, 4
+
+_COLUMNS = {
+    "op": np.uint8, "form": np.uint16, "goes": np.intp, "a": np.uint32, "b": np.uint32,
+    "src_mask": np.uint32, "src_value": np.uint32, "dst_mask": np.uint32, "dst_value": np.uint32,
+    "proto_value": np.uint32, "link_in_value": np.uint32, "link_out_value": np.uint32,
+    "link_in_any": np.intp, "link_out_any": np.intp,
+}  # fmt: skip
+M32 = 0xFFFFFFFF
+
+
+def rule_step(table: str, chain: Chain, number: int, rule: Rule | None) -> Step:
+    """What is written on the path of a packet that matches a rule, or (None) comes to the end of a chain."""
+    if rule is None:
+        return Step(table, f"{table}:{chain.name}:{'policy' if chain.policy is not None else 'return'}:{number}")
+    kind = "rule"
+    if rule.bare and rule.target is not None and rule.target.name in ("ACCEPT", "DROP", "RETURN", "QUEUE"):
+        kind = "return" if chain.policy is None else "policy"  # the kernel takes it for the end of the chain
+    return Step(table, f"{table}:{chain.name}:{kind}:{number}", f"-A {chain.name} {rule.text}".rstrip())
+
+
+class Program:
+    """A stretch of a long chain and the simple chains behind it, laid out place by place.
+
+    The places 0, 1, ... are the rules of the stretch, by what they do only: who matches is known there. Each chain
+    that they call follows, ending with a place for its end.
+
+    in_lane          bool: what the rule at this place of the stretch does can be done in a lane
+    op, goes         what a match leads to, and where a CALL goes    form   which of `forms` says what is asked
+    steps            number of its step on a path                    packets, bytes   counts not yet in the rules
+    """
+
+    op: NDArray[np.uint8]
+    form: NDArray[np.uint16]
+    goes: Places
+    a: NDArray[np.uint32]
+    b: NDArray[np.uint32]
+
+    def __init__(
+        self,
+        trip: Trip,
+        table: Table,
+        chain: Chain,
+        start: int,
+        end: int,
+        pure: Callable[[Match], bool],
+        tests: Callable[[Rule], tuple[Tests, Links]],
+    ) -> None:
+        self.table, self._pure, self._tests = table, pure, tests
+        self._simple: dict[str, bool] = {}
+        self._rules: list[Rule | None] = []
+        self._where: list[tuple[Chain, int]] = []
+        self._asks: list[tuple[int, ...]] = []
+        self._forms: dict[tuple[Any, ...], int] = {}
+        self._askers: dict[tuple[type, bool], _Asker] = {}
+        self._links: dict[tuple[bool, ...], int] = {}
+        self._wishes: dict[Translation, int] = {}
+        columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+        placed = self._lay_out(columns, chain, start, end)
+        columns["goes"] = [placed.get(name, 0) for name in columns["goes"]]
+        for name, dtype in _COLUMNS.items():
+            setattr(self, name, np.array(columns[name], dtype))
+        most = max(map(len, self._asks), default=0)
+        self.which = [np.array([a[k] if len(a) > k else 0 for a in self._asks], np.intp) for k in range(most)]
+        self.forms = [_Form(self, key) for key in self._forms]
+        self.links = np.array(list(self._links) or [()], bool)
+        self.wishes = Wishes([target.choice for target in self._wishes])
+        self.manip = next(iter(self._wishes)).manip if self._wishes else ""
+        for asker in self._askers.values():
+            asker.compile()
+        n = len(self._rules)
+        self.in_lane = self.op[: end - start + 1] != WALK
+        self.steps = np.arange(n, dtype=np.int32) + np.int32(trip.paths.steps.reserve(n, self.step))
+        self.packets, self.bytes = np.zeros(n, np.int64), np.zeros(n, np.int64)
+
+    # ---- compiling ---------------------------------------------------------------------------------------------
+
+    def _lay_out(self, columns: dict[str, list[Any]], chain: Chain, start: int, end: int) -> dict[str, int]:
+        calls: list[str] = []
+
+        def put(chain: Chain, number: int, rule: Rule | None, **values: Any) -> None:
+            self._rules.append(rule)
+            self._where.append((chain, number))
+            self._asks.append(values.pop("asks", ()))
+            for name, column in columns.items():
+                column.append(values.get(name, 0))
+
+        for number, rule in enumerate(chain.rules[start:end], start + 1):
+            if not self._acts(rule):
+                put(chain, number, rule, op=WALK)
+                continue
+            put(chain, number, rule, **self._deed(rule))
+            if rule.jump:
+                calls.append(rule.jump)
+        put(chain, end + 1, None, op=WALK)
+        placed: dict[str, int] = {}
+        while calls:
+            name = calls.pop()
+            if name in placed:
+                continue
+            placed[name] = len(self._rules)
+            chain = self.table.chains[name]
+            for number, rule in enumerate(chain.rules, 1):
+                put(chain, number, rule, **self._deed(rule), **self._question(rule))
+                if rule.jump:
+                    calls.append(rule.jump)
+            put(chain, len(chain.rules) + 1, None, op=END)
+        return placed
+
+    def _chain_is_simple(self, name: str) -> bool:
+        known = self._simple.get(name)
+        if known is None:
+            known = self._simple[name] = all(self._is_simple(rule) for rule in self.table.chains[name].rules)
+        return known
+
+    def _is_simple(self, rule: Rule) -> bool:
+        if rule.fragment is not None or not self._acts(rule):
+            return False
+        return all(m.always or (not m.unmodelled and self._pure(m)) for m in rule.matches)
+
+    def _acts(self, rule: Rule) -> bool:
+        """What the rule does can be done in a lane."""
+        if rule.jump:
+            return not rule.goto and self._chain_is_simple(rule.jump)
+        return rule.target is None or isinstance(rule.target, Accept | Drop | Return | SetMark | Translation)
+
+    def _deed(self, rule: Rule) -> dict[str, Any]:
+        target = rule.target
+        if rule.jump:
+            return {"op": CALL, "goes": rule.jump}
+        if isinstance(target, SetMark):
+            return {"op": MARK, "a": ~target.mask & M32, "b": target.value}
+        if isinstance(target, Translation):
+            return {"op": NAT, "a": self._wishes.setdefault(target, len(self._wishes))}
+        return {"op": NEXT if target is None else _DOES[type(target)]}
+
+    def _question(self, rule: Rule) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        form: list[Any] = []
+        tests, links = self._tests(rule)
+        for column, mask, value, want in tests:
+            name = COLUMN_NAMES[column]
+            form.append((name, mask == -1, want))
+            values[f"{name}_value"] = value & M32
+            if mask != -1:
+                values[f"{name}_mask"] = mask & M32
+        for column, _, allowed in links:
+            name = COLUMN_NAMES[column]
+            form.append((name, None, True))
+            values[f"{name}_any"] = self._links.setdefault(tuple(allowed), len(self._links))
+        asks = []
+        for match in rule.matches:
+            if not match.always:
+                kind = type(match), _in_columns(match)
+                asker = self._askers.get(kind)
+                if asker is None:
+                    asker = self._askers[kind] = _Asker(*kind)
+                form.append(asker)
+                asks.append(asker.number(match))
+        values["asks"] = tuple(asks)
+        values["form"] = self._forms.setdefault(tuple(form), len(self._forms))
+        return values
+
+    def step(self, place: int) -> Step:
+        """What is written on the path of a packet that matches there."""
+        chain, number = self._where[place]
+        return rule_step(self.table.name, chain, number, self._rules[place])
+
+    def settle(self) -> None:
+        """Write the counts to the rules."""
+        for place in np.flatnonzero(self.packets).tolist():
+            rule = self._rules[place]
+            if rule is not None:
+                rule.packets += self.packets.item(place)
+                rule.bytes += self.bytes.item(place)
+        self.packets[:] = 0
+        self.bytes[:] = 0
+
+    # ---- running -----------------------------------------------------------------------------------------------
+
+    def run(self, trip: Trip, rows: Rows, places: Places) -> NDArray[np.int8]:
+        """Each of `rows` matches the rule at its place: do what it says, and go on until the lane ends.
+
+        Returns how: int8[len(rows)] of TAKEN, KILLED (those are ended), BEHIND or HOME.
+        """
+        return _Run(self, trip, rows, places).all()
+
+
+class _Run:
+    """One run of a program: columns by lane.
+
+    pc     the place of each lane             depth   how many chains it will come back from
+    fate   how it ended, 0: it has not
+    """
+
+    def __init__(self, program: Program, trip: Trip, rows: Rows, places: Places) -> None:
+        self.program, self.trip, self.rows = program, trip, rows
+        n = len(rows)
+        self.pc = places.copy()
+        self.path = trip.pkts.path[rows]
+        self.length = trip.pkts.length[rows]
+        self.evaluated = np.zeros(n, np.int32)
+        self.fate = np.zeros(n, np.int8)
+        self.depth = np.zeros(n, np.intp)
+        self._stack: list[Places] = []
+        self._columns: dict[str, NDArray[np.uint32]] = {}
+
+    def column(self, name: str) -> NDArray[np.uint32]:
+        """A header column by lane. Constant during a walk."""
+        got = self._columns.get(name)
+        if got is None:
+            got = self._columns[name] = getattr(self.trip.pkts, name)[self.rows].astype(np.uint32)
+        return got
+
+    def all(self) -> NDArray[np.int8]:
+        """Rounds, until no lane is open."""
+        op = self.program.op
+        self._match(np.arange(len(self.rows)))
+        open_ = np.flatnonzero(self.fate == 0)
+        while len(open_):
+            pc = self.pc[open_]
+            at_end = op[pc] == END
+            if at_end.any():
+                over = open_[at_end]
+                self.path[over] = self.trip.paths.grown(self.path[over], self.program.steps[pc[at_end]])
+                self._leave(over)
+                open_, pc = open_[~at_end], pc[~at_end]
+            if len(open_):
+                self.evaluated[open_] += 1
+                matched = self._ask(open_, pc)
+                if matched is not None:
+                    self.pc[open_[~matched]] += 1
+                    open_ = open_[matched]
+                if len(open_):
+                    self._match(open_)
+            open_ = np.flatnonzero(self.fate == 0)
+        p = self.trip.pkts
+        p.path[self.rows] = self.path
+        p.evaluated[self.rows] += self.evaluated
+        return self.fate
+
+    def _ask(self, lanes: Places, pc: Places) -> Mask | None:
+        """bool[len(lanes)]: do they match the rule before which they stand? None: all do."""
+        forms = self.program.forms
+        which = self.program.form[pc]
+        first = which.item(0)
+        if (which == first).all():
+            out = forms[first].ask(self, lanes, pc)
+        else:
+            out = np.ones(len(lanes), bool)
+            for form in np.flatnonzero(np.bincount(which)).tolist():
+                some = np.flatnonzero(which == form)
+                said = forms[form].ask(self, lanes[some], pc[some])
+                if said is not None:
+                    out[some] = said
+        if self.trip.hot is not None:
+            self._hotdrop(lanes, pc)
+        return out
+
+    def _hotdrop(self, lanes: Places, pc: Places) -> None:
+        """Malformed packets that a match wants dead: uncounted. Their match said no."""
+        assert self.trip.hot is not None
+        hot = np.isin(self.rows[lanes], self.trip.hot)
+        self.trip.hot = None
+        for lane, place in zip(lanes[hot].tolist(), pc[hot].tolist(), strict=True):
+            self.trip.end(self.rows[lane : lane + 1], f"{self.program.step(place).text} malformed packet")
+        self.fate[lanes[hot]] = KILLED
+
+    def _match(self, lanes: Places) -> None:
+        """They match: count, write the step, do what the rule says."""
+        program = self.program
+        pc = self.pc[lanes]
+        np.add.at(program.packets, pc, 1)
+        np.add.at(program.bytes, pc, self.length[lanes])
+        self.path[lanes] = self.trip.paths.grown(self.path[lanes], program.steps[pc])
+        ops = program.op[pc]
+        first = ops.item(0)
+        if (ops == first).all():
+            self._act(first, lanes, pc)
+            return
+        for op in np.flatnonzero(np.bincount(ops)).tolist():
+            some = np.flatnonzero(ops == op)
+            self._act(op, lanes[some], pc[some])
+
+    def _act(self, op: int, lanes: Places, pc: Places) -> None:
+        program, trip = self.program, self.trip
+        if op == CALL:
+            self._call(lanes, pc)
+        elif op == TAKE:
+            self.fate[lanes] = TAKEN
+        elif op == KILL:
+            self.fate[lanes] = KILLED
+            for place in np.unique(pc).tolist():
+                trip.end(self.rows[lanes[pc == place]], f"{program.step(place).text} DROP")
+        elif op == BACK:
+            self._leave(lanes)
+        elif op == NAT:
+            verdict = trip.node.nat.wish(
+                trip, self.rows[lanes], program.manip, program.wishes, program.a[pc].astype(np.intp)
+            )
+            self.fate[lanes] = np.where(verdict == ACCEPT, np.int8(TAKEN), np.int8(KILLED))
+        else:
+            if op == MARK:
+                rows = self.rows[lanes]
+                mark = (trip.pkts.mark[rows] & program.a[pc]) ^ program.b[pc]
+                trip.rewrite(rows, "mark", mark, program.steps[pc])
+            self.pc[lanes] += 1
+            self.fate[lanes[self.depth[lanes] == 0]] = BEHIND
+
+    def _call(self, lanes: Places, pc: Places) -> None:
+        depth = self.depth[lanes]
+        for d in np.flatnonzero(np.bincount(depth)).tolist():
+            if d == len(self._stack):
+                self._stack.append(np.zeros(len(self.rows), np.intp))
+            some = depth == d
+            self._stack[d][lanes[some]] = pc[some] + 1
+        self.depth[lanes] = depth + 1
+        self.pc[lanes] = self.program.goes[pc]
+
+    def _leave(self, lanes: Places) -> None:
+        """Back to where their chain was called."""
+        depth = self.depth[lanes] - 1
+        self.depth[lanes] = depth
+        self.fate[lanes[depth < 0]] = HOME
+        self.fate[lanes[depth == 0]] = BEHIND
+        inside = depth > 0
+        if inside.any():
+            lanes, depth = lanes[inside], depth[inside]
+            for d in np.flatnonzero(np.bincount(depth)).tolist():
+                some = lanes[depth == d]
+                self.pc[some] = self._stack[d][some]
+
+
+class _Form:
+    """What rules of one form ask: the same columns and the same kinds of match, with values of their own."""
+
+    def __init__(self, program: Program, key: tuple[Any, ...]) -> None:
+        self.program = program
+        self.tests = [
+            (name, exact, want, getattr(program, f"{name}_{'any' if exact is None else 'value'}"),
+             getattr(program, f"{name}_mask") if exact is False else None)
+            for name, exact, want in (part for part in key if isinstance(part, tuple))
+        ]  # fmt: skip
+        self.askers: list[_Asker] = [part for part in key if isinstance(part, _Asker)]
+
+    def ask(self, run: _Run, lanes: Places, pc: Places) -> Mask | None:
+        """bool[len(lanes)], or None where all match."""
+        mask: Mask | None = None
+        for name, exact, want, values, wild in self.tests:
+            column = run.column(name)[lanes]
+            if exact is None:
+                said = self.program.links[values[pc], (column + np.uint32(1)).astype(np.intp)]
+            else:
+                if wild is not None:
+                    column = column & wild[pc]
+                said = column == values[pc] if want else column != values[pc]
+            mask = said if mask is None else mask & said
+        for asker, which in zip(self.askers, self.program.which, strict=False):
+            if mask is None:
+                mask = asker.ask(run.trip, run.rows[lanes], which[pc])
+                continue
+            left = np.flatnonzero(mask)
+            if len(left):
+                mask[left] = asker.ask(run.trip, run.rows[lanes[left]], which[pc[left]])
+        return mask
+
+
+# ---- matches in columns ----------------------------------------------------------------------------------------------
+
+
+class _Asker:
+    """All matches of one class in a program, by number."""
+
+    def __init__(self, cls: type[Match], in_columns: bool) -> None:
+        self.cls, self.in_columns = cls, in_columns
+        self.matches: list[Match] = []
+        self._numbers: dict[Any, int] = {}
+        self.ask: Ask = self._one_by_one
+
+    def number(self, match: Match) -> int:
+        key = id(match) if isinstance(match, Statistic) else match
+        n = self._numbers.get(key)
+        if n is None:
+            n = self._numbers[key] = len(self.matches)
+            self.matches.append(match)
+        return n
+
+    def compile(self) -> None:
+        if self.in_columns:
+            self.ask = _IN_COLUMNS[self.cls](self.matches)
+        elif len(self.matches) == 1:
+            mask = self.matches[0].mask
+            self.ask = lambda trip, rows, which: mask(trip, rows)
+
+    def _one_by_one(self, trip: Trip, rows: Rows, which: Places) -> Mask:
+        out = np.empty(len(rows), bool)
+        for n in np.flatnonzero(np.bincount(which)).tolist():
+            some = np.flatnonzero(which == n)
+            out[some] = self.matches[n].mask(trip, rows[some])
+        return out
+
+
+def _in_columns(match: Match) -> bool:
+    """Many such matches can be asked at once."""
+    if isinstance(match, Tcp):
+        return not (match.flag_mask or match.flag_set or match.flag_invert or match.option)
+    if isinstance(match, Statistic):
+        return match.mode == "random"
+    return type(match) in _IN_COLUMNS
+
+
+def _ports(matches: Sequence[Tcp | Udp]) -> Ask:
+    def columns(ports: list[Ports]) -> tuple[I32, I32, Mask] | None:
+        if all(p.any for p in ports):
+            return None
+        return (
+            np.array([p.lo for p in ports], np.int32),
+            np.array([p.hi for p in ports], np.int32),
+            np.array([p.invert for p in ports]),
+        )
+
+    sides = [("sport", columns([m.sport for m in matches])), ("dport", columns([m.dport for m in matches]))]
+
+    def ask(trip: Trip, rows: Rows, which: Places) -> Mask:
+        yes = np.ones(len(rows), bool)
+        for name, side in sides:
+            if side is not None:
+                port = getattr(trip.pkts, name)[rows]
+                lo, hi, invert = side
+                yes &= ((port >= lo[which]) & (port <= hi[which])) != invert[which]
+        return yes
+
+    return ask
+
+
+def _marks(matches: Sequence[Mark]) -> Ask:
+    value = np.array([m.value for m in matches], np.int64)
+    wild = np.array([m.wild for m in matches], np.int64)
+    invert = np.array([m.invert for m in matches])
+    return lambda trip, rows, which: ((trip.pkts.mark[rows] & wild[which]) == value[which]) != invert[which]
+
+
+def _draws(matches: Sequence[Statistic]) -> Ask:
+    salt = np.array([m.salt for m in matches], np.uint64)
+    threshold = np.array([m.threshold for m in matches], np.uint64)
+    invert = np.array([m.invert for m in matches])
+
+    def ask(trip: Trip, rows: Rows, which: Places) -> Mask:
+        yes: Mask = ((trip.random(rows, salt[which]) >> np.uint64(33)) < threshold[which]) != invert[which]
+        return yes
+
+    return ask
+
+
+_IN_COLUMNS: dict[type[Match], Callable[[Any], Ask]] = {Tcp: _ports, Udp: _ports, Mark: _marks, Statistic: _draws}
