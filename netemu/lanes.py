@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from netemu.matches import Mark, Match, Ports, Statistic, Tcp, Udp
+from netemu.matches.base import Match
+from netemu.matches.connections import Mark
+from netemu.matches.headers import Ports, Tcp, Udp
+from netemu.matches.rates import Statistic
 from netemu.nat import Wishes
-from netemu.packets import I32, I64, Mask, Rows
+from netemu.packets import I32, Mask, Rows
 from netemu.paths import Step
-from netemu.targets import ACCEPT, DROP, Accept, Drop, Return, SetMark, Translation
+from netemu.targets import ACCEPT, Accept, Drop, Return, SetMark, Translation
 
 if TYPE_CHECKING:
     from netemu.tables import Chain, Rule, Table

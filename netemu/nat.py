@@ -234,9 +234,7 @@ class Nat:
                 self._wished[row] = concrete
         return out
 
-    def wish(
-        self, trip: Trip, rows: Rows, manip: str, wishes: Wishes, which: NDArray[np.intp]
-    ) -> NDArray[np.int8]:
+    def wish(self, trip: Trip, rows: Rows, manip: str, wishes: Wishes, which: NDArray[np.intp]) -> NDArray[np.int8]:
         """The same, each row with the wish that has its number."""
         asked = self._asked
         out = np.full(len(rows), ACCEPT, np.int8)

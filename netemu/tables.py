@@ -280,6 +280,7 @@ class Tables:
 
     def rules(self) -> Iterator[tuple[str, Chain, int, Rule]]:
         """(table, chain, number from 1, rule) of every rule, as printed."""
+        self.walk.settle()
         for name in self.order:
             for chain in self.tables[name].in_order():
                 for number, rule in enumerate(chain.rules, 1):
@@ -362,6 +363,7 @@ class Tables:
 
     def save(self, counters: bool = True, table: str | None = None) -> str:
         """iptables-save text: the table touched last first, counters of rules only when asked for."""
+        self.walk.settle()
         now = time.asctime(time.gmtime(self.node.now // 1_000_000_000))
         out = []
         for name in self.order if table is None else [table]:
@@ -442,6 +444,7 @@ class Tables:
 
     def commit(self, draft: Table) -> None:
         """Put a draft in force. Every memory of a rule starts anew, those kept by name live on."""
+        self.walk.settle()
         old = self.tables[draft.name]
         # what is new comes before what is old goes, so that nothing both use is ever without a user
         used = set()
@@ -475,6 +478,7 @@ class Tables:
 
         Raises   Refused with the tool's words and exit status; Unsupported
         """
+        self.walk.settle()
         words = list(argv)
         if words and words[0].rsplit("/", 1)[-1] in _PROGRAMS:
             program = words.pop(0).rsplit("/", 1)[-1]

@@ -18,6 +18,22 @@ from numpy.typing import NDArray
 
 from netemu.doubt import HARMLESS, VERDICTS, settle_walk
 from netemu.hashing import Table as HashTable
+from netemu.lanes import (
+    BEHIND,
+    COLUMN_NAMES,
+    DST,
+    FRAG,
+    HOME,
+    IN,
+    KILLED,
+    OUT,
+    PROTO,
+    SRC,
+    Links,
+    Program,
+    Tests,
+    rule_step,
+)
 from netemu.matches import Match
 from netemu.matches.headers import Tcp, Udp
 from netemu.packets import OFFSET_MASK, TCP, UDP, Mask, Packets, Rows
@@ -41,8 +57,9 @@ MOST_KINDS = 12
 
 # ---- the compiled form ----------------------------------------------------------------------------------------------
 
-SRC, DST, PROTO, FRAG, IN, OUT = range(6)
 NONE, JUMP, GOTO, ACT = range(4)
+#: fewer rows than this go through a long chain rule by rule
+LANES_FROM = 12
 
 
 class Look:
@@ -69,14 +86,11 @@ class Look:
     def column(self, which: int) -> NDArray[Any]:
         got = self.columns.get(which)
         if got is None:
-            got = (getattr(self.pkts, _COLUMN_NAMES[which]))[self.rows]
+            got = (getattr(self.pkts, COLUMN_NAMES[which]))[self.rows]
             if which == FRAG:
                 got = got & OFFSET_MASK
             self.columns[which] = got
         return got
-
-
-_COLUMN_NAMES = ("src", "dst", "proto", "frag", "link_in", "link_out")
 
 
 class Line:
@@ -107,12 +121,7 @@ class Line:
     def step(self) -> Step:
         """What is written on the path of a packet that matches. Made when first needed: most rules never are."""
         if self._step is None:
-            rule, table, chain = self.rule, self.table, self.chain
-            kind = "rule"
-            if rule.bare and rule.target is not None and rule.target.name in ("ACCEPT", "DROP", "RETURN", "QUEUE"):
-                kind = "return" if chain.policy is None else "policy"  # the kernel takes it for the end of the chain
-            text = f"{table}:{chain.name}:{kind}:{self.number}"
-            self._step = Step(table, text, f"-A {chain.name} {rule.text}".rstrip())
+            self._step = rule_step(self.table, self.chain, self.number, self.rule)
         return self._step
 
     @property
@@ -157,10 +166,6 @@ class Line:
             elif not match.mask(trip, rows)[0]:
                 return NO_ROWS, None
         return rows, None
-
-
-Tests = tuple[tuple[int, int, int, bool], ...]
-Links = tuple[tuple[int, Mask, list[bool]], ...]
 
 
 def base_tests(rule: Rule, names: list[str]) -> tuple[Tests, Links]:
@@ -341,6 +346,7 @@ class Stretch:
         self.kinds = list(by_kind.items())
         self.ports = any(kind[3] or kind[4] for kind, _ in self.kinds)
         self._tables: list[_KindTable] | None = None
+        self.program: Program | None = None
 
     # ---- one packet
 
@@ -372,15 +378,14 @@ class Stretch:
 
     # ---- many
 
-    def next_many(self, trip: Trip, rows: Rows, at: int) -> NDArray[np.int64]:
-        """int64[len(rows)]: the first line from `at` on that matches each row, or end. Not for odd rows."""
+    def next_many(self, trip: Trip, rows: Rows, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[len(rows)]: the first line from each row's `at` on that matches it, or end. Not for odd rows."""
         if self._tables is None:
             self._tables = [_KindTable(kind, lines, self.end) for kind, lines in self.kinds]
         places = []
         best = np.full(len(rows), self.end, np.int64)
-        words: dict[Kind, Any] = {}
         for table in self._tables:
-            place = table.find(trip.pkts, rows, at, words)
+            place = table.find(trip.pkts, rows, at)
             places.append(place)
             np.minimum(best, table.lines[place], out=best)
         if self.all_plain:
@@ -423,8 +428,8 @@ class _KindTable:
         self.first[ids] = starts
         self.lines = np.array(flat, np.int64)
 
-    def find(self, pkts: Packets, rows: Rows, at: int, words: dict[Kind, Any]) -> NDArray[np.int64]:
-        """int64[len(rows)]: places in `lines` of the first line from `at` on."""
+    def find(self, pkts: Packets, rows: Rows, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[len(rows)]: places in `lines` of the first line from each row's `at` on."""
         smask, dmask, p, s, d, i, o = self.kind
         zero = np.zeros(len(rows), np.int64)
         ids = self.table.find(
@@ -442,7 +447,7 @@ class _KindTable:
         behind = np.flatnonzero(self.lines[place] < at)
         while len(behind):
             place[behind] += 1
-            behind = behind[self.lines[place[behind]] < at]
+            behind = behind[self.lines[place[behind]] < at[behind]]
         return place
 
 
@@ -504,6 +509,7 @@ class Walk:
         self.pure = pure
         self.index_from = INDEX_FROM
         self._links: list[str] = []
+        self._programs: list[Program] = []
 
     def __call__(self, trip: Trip, table: str, rows: Rows) -> NDArray[np.int8]:
         """Send `rows` through `table` at trip.hook.
@@ -555,6 +561,8 @@ class Walk:
         return chain.code
 
     def _recompile(self, links: list[str]) -> None:
+        self.settle()
+        self._programs.clear()
         self._links = list(links)
         for table in self.all.tables.values():
             for chain in table.chains.values():
@@ -700,43 +708,76 @@ class Walk:
     ) -> Rows:
         """Take many rows through an indexed stretch; returns those that go on behind it.
 
-        Lines are dealt with in ascending order, each once, with all rows that come to it: as in the linear walk.
+        What remembers nothing goes by lanes, all rows together. The other lines are dealt with in ascending order,
+        each once, with all rows that come to it: as in the linear walk.
         """
-        evaluated = trip.pkts.evaluated
         waiting: dict[int, list[Rows]] = {}
         todo: list[int] = []
         out: list[Rows] = []
         end = stretch.end
+        program = None
+        if len(rows) >= LANES_FROM and not trip.open_doubts:
+            program = self._program(trip, table, stretch)
 
-        def send(some: Rows, at: int) -> None:
-            nxt = self._next(trip, stretch, some, at, ends)
-            gone = nxt < 0
-            if gone.any():
-                some, nxt = some[~gone], nxt[~gone]
-            evaluated[some] += np.minimum(nxt + 1, end) - at
-            for line, which in groups(nxt, some):
-                if line == end:
-                    out.append(which)
-                elif line in waiting:
-                    waiting[line].append(which)
-                else:
-                    waiting[line] = [which]
-                    heapq.heappush(todo, line)
+        def send(some: Rows, at: NDArray[np.int64]) -> None:
+            while len(some):
+                nxt = self._next(trip, stretch, some, at, ends)
+                gone = nxt < 0
+                if gone.any():
+                    some, nxt, at = some[~gone], nxt[~gone], at[~gone]
+                trip.pkts.evaluated[some] += (np.minimum(nxt + 1, end) - at).astype(np.int32)
+                back = NO_ROWS
+                if program is not None:
+                    by_lane = program.in_lane[nxt - stretch.start]
+                    if by_lane.any():
+                        lanes, places = some[by_lane], nxt[by_lane]
+                        fate = program.run(trip, lanes, places - stretch.start)
+                        if (fate == KILLED).any():
+                            ends.append((lanes[fate == KILLED], DROP))
+                        if (fate == HOME).any():
+                            home.append(lanes[fate == HOME])
+                        back, at = lanes[fate == BEHIND], places[fate == BEHIND] + 1
+                        some, nxt = some[~by_lane], nxt[~by_lane]
+                for line, which in groups(nxt, some):
+                    if line == end:
+                        out.append(which)
+                    elif line in waiting:
+                        waiting[line].append(which)
+                    else:
+                        waiting[line] = [which]
+                        heapq.heappush(todo, line)
+                some = back
 
-        send(rows, stretch.start)
+        send(rows, np.full(len(rows), stretch.start, np.int64))
         while todo:
-            at = heapq.heappop(todo)
-            parts = waiting.pop(at)
+            line = heapq.heappop(todo)
+            parts = waiting.pop(line)
             hit = parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
-            back = self._hit(trip, table, stretch.lines[at], hit, None, ends, home)
+            back = self._hit(trip, table, stretch.lines[line], hit, None, ends, home)
             if len(back):
-                send(back, at + 1)
+                send(back, np.full(len(back), line + 1, np.int64))
         if not out:
             return NO_ROWS
         return out[0] if len(out) == 1 else np.sort(np.concatenate(out))
 
+    def _program(self, trip: Trip, table: str, stretch: Stretch) -> Program:
+        if stretch.program is None:
+            whole = self.all.tables[table]
+            chain = stretch.lines[stretch.start].chain
+            stretch.program = Program(
+                trip, whole, chain, stretch.start, stretch.end, self.pure, lambda rule: base_tests(rule, self._links)
+            )
+            self._programs.append(stretch.program)
+        return stretch.program
+
+    def settle(self) -> None:
+        """Write down in the rules what the lanes counted; forget the lanes of tables that are no more."""
+        for program in self._programs:
+            program.settle()
+        self._programs = [p for p in self._programs if self.all.tables.get(p.table.name) is p.table]
+
     def _next(
-        self, trip: Trip, stretch: Stretch, rows: Rows, at: int, ends: list[tuple[Rows, int]]
+        self, trip: Trip, stretch: Stretch, rows: Rows, at: NDArray[np.int64], ends: list[tuple[Rows, int]]
     ) -> NDArray[np.int64]:
         """int64[len(rows)]: the next line that matches, stretch.end, or -1 for rows that died on the way."""
         odd = odd_rows(trip.pkts, rows)
@@ -745,15 +786,17 @@ class Walk:
         nxt = np.full(len(rows), stretch.end, np.int64)
         even = np.flatnonzero(~odd)
         if len(even):
-            nxt[even] = stretch.next_many(trip, rows[even], at)
+            nxt[even] = stretch.next_many(trip, rows[even], at[even])
         who = np.flatnonzero(odd)
-        for line in range(at, stretch.end):
-            some = rows[who]
+        for line in range(int(at[who].min()), stretch.end):
+            asked = who[at[who] <= line]
+            some = rows[asked]
             hit, _ = stretch.lines[line].hits(trip, some, Look(trip.pkts, some))
             if trip.hot is not None:
                 hot, _ = self._hotdrop(trip, stretch.lines[line], some, None, ends)
-                trip.pkts.evaluated[hot] += line + 1 - at
-                nxt[np.searchsorted(rows, hot)] = -1
+                dead = np.searchsorted(rows, hot)
+                trip.pkts.evaluated[hot] += (line + 1 - at[dead]).astype(np.int32)
+                nxt[dead] = -1
             nxt[np.searchsorted(rows, hit)] = line
             who = who[nxt[who] == stretch.end]
             if not len(who):
