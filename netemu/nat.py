@@ -354,6 +354,10 @@ class Nat:
         status = ct.status[trip.pkts.ct[rows]]
         rows = rows[(status & (CONFIRMED | DYING)) == 0]
         lo, width = 0, len(rows)
+        if ct.split or (ct.zone[trip.pkts.ct[rows]] >> 16).any():  # tuples that only one direction keeps from others
+            for row in rows.tolist():
+                self._set_up(trip, row, manip, asked.of(row))
+            return
         while lo < len(rows):
             some = rows[lo : lo + width]
             settled = self._first_tries(trip, some, manip, asked)
@@ -384,7 +388,7 @@ class Nat:
             clash |= ct.table.find(there_keys) >= 0
             clash |= ct.stored[flows] | ((there_keys[0] == back_keys[0]) & (there_keys[1] == back_keys[1]))
             if wishing.any():
-                clash[self._mapped_before(now, wishing)] = True
+                clash[self._mapped_before(now, zone, wishing)] = True
         n = int(clash.argmax()) if clash.any() else len(rows)
         if by_source and n:
             # nothing but the confirmation follows, so the tuples are taken from now on
@@ -433,6 +437,7 @@ class Nat:
         if len(spread):
             src, dst = now.src[spread].byteswap(), now.dst[spread].byteswap()
             zero = np.zeros(len(spread), np.uint32)
+            dst ^= self.node.conntrack.zone[trip.pkts.ct[rows[spread]]] & np.uint32(0xFFFF)
             h = jhash2((src, zero, zero, zero), np.where(asked.persistent[rows[spread]], zero, dst)).astype(np.int64)
             address[spread] += (h * (hi[spread] - lo[spread] + 1)) >> 32
         search = wishing & portable & (random | (has_ports & ((base >= 0) | ~fits)))
@@ -463,13 +468,14 @@ class Nat:
         first: I64 = lo + offset % (hi - lo + 1)
         return first
 
-    def _mapped_before(self, now: _Tuples, wishing: Mask) -> NDArray[np.intp]:
+    def _mapped_before(self, now: _Tuples, zone: NDArray[np.uint32], wishing: Mask) -> NDArray[np.intp]:
         """Those of the rows whose wish is not met whose source was mapped before: they may be given the same again."""
         where = np.flatnonzero(wishing)
         source = now.proto[where].astype(np.int64) << 48 | now.src[where].astype(np.int64) << 16 | now.sport[where]
         _, first = np.unique(source, return_index=True)
         again = np.ones(len(where), bool)
         again[first] = False
+        again |= zone[where] != 0  # what follows is the source_key of zone 0
         mapped = self.node.conntrack.mapped
         if mapped:
             again |= np.fromiter((key in mapped for key in source.tolist()), bool, len(where))
@@ -736,7 +742,7 @@ class _Tuples:
             self.dst, self.src, np.where(icmp, self.sport, self.dport), np.where(icmp, paired, self.sport), self.proto
         )
 
-    def keys(self, zone: NDArray[np.uint16]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    def keys(self, zone: NDArray[np.uint32]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """The two words under which conntrack keeps them."""
         u = np.uint64
         ports = self.sport.astype(u) << u(48) | self.dport.astype(u) << u(32)
