@@ -280,6 +280,16 @@ class Conntrack:
         assert not self.stored[flow], "the reply tuple of a stored flow is a key"
         self.rsrc[flow], self.rdst[flow], self.rsport[flow], self.rdport[flow], _ = t
 
+    def alter_replies(
+        self, flows: NDArray[np.intp], side: str, addrs: NDArray[np.uint32], ports: NDArray[np.uint16]
+    ) -> None:
+        """`alter_reply` of many: answers will come from ("src") or go to ("dst") these; ICMP keeps its id and type."""
+        assert not self.stored[flows].any(), "the reply tuple of a stored flow is a key"
+        addr, port = (self.rsrc, self.rsport) if side == "src" else (self.rdst, self.rdport)
+        addr[flows] = addrs
+        plain = self.proto[flows] != ICMP
+        port[flows[plain]] = ports[plain]
+
     def holder(self, t: Tuple, now: int, zone: int = 0) -> int:
         """id (2 * flow + direction) of the flow that holds tuple `t` at `now`, or -1."""
         found = self._among_zones(t, zone, (0, 1)) if self.split or zone >> 16 else self.table.find_one(*key(t, zone))

@@ -92,6 +92,7 @@ STATES = (
 SHORT = ("NO", "ES", "SS", "SR", "FW", "TW", "CL", "CW", "LA", "LI", "SA")
 NO, ES, SS, SR, FW, TW, CL, CW, LA, LI, SA = range(11)
 ACTIVE = (ES, SS, SR, SA)
+IS_ACTIVE = np.isin(np.arange(len(STATES)), ACTIVE)
 TIMEOUTS = {NO: 2, ES: 900, SS: 120, SR: 60, FW: 120, TW: 120, CL: 10, CW: 60, LA: 30, LI: 120, SA: 120}
 UDP_TIMEOUT = 300
 FIRST_TIMEOUT = 3
@@ -351,7 +352,8 @@ class Connections:
     timeout   ns that its state gives it                 deadline  when it goes, ns
     known, answer   step numbers: packets to the server, to the client
     requests  packets to the server, counted while drop_entry is on (in columns) or they go one by one
-    queued    time under which the timer knows it, NEVER: not at all; serial: counts connections, never reused
+    queued    time under which the timer knows it, NEVER: not at all
+    serial    order in which they were made: twice the packet's serial number, and 1 but for templates
     """
 
     proto: NDArray[np.uint8]
@@ -384,7 +386,6 @@ class Connections:
 
     def __init__(self, seed: int) -> None:
         self.capacity = 0
-        self.made = 0
         self._free: list[int] = []
         for name, dtype in _COLUMNS.items():
             setattr(self, name, np.zeros(0, dtype))
@@ -397,15 +398,29 @@ class Connections:
         for name in _COLUMNS:
             column = getattr(self, name)
             setattr(self, name, np.concatenate([column, np.zeros(self.capacity - old, column.dtype)]))
-        self._free.extend(range(self.capacity - 1, old - 1, -1))
+        self._free[:0] = range(self.capacity - 1, old - 1, -1)
+        self._noted = np.zeros(self.capacity, bool)
 
-    def allocate(self) -> int:
+    def allocate(self, serial: int) -> int:
         """A number for a new connection."""
         if not self._free:
             self._grow()
         c = self._free.pop()
-        self.made += 1
-        self.serial[c] = self.made
+        self.serial[c] = serial
+        self.live[c] = True
+        self.parent[c] = self.client_key[c] = self.server_key[c] = -1
+        self.children[c] = 0
+        self.queued[c] = NEVER
+        return c
+
+    def allocate_many(self, serials: I64) -> I32:
+        """int32[n]: a number for each of n new connections."""
+        n = len(serials)
+        while len(self._free) < n:
+            self._grow()
+        c = np.array(self._free[-n:], np.int32)
+        del self._free[-n:]
+        self.serial[c] = serials
         self.live[c] = True
         self.parent[c] = self.client_key[c] = self.server_key[c] = -1
         self.children[c] = 0
@@ -415,6 +430,14 @@ class Connections:
     def release(self, c: int) -> None:
         """Nobody refers to the number any more."""
         self._free.append(c)
+
+    def among(self, conns: I32, some: I32) -> Mask:
+        """bool[n]: this connection is one of `some`."""
+        noted = self._noted
+        noted[some] = True
+        out: Mask = noted[conns]
+        noted[some] = False
+        return out
 
     def __len__(self) -> int:
         return int(self.live.sum())
@@ -440,6 +463,34 @@ class Connections:
             addr, port = (self.daddr[c], self.dport[c]) if masq else (self.vaddr[c], self.vport[c])
             key = caddr | int(addr), proto | cport | int(port)
             self.server_key[c], self.server_older[c] = self.server.push(key, c)
+
+    def enlist_many(self, c: I32) -> None:
+        """Make many findable, none of which is a template or has client port 0."""
+        self.flags[c] |= FOUND
+        half = np.uint64(32)
+        client = self.caddr[c].astype(np.uint64) << half
+        rest = self.proto[c].astype(np.uint64) << half
+        rest |= self.cport[c].astype(np.uint64) << np.uint64(16)
+        masq = self.method[c] == MASQ
+        for index, keys, older, addr, port in (
+            (self.client, self.client_key, self.client_older, self.vaddr[c], self.vport[c]),
+            (
+                self.server, self.server_key, self.server_older,
+                np.where(masq, self.daddr[c], self.vaddr[c]), np.where(masq, self.dport[c], self.vport[c]),
+            ),
+        ):  # fmt: skip
+            keys[c], older[c] = index.push_many(client | addr.astype(np.uint64), rest | port.astype(np.uint64), c)
+
+    def delist_many(self, c: I32) -> None:
+        """Make many unfindable."""
+        for index, keys, older in (
+            (self.client, self.client_key, self.client_older),
+            (self.server, self.server_key, self.server_older),
+        ):
+            some = c[keys[c] >= 0]
+            index.pull_many(keys[some], some, older)
+            keys[some] = -1
+        self.flags[c] &= ~FOUND
 
     def delist(self, c: int) -> None:
         """Make it unfindable; an older connection of the same key shows again."""
@@ -479,10 +530,36 @@ class Index:
         self.heads[number] = c
         return number, older
 
+    def push_many(self, first: NDArray[np.uint64], second: NDArray[np.uint64], conns: I32) -> tuple[I32, I32]:
+        """`push` for one after the other."""
+        numbers = self.table.add((first, second))
+        top = int(numbers.max()) + 1
+        if top > len(self.heads):
+            self.heads = np.concatenate([self.heads, np.full(max(len(self.heads), top), -1, np.int32)])
+        older = self.heads[numbers]
+        self.heads[numbers] = conns
+        if (self.heads[numbers] != conns).any():  # a key that comes more than once
+            order = np.argsort(numbers, kind="stable")
+            ordered, sorted_conns = numbers[order], conns[order]
+            again = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
+            older[order[again]] = sorted_conns[again - 1]
+            last = np.ones(len(order), bool)
+            last[again - 1] = False
+            self.heads[ordered[last]] = sorted_conns[last]
+        return numbers, older
+
+    def pull_many(self, numbers: I32, conns: I32, older: I32) -> None:
+        """`pull` for many."""
+        alone = (self.heads[numbers] == conns) & (older[conns] < 0)
+        self.heads[numbers[alone]] = -1
+        self.table.remove(numbers[alone])
+        for number, c in zip(numbers[~alone].tolist(), conns[~alone].tolist(), strict=True):
+            self.pull(number, c, older)
+
     def pull(self, number: int, c: int, older: I32) -> None:
         at = int(self.heads[number])
         if at == c:
-            self.heads[number] = older[c]
+            self.heads[number] = older[c]  # -1 where there is none: so it is for numbers not in use
             if older[c] < 0:
                 self.table.remove_one(number)
             return
@@ -533,6 +610,8 @@ GO_ON, SENT, ENDED = 0, 1, 2
 CONNS, IN_PACKETS, OUT_PACKETS, IN_BYTES, OUT_BYTES = range(5)
 _NO_ROWS = np.zeros(0, np.intp)
 FEW = 6  # so many packets are quicker one by one
+ROUNDS = 16  # of a connection, so many changes at once
+TWOS_SALT = 0x1B5
 
 
 class Ipvs:
@@ -557,6 +636,7 @@ class Ipvs:
         self._by_address: dict[tuple[int, int, int], Service] = {}
         self._by_mark: dict[int, Service] = {}
         self._service_table = Table(1, seed=node.seed)
+        self._stat_of_key: I32 = np.zeros(64, np.int32)
         self._wildcards = 0  # services that a packet may meet without carrying their port
         self._ftp = 0
         self._dests: list[Destination] = []
@@ -568,9 +648,22 @@ class Ipvs:
         self._dest_stat: I32 = np.zeros(0, np.int32)
         self._service_stat: I32 = np.zeros(0, np.int32)
         self._way: NDArray[np.int64] = np.zeros((0, 5), np.int64)  # routing version, kind, link, next hop, mtu
-        # (time, -serial, connection); below 0: SPECIAL. Of two set for one moment the younger rings first, as in
-        # Linux's timer wheel: a connection goes before the template that controls it, which may then go too
-        self._timers: list[tuple[int, int, int]] = []
+        # times at which something falls due, and what: connections, and SPECIAL numbers below 0. Of two connections
+        # set for one moment the younger rings first, as in Linux's timer wheel: one goes before the template that
+        # controls it, which may then go too
+        self._timers: list[int] = []
+        self._due: dict[int, list[int]] = {}
+        # services in columns, by their place in `counters`: the choice heeds how many connections servers have; what
+        # many packets at once may ask of them (see _plan), and when that was found out
+        self._by_stat: dict[int, Service] = {}
+        self._heeds: Mask = np.zeros(64, bool)
+        self._room: I32 = np.zeros(64, np.int32)
+        self._texts: I32 = np.zeros(64, np.int32)
+        self._planned: NDArray[np.int64] = np.full((64, 2), -1, np.int64)
+        self._version = 0  # counts changes to services and servers
+        # servers in columns: numbers of the steps of a new connection, a known one, and an answer, -1: not yet made
+        self._steps: NDArray[np.int32] = np.zeros((0, 3), np.int32)
+        self._ends: NDArray[np.uint32] = np.zeros((0, 3), np.uint32)  # address, port, method
         self._spent: list[int] = []  # numbers of connections that went
         self._depth = 0  # calls of the in-hook under way: what it sends passes the hooks too
         self._drop_counter = 0
@@ -615,12 +708,10 @@ class Ipvs:
         fates = np.zeros(len(rows), np.uint8)
         picked = np.full(len(rows), -1, np.int32)  # connection of each packet that is to be translated
         steps = np.zeros(len(rows), np.int32)
-        if len(rows) > FEW and not self.tell:
-            candidates = np.flatnonzero(mine)
-            left = self._settled_requests(trip, rows, candidates, fates, picked, steps)
-        else:
-            left = np.flatnonzero(mine)
         self._depth += 1
+        left = np.flatnonzero(mine)
+        if len(left) > FEW and not self.tell:
+            left = self._request_many(trip, rows, left, fates, picked, steps)
         for k in left.tolist():
             fates[k], picked[k], steps[k] = self._request_one(trip, int(rows[k]))
         if icmp.any():
@@ -640,73 +731,350 @@ class Ipvs:
             src, dst, sport, dport = dst, src, dport, sport
         return (src << np.uint64(32)) | dst, proto | (sport << np.uint64(16)) | dport
 
+    def _next_states(self, p: Packets, rows: Rows, conns: I32, reply: bool) -> NDArray[np.uint8]:
+        """uint8[n]: the state that each TCP packet would bring its connection to from where that is now."""
+        t = self.conns
+        direction = 1 if reply else ((t.flags[conns] & NO_OUTPUT) != 0).astype(np.intp) * 2
+        table = SECURE_TRANSITIONS if self._on("secure_tcp") == 3 else TRANSITIONS
+        # the state of others than TCP means nothing here
+        old = np.minimum(t.state[conns], len(STATES) - 1)
+        out: NDArray[np.uint8] = table[direction, EVENT[p.flags[rows]], old]
+        return out
+
     def _same_state(self, p: Packets, rows: Rows, conns: I32, reply: bool) -> Mask:
         """bool[n]: this packet leaves its connection in the state that it is in."""
         t = self.conns
-        flags, state = t.flags[conns], t.state[conns]
         tcp = p.proto[rows] == TCP
-        blind = (flags & NO_OUTPUT) != 0
-        direction = np.ones(len(rows), np.uint8) if reply else blind.astype(np.uint8) * 2
-        table = SECURE_TRANSITIONS if self._on("secure_tcp") == 3 else TRANSITIONS
-        out: Mask = table[direction, EVENT[p.flags[rows]], state] == state
+        out: Mask = self._next_states(p, rows, conns, reply) == t.state[conns]
         if reply:
-            out &= ~blind
-        other = ~tcp
-        if other.any():
-            udp = p.proto[rows] == UDP
-            calm = udp.copy()
+            out &= (t.flags[conns] & NO_OUTPUT) == 0
+        if not tcp.all():
+            calm = p.proto[rows] == UDP
             if reply:
                 parent = t.parent[conns]
                 calm &= (parent < 0) | ((t.flags[parent] & ASSURED) != 0)
             out = np.where(tcp, out, calm)
         return out
 
-    def _settled_requests(
-        self, trip: Trip, rows: Rows, todo: NDArray[np.intp], fates: NDArray[np.uint8], picked: I32, steps: I32
+    # ---- many requests -----------------------------------------------------------------------------------------
+
+    def _request_many(
+        self, trip: Trip, rows: Rows, left: NDArray[np.intp], fates: NDArray[np.uint8], picked: I32, steps: I32
     ) -> NDArray[np.intp]:
-        """Deal with packets of known connections that nothing changes, as columns; the places that are left over."""
+        """Deal with packets as columns, as far as their order does not matter; the places that are left over.
+
+        It does not between packets of different connections, but that a choice by load must come after what changed
+        the load before it, and one in turn after the choices before it. A packet of a connection that one before it
+        begins has to wait for the next round.
+        """
+        p = trip.pkts
+        while len(left) > FEW:
+            before = len(left)
+            r = rows[left]
+            found = self.conns.client.find(*self._keys(p, r, False))
+            hit = found >= 0
+            if hit.any():
+                known = np.flatnonzero(hit)
+                done = self._known_many(trip, r[known], found[known], ~hit)
+                sent = left[known[done]]
+                fates[sent], picked[sent] = SENT, found[known[done]]
+                steps[sent] = self.conns.known[picked[sent]]
+                on = np.ones(len(left), bool)
+                on[known[done]] = False
+                left, r, found, hit = left[on], r[on], found[on], hit[on]
+            if not hit.all():
+                left = self._fresh_many(trip, rows, left, found, fates, picked, steps)
+            if len(left) == before:
+                break
+        return left
+
+    def _known_many(self, trip: Trip, r: Rows, c: I32, fresh: Mask) -> NDArray[np.intp]:
+        """Requests of known connections: which were dealt with. `fresh`: of all packets, those that may be new."""
         p, t = trip.pkts, self.conns
-        if not len(todo):
-            return todo
-        r = rows[todo]
-        found = t.client.find(*self._keys(p, r, False))
-        hit = found >= 0
-        # without a connection and without a service it is none of ours, now or later in this run
-        left = hit | self._may_serve(p, r)
-        calm = hit.copy()
-        k = np.flatnonzero(hit)
-        if len(k):
-            c, rk = found[k], r[k]
-            dest = t.dest[c]
-            fine = (dest >= 0) & ((p.proto[rk] != TCP) | ((p.flags[rk] & SYN) == 0))
-            fine &= self._up[dest]  # -1 reads the last one, masked before
-            fine &= self._same_state(p, rk, c, False)
-            if fine.any():
-                self._refresh_ways(dest[fine])
-                way = self._way[dest]
-                fine &= (
-                    (way[:, 1] == routing.FORWARD)
-                    & (p.ttl[rk] > 1)
-                    & (p.src[rk] >> 24 != 127)
-                    & (t.method[c] != TUNNEL)
-                )
-                fine &= (p.length[rk] <= way[:, 4]) | ((p.frag[rk] & DONT_FRAGMENT) == 0)
-            odd = np.zeros(t.capacity, bool)
-            odd[c[~fine]] = True
-            fine = ~odd[c]
-            calm[k] = fine
-        left &= ~calm
-        k = np.flatnonzero(calm)
-        if len(k):
-            c, rk = found[k], r[k]
-            self._touch(c, p.time[rk])
-            self._count(c, p.length[rk], IN_PACKETS, IN_BYTES)
-            if self._defending:
-                np.add.at(t.requests, c, 1)
-            fates[todo[k]] = SENT
-            picked[todo[k]] = c
-            steps[todo[k]] = t.known[c]
-        return todo[left]
+        dest = t.dest[c]
+        fine = (dest >= 0) & (p.proto[r] != SCTP) & ((p.proto[r] != TCP) | ((p.flags[r] & SYN) == 0))
+        fine &= self._up[dest]  # -1 reads the last one, masked before
+        if fine.any():
+            self._refresh_ways(dest[fine])
+            way = self._way[dest]
+            fine &= (way[:, 1] == routing.FORWARD) & (p.ttl[r] > 1) & (p.src[r] >> 24 != 127) & (t.method[c] != TUNNEL)
+            fine &= (p.length[r] <= way[:, 4]) | ((p.frag[r] & DONT_FRAGMENT) == 0)
+        moves = ~self._same_state(p, r, c, False) & fine
+        if moves.any() and fresh.any():  # what changes a load keeps its place among choices by load
+            fine &= ~(moves & self._heeds[self._service_stat[dest]])
+        if not fine.all():
+            fine = ~t.among(c, c[~fine])
+        if not fine.any():
+            return _NO_ROWS
+        moving = fine & t.among(c, c[moves]) if moves.any() else moves
+        calm = fine & ~moving
+        if calm.any():
+            self._touch(c[calm], p.time[r[calm]])
+        done = fine
+        if moving.any():
+            some = np.flatnonzero(moving)
+            done = calm
+            done[some[self._move_many(p, r[some], c[some], False)]] = True
+        k = np.flatnonzero(done)
+        self._count(c[k], p.length[r[k]], IN_PACKETS, IN_BYTES)
+        if self._defending:
+            np.add.at(t.requests, c[k], 1)
+        return k
+
+    def _move_many(self, p: Packets, rows: Rows, conns: I32, reply: bool) -> NDArray[np.intp]:
+        """What TCP and UDP packets do to their connections' states and timers: the k-th of each, for k after k.
+
+        Returns the places of those dealt with: whoever has very many packets here is left for later from some on.
+        """
+        t = self.conns
+        rank = _ranks(conns)
+        moved: list[NDArray[np.intp]] = []
+        timeouts, _ = self._state_times
+        for k in range(min(int(rank.max()) + 1, ROUNDS)):
+            some = np.flatnonzero(rank == k)
+            moved.append(some)
+            c, r = conns[some], rows[some]
+            now = p.time[r]
+            tcp = t.proto[c] == TCP
+            if reply:
+                t.flags[c[tcp]] &= ~NO_OUTPUT
+            new = np.where(tcp, self._next_states(p, r, c, reply), t.state[c])
+            other = np.flatnonzero(new != t.state[c])
+            if len(other):
+                oc, on = c[other], new[other]
+                active = IS_ACTIVE[on]
+                swap = active == ((t.flags[oc] & INACTIVE) != 0)
+                self._shift_loads(t.dest[oc[swap]], active[swap])
+                t.flags[oc[swap]] ^= INACTIVE
+                self._assure_many(oc[on == ES])
+                t.state[oc] = on
+            if reply and not tcp.all():
+                self._assure_many(c[~tcp])
+            timeout = timeouts[np.where(tcp, new, len(STATES))]
+            t.timeout[c] = timeout
+            t.deadline[c] = now + timeout
+        done = np.concatenate(moved)
+        first = conns[moved[0]]
+        self._alarm_many(first, self._rings(first))
+        return done
+
+    def _shift_loads(self, dests: I32, active: Mask) -> None:
+        """Connections of these servers that become active, or inactive."""
+        more = np.bincount(dests, np.where(active, 1, -1), len(self._dests)) if len(dests) else np.zeros(0)
+        for number in np.flatnonzero(more).tolist():
+            change = int(more[number])
+            self._dests[number].active += change
+            self._dests[number].inactive -= change
+
+    def _assure_many(self, conns: I32) -> None:
+        parents = self.conns.parent[conns]
+        parents = parents[parents >= 0]
+        parents = parents[(self.conns.flags[parents] & TEMPLATE) != 0]
+        self.conns.flags[parents] |= ASSURED
+
+    def _service_numbers(self, p: Packets, rows: Rows) -> I32:
+        """int32[n]: the service that each packet belongs to, by its place in `counters`; 0 for none."""
+        key = (
+            (p.proto[rows].astype(np.uint64) << np.uint64(48))
+            | (p.dst[rows].astype(np.uint64) << np.uint64(16))
+            | p.dport[rows]
+        )
+        found = self._service_table.find((key,))
+        out = np.where(found < 0, 0, self._stat_of_key[found]).astype(np.int32)
+        if self._wildcards:
+            marked = (p.mark[rows] != 0) if self._by_mark else np.zeros(len(rows), bool)
+            for k in np.flatnonzero(marked | (found < 0)).tolist():
+                row = int(rows[k])
+                service = self.find_service(int(p.proto[row]), int(p.dst[row]), int(p.dport[row]), int(p.mark[row]))
+                out[k] = service.stat if service is not None else 0
+        return out
+
+    def _plan(self, numbers: NDArray[np.intp]) -> None:
+        """Find out which services choose for many at once: `_room` is how long packets may be, 0 for one by one."""
+        stamp = self._version * 2 + bool(self._on("cache_bypass")), self.node.routing.version
+        stale = numbers[(self._planned[numbers] != stamp).any(axis=1)].tolist()
+        if not stale:
+            return
+        services = [self._by_stat[number] for number in stale]
+        listed = [[d.number for d in service.destinations] for service in services]
+        self._refresh_ways(np.array([number for one in listed for number in one], np.int32))
+        usable = (self._way[:, 1] == routing.FORWARD) & np.isin(self._ends[:, 2], (MASQ, ROUTE))
+        room = np.where(usable, self._way[:, 4], 0).tolist()
+        bypass = bool(self._on("cache_bypass"))
+        for number, service, servers in zip(stale, services, listed, strict=True):
+            self._planned[number] = stamp
+            self._texts[number] = self.node.paths.text_id(service.text)
+            alone = service.timeout or service.one_packet or service.port == FTP or (service.mark and bypass)
+            self._room[number] = 0 if alone else min((room[k] for k in servers), default=1 << 16)
+
+    def _fresh_many(
+        self,
+        trip: Trip,
+        rows: Rows,
+        left: NDArray[np.intp],
+        found: I32,
+        fates: NDArray[np.uint8],
+        picked: I32,
+        steps: I32,
+    ) -> NDArray[np.intp]:
+        """New connections of services whose choice is not disturbed by anything else here; the places left over."""
+        p = trip.pkts
+        if any(self._on(name) == 3 for name in ("drop_packet", "drop_entry")):
+            return left
+        r = rows[left]
+        new = found < 0
+        proto, flags = p.proto[r], p.flags[r]
+        tcp = proto == TCP
+        opens = ((flags & RST) == 0) if self._on("sloppy_tcp") else ((flags & (SYN | RST)) == SYN)
+        number = self._service_numbers(p, r)
+        again = new.copy()  # another new one before it has the same addresses
+        again[new] = _repeated(*self._keys(p, r[new], False))
+        first = new & ~again
+        # without a connection and without a service, or beginning nothing, it is none of ours
+        on: Mask = ~(first & ((number == 0) | (tcp & ~opens)))
+        fit = first & on & (proto != SCTP) & (p.ttl[r] > 1) & (p.src[r] >> 24 != 127) & (p.sport[r] != 0)
+        fit &= (p.sport[r] != FTP_DATA) & (p.link_in[r] > 0)
+        asked = np.flatnonzero(np.bincount(number[fit], minlength=1))
+        self._plan(asked)
+        room = self._room[number]
+        fit &= (room > 0) & ((p.length[r] <= room) | ((p.frag[r] & DONT_FRAGMENT) == 0))
+        rest = on & ~fit
+        if rest.any():
+            known = np.flatnonzero(~new)
+            home = number.copy()
+            home[known] = np.where(
+                self.conns.dest[found[known]] >= 0, self._service_stat[self.conns.dest[found[known]]], 0
+            )
+            # what stays for later disturbs choices by load, and others if it may lead to a choice itself
+            odd = np.zeros(self._stats_used, bool)
+            odd[home[rest]] = self._heeds[home[rest]]
+            bold = rest.copy()
+            bold[known] &= (tcp[known] & ((flags[known] & SYN) != 0)) | (proto[known] == SCTP)
+            bold[known] |= rest[known] & ~self._up[self.conns.dest[found[known]]]
+            if again.any():  # one that only follows another's opening finds its connection
+                bold[again] = ~self._led(p, r, again, fit)
+            odd[number[bold]] = True
+            odd[0] = False
+            fit &= ~odd[number]
+            if (bold & new).any() and np.isin(_ends(p, r[bold & new]), _ends(p, r[fit])).any():
+                return left[on]  # by what server two connections of one client end come, their order tells
+        places = np.flatnonzero(fit)
+        if not len(places):
+            return left[on]
+        dests = self._choose_many(trip, r[places], number[places])
+        served = dests >= 0
+        to = left[places[served]]
+        if len(to):
+            picked[to], steps[to] = self._connect_many(trip, rows[to], number[places[served]], dests[served])
+            fates[to] = SENT
+        for k in places[~served].tolist():
+            row, service = int(r[k]), self._by_stat[int(number[k])]
+            self._no_server(trip, row, service, _ask(p, row))
+            fates[left[k]] = ENDED
+        on[places] = False
+        return left[on]
+
+    def _led(self, p: Packets, rows: Rows, again: Mask, fit: Mask) -> Mask:
+        """bool[k]: for packets that are not the first of their kind: the first one opens their connection here."""
+        opened = set(zip(*[column.tolist() for column in self._keys(p, rows[fit], False)], strict=True))
+        keys = zip(*[column.tolist() for column in self._keys(p, rows[again], False)], strict=True)
+        return np.array([key in opened for key in keys], bool)
+
+    def _choose_many(self, trip: Trip, rows: Rows, numbers: I32) -> I32:
+        """int32[n]: the server of each new connection, -1 for none: service after service, in order of arrival."""
+        p = trip.pkts
+        out = np.full(len(rows), -1, np.int32)
+        order = np.argsort(numbers.astype(np.uint16) if self._stats_used <= 1 << 16 else numbers, kind="stable")
+        ordered = numbers[order]
+        edges = np.flatnonzero(np.diff(ordered)) + 1
+        src, sport, dst, dport = (c[rows[order]].tolist() for c in (p.src, p.sport, p.dst, p.dport))
+        times = p.time[rows[order]].tolist()
+        active = self._begins_active(p, rows[order]).tolist()
+        chosen: list[int] = []
+        begin = 0
+        for end in [*edges.tolist(), len(rows)]:
+            service = self._by_stat[int(ordered[begin])]
+            scheduler = service.scheduler
+            if isinstance(scheduler, AddressCache):
+                scheduler.expiration = self._on(f"{scheduler.name}_expiration") * SECOND
+            if end - begin > FEW and scheduler.MANY:
+                some = rows[order[begin:end]]
+                places = scheduler.choose_many(p.src[some], p.sport[some], p.dst[some])
+                listed = np.array([*(d.number for d in service.destinations), -1], np.int32)
+                chosen += listed[places].tolist()
+                begin = end
+                continue
+            heeds = bool(self._heeds[service.stat])
+            draws = (
+                trip.random(rows[order[begin:end]], TWOS_SALT).tolist()
+                if scheduler.name == "twos"
+                else [0] * (end - begin)
+            )
+            for k in range(begin, end):
+                dest = scheduler.choose(Asked(src[k], sport[k], dst[k], dport[k], times[k], draws[k - begin]))
+                if dest is None:
+                    chosen.append(-1)
+                    continue
+                chosen.append(dest.number)
+                if heeds:  # the next one wants to know; the others are counted together
+                    if active[k]:
+                        dest.active += 1
+                    else:
+                        dest.inactive += 1
+                    dest.crowded()
+            begin = end
+        out[order] = chosen
+        return out
+
+    def _begins_active(self, p: Packets, rows: Rows) -> Mask:
+        """bool[n]: a connection that begins with this packet counts as active after it."""
+        table = SECURE_TRANSITIONS if self._on("secure_tcp") == 3 else TRANSITIONS
+        # whether answers pass here or not: both columns of NONE end in states of one kind
+        return np.asarray((p.proto[rows] == TCP) & IS_ACTIVE[table[0, EVENT[p.flags[rows]], NO]])
+
+    def _connect_many(self, trip: Trip, rows: Rows, numbers: I32, dests: I32) -> tuple[I32, I32]:
+        """(connection, step number) of each: `_connect`, and what a first packet does to state, counters and timer."""
+        p, t = trip.pkts, self.conns
+        c = t.allocate_many(p.serial[rows] * 2 + 1)
+        self._plan_steps(dests)
+        addr, port, method = self._ends[dests].T
+        t.proto[c], t.mark[c] = p.proto[rows], p.mark[rows]
+        t.caddr[c], t.cport[c], t.vaddr[c], t.vport[c] = p.src[rows], p.sport[rows], p.dst[rows], p.dport[rows]
+        t.dest[c], t.daddr[c], t.method[c] = dests, addr, method
+        t.dport[c] = np.where(port == 0, p.dport[rows], port)
+        blind = method != MASQ
+        flags = np.where(blind, NO_OUTPUT, 0) | (TRACKED if self._on("conntrack") else 0)
+        tcp = p.proto[rows] == TCP
+        table = SECURE_TRANSITIONS if self._on("secure_tcp") == 3 else TRANSITIONS
+        state = np.where(tcp, table[blind * 2, EVENT[p.flags[rows]], NO], NO)
+        active = tcp & IS_ACTIVE[state]
+        t.flags[c] = np.where(active, flags, flags | INACTIVE)
+        t.state[c] = state
+        t.requests[c] = 1
+        t.service[c] = self._texts[numbers]
+        step = self._steps[dests]
+        alike = step[:, 0] >= 0
+        if not alike.all():  # a server without a port of its own: each port has its steps
+            for k in np.flatnonzero(~alike).tolist():
+                step[k] = self._steps_to(self._dests[int(dests[k])], int(t.dport[c[k]]))
+        t.known[c], t.answer[c] = step[:, 1], step[:, 2]
+        t.enlist_many(c)
+        n = len(self._dests)
+        more, busy = np.bincount(dests, minlength=n), np.bincount(dests[active], minlength=n)
+        for number in np.flatnonzero(more).tolist():
+            dest = self._dests[number]
+            if not self._heeds[dest.service.stat]:
+                dest.active += int(busy[number])
+                dest.inactive += int(more[number] - busy[number])
+        for where in (self._dest_stat[dests], self._service_stat[dests]):
+            self.counters[: self._stats_used, CONNS] += np.bincount(where, minlength=self._stats_used)
+        self.counters[0, CONNS] += len(c)
+        self._count(c, p.length[rows], IN_PACKETS, IN_BYTES)
+        timeouts, _ = self._state_times
+        t.timeout[c] = timeouts[np.where(tcp, state, len(STATES))]
+        t.deadline[c] = p.time[rows] + t.timeout[c]
+        self._alarm_many(c, self._rings(c))
+        return c, step[:, 0]
 
     def _may_serve(self, p: Packets, rows: Rows) -> Mask:
         """bool[n]: some service could want this packet."""
@@ -736,8 +1104,8 @@ class Ipvs:
         granule = granules[which]
         late = t.queued[conns] > (t.deadline[conns] // granule + 1) * granule
         if late.any():  # `ipvsadm --set` made the timeout shorter meanwhile
-            for c in set(conns[late].tolist()):
-                self._set_timer(c, int(t.deadline[c]))
+            some = np.unique(conns[late])
+            self._alarm_many(some, self._rings(some))
 
     @property
     def _state_times(self) -> tuple[I64, I64]:
@@ -774,7 +1142,7 @@ class Ipvs:
         """(what becomes of it, its connection or -1, step number): the in-hook for one TCP, UDP or SCTP packet."""
         p, t = trip.pkts, self.conns
         proto, now = int(p.proto[row]), int(p.time[row])
-        ask = Ask(proto, int(p.src[row]), int(p.sport[row]), int(p.dst[row]), int(p.dport[row]), int(p.mark[row]))
+        ask = _ask(p, row)
         c = t.find_client(*ask[:5]) if ask.cport else -1
         if c >= 0 and self._opens(p, row):
             gone = self._reopened(trip, row, c, now)
@@ -936,9 +1304,8 @@ class Ipvs:
                 dest = self._choose(trip, row, service, ask)
             made = None
             if dest is not None:
-                c = self._connect(
-                    ask, dest, dest.port or ask.vport, service, ONE_PACKET if service.one_packet else 0, now
-                )
+                flags = ONE_PACKET if service.one_packet else 0
+                c = self._connect(ask, dest, dest.port or ask.vport, service, flags, now, 2 * int(p.serial[row]) + 1)
                 made = c, service.step(service.scheduler.name, f"{dotted(dest.addr)}:{t.dport[c]}")
         if made is not None:
             c, step = made
@@ -950,7 +1317,7 @@ class Ipvs:
 
     def _choose(self, trip: Trip, row: int, service: Service, ask: Ask) -> Destination | None:
         scheduler = service.scheduler
-        draw = int(trip.random(np.array([row]), 0x1B5)[0]) if scheduler.name == "twos" else 0
+        draw = int(trip.random(np.array([row]), TWOS_SALT)[0]) if scheduler.name == "twos" else 0
         target = ask.caddr if ask.quoted else ask.vaddr  # the quoted packet goes to the client
         asked = Asked(ask.caddr, ask.cport, target, ask.vport, int(trip.pkts.time[row]), draw)
         if isinstance(scheduler, AddressCache):
@@ -984,7 +1351,7 @@ class Ipvs:
         """Nobody can take it."""
         p = trip.pkts
         if service.mark and not ask.quoted and self._on("cache_bypass") and self._elsewhere(ask.vaddr):
-            c = self._bypass(ask, service, int(p.time[row]))
+            c = self._bypass(ask, service, int(p.time[row]), 2 * int(p.serial[row]) + 1)
             return c, trip.paths.step_id(Step(None, f"ipvs: {service.text} bypassed"))
         if service.port == FTP and ask.vport != FTP:
             return None
@@ -1026,7 +1393,7 @@ class Ipvs:
             how = service.scheduler.name
             port = dest.port if ask.vport == service.port and service.port != FTP else 0
             key = Ask(proto, net, 0, vaddr, vport, ask.mark)
-            template = self._connect(key, dest, port, service, TEMPLATE, now)
+            template = self._connect(key, dest, port, service, TEMPLATE, now, 2 * int(trip.pkts.serial[row]))
             t.timeout[template] = service.timeout * SECOND
         else:
             dest = self._dests[int(t.dest[template])]
@@ -1037,7 +1404,8 @@ class Ipvs:
                 )
                 trip.choices[row] = self._told("template", service, why, dest)
         port = dest.port if ask.vport == service.port and dest.port else ask.vport
-        c = self._connect(ask, dest, port, service, ONE_PACKET if service.one_packet else 0, now)
+        flags = ONE_PACKET if service.one_packet else 0
+        c = self._connect(ask, dest, port, service, flags, now, 2 * int(trip.pkts.serial[row]) + 1)
         t.parent[c] = template
         t.children[template] += 1
         self._set_timer(template, now + int(t.timeout[template]))
@@ -1054,10 +1422,12 @@ class Ipvs:
         t.cport[c], t.vport[c], t.dport[c] = 0, 0xFFFF, 0xFFFF
         return False
 
-    def _connect(self, ask: Ask, dest: Destination, dport: int, service: Service, flags: int, now: int) -> int:
+    def _connect(
+        self, ask: Ask, dest: Destination, dport: int, service: Service, flags: int, now: int, serial: int
+    ) -> int:
         """A new connection, bound to its server and findable (but for one-packet ones)."""
         t = self.conns
-        c = t.allocate()
+        c = t.allocate(serial)
         t.proto[c], t.caddr[c], t.cport[c], t.vaddr[c], t.vport[c] = ask[:5]
         t.mark[c], t.daddr[c], t.dport[c], t.method[c] = ask.mark, dest.addr, dport, dest.method
         if ask.proto != UDP:
@@ -1072,9 +1442,7 @@ class Ipvs:
         t.deadline[c] = now + FIRST_TIMEOUT * SECOND
         paths = self.node.paths
         t.service[c] = paths.text_id(service.text)
-        where = f"{dotted(dest.addr)}:{dport}"
-        t.known[c] = paths.step_id(service.step("known", where))
-        t.answer[c] = paths.step_id(service.step("answer", where))
+        _, t.known[c], t.answer[c] = self._steps_to(dest, dport)
         if flags & TEMPLATE:
             dest.persistent += 1
         else:
@@ -1087,12 +1455,36 @@ class Ipvs:
         t.requests[c] = 0
         if not self._defending and self._on("drop_entry") == 3:
             self._defending = True
-            heapq.heappush(self._timers, (now // SECOND * SECOND + SECOND, 0, -3))
+            self._enqueue(now // SECOND * SECOND + SECOND, -3)
         return c
 
-    def _bypass(self, ask: Ask, service: Service, now: int) -> int:
+    def _steps_to(self, dest: Destination, port: int) -> tuple[int, int, int]:
+        """Numbers of the steps to a server, of a new connection and a known one, and of its answers."""
+        service, number = dest.service, self.node.paths.step_id
+        head, tail = (
+            f"ipvs: {service.text} ",
+            f" -> {dest.text if port == dest.port else f'{dotted(dest.addr)}:{port}'}",
+        )
+        name = service.scheduler.name
+        return (
+            number(Step(None, f"{head}{name}{tail}")),
+            number(Step(None, f"{head}known{tail}")),
+            number(Step(None, f"{head}answer{tail}")),
+        )
+
+    def _plan_steps(self, dests: I32) -> None:
+        """Fill in `_steps` for servers that always have the same port."""
+        missing = dests[self._steps[dests, 0] < 0]
+        if len(missing):
+            for number in np.unique(missing).tolist():
+                dest = self._dests[number]
+                port = dest.port or dest.service.port
+                if port:
+                    self._steps[number] = self._steps_to(dest, port)
+
+    def _bypass(self, ask: Ask, service: Service, now: int, serial: int) -> int:
         t = self.conns
-        c = t.allocate()
+        c = t.allocate(serial)
         t.proto[c], t.caddr[c], t.cport[c], t.vaddr[c], t.vport[c] = ask[:5]
         t.mark[c], t.daddr[c], t.dport[c], t.method[c] = ask.mark, 0, 0, BYPASS
         t.flags[c] = (
@@ -1163,10 +1555,16 @@ class Ipvs:
     def _refresh_ways(self, dests: I32) -> None:
         """Look up the way to servers whose way is older than the routes."""
         version = self.node.routing.version
-        seen = np.zeros(len(self._dests), bool)
-        seen[dests] = True
-        for number in np.flatnonzero(seen & (self._way[:, 0] != version)).tolist():
-            self._way[number] = (version, *self._look_up(self._dests[number].addr))
+        stale = dests[self._way[dests, 0] != version]
+        if not len(stale):
+            return
+        stale = np.unique(stale)
+        addrs = self._ends[stale, 0]
+        zero = np.zeros(len(addrs), np.uint32)
+        way = self.node.routing.output(addrs, zero, zero, np.zeros(len(addrs), np.uint8))
+        self._way[stale, 0] = version
+        for k, column in enumerate((way.kind, way.link, way.nexthop, way.mtu), 1):
+            self._way[stale, k] = np.asarray(column)
 
     def _look_up(self, addr: int) -> tuple[int, int, int, int]:
         zero = np.zeros(1, np.uint32)
@@ -1292,18 +1690,14 @@ class Ipvs:
         if not on.any():
             return
         on[on] = (ct.status[flows[on]] & CONFIRMED) == 0
-        for row, c in zip(rows[on].tolist(), conns[on].tolist(), strict=True):
-            if t.method[c] != MASQ and not reply:
-                continue
-            if t.flags[c] & ONE_PACKET:
-                continue
-            flow = int(p.ct[row])
-            src, dst, sport, dport, proto = ct.reply(flow)
-            if reply:
-                dst, dport = int(t.vaddr[c]), dport if proto == ICMP else int(t.vport[c])
-            else:
-                src, sport = int(t.daddr[c]), sport if proto == ICMP else int(t.dport[c])
-            ct.alter_reply(flow, (src, dst, sport, dport, proto))
+        if not reply:
+            on &= t.method[conns] == MASQ
+        on &= (t.flags[conns] & ONE_PACKET) == 0
+        c = conns[on]
+        if reply:
+            ct.alter_replies(flows[on], "dst", t.vaddr[c], t.vport[c])
+        else:
+            ct.alter_replies(flows[on], "src", t.daddr[c], t.dport[c])
 
     def _wrap(self, trip: Trip, row: int, c: int) -> None:
         """Put a packet into an outer IP header (and GRE's, or UDP's and GUE's), as a new packet of the node's."""
@@ -1376,16 +1770,17 @@ class Ipvs:
         if not hit.any():
             return
         r, c = r[hit], found[hit]
+        left = np.arange(len(r))
         if len(r) > FEW:
-            odd = np.zeros(t.capacity, bool)
-            odd[c[~self._same_state(p, r, c, True)]] = True
-            calm = ~odd[c]
-            if calm.any():
-                self._touch(c[calm], p.time[r[calm]])
-            left = np.flatnonzero(~calm).tolist()
-        else:
-            left = list(range(len(r)))
-        for k in left:
+            moves = t.among(c, c[~self._same_state(p, r, c, True)])
+            if not moves.all():
+                self._touch(c[~moves], p.time[r[~moves]])
+            left = np.flatnonzero(moves)
+            some = left[p.proto[r[left]] != SCTP]
+            if len(some):
+                moves[some[self._move_many(p, r[some], c[some], True)]] = False
+                left = np.flatnonzero(moves)
+        for k in left.tolist():
             row, conn = int(r[k]), int(c[k])
             self._next_state(conn, int(p.proto[row]), p, row, True)
             self._set_timer(conn, int(p.time[row]) + int(t.timeout[conn]))
@@ -1649,7 +2044,15 @@ class Ipvs:
     @property
     def next_due(self) -> int:
         """ns before which no timer falls due (a lower bound), 2**62 when there is none."""
-        return self._timers[0][0] if self._timers else NEVER
+        return self._timers[0] if self._timers else NEVER
+
+    def _enqueue(self, at: int, what: int) -> None:
+        due = self._due.get(at)
+        if due is None:
+            self._due[at] = [what]
+            heapq.heappush(self._timers, at)
+        else:
+            due.append(what)
 
     def _granule(self, timeout: int) -> int:
         """ns that a timer of this length is rounded up to.
@@ -1675,27 +2078,74 @@ class Ipvs:
         self._alarm(c, self._ring(c))
 
     def _alarm(self, c: int, at: int) -> None:
+        if at < self.conns.queued[c]:
+            self.conns.queued[c] = at
+            self._enqueue(at, c)
+
+    def _rings(self, conns: I32) -> I64:
+        """int64[n]: `_ring` of many."""
         t = self.conns
-        if at < t.queued[c]:
-            t.queued[c] = at
-            heapq.heappush(self._timers, (at, -int(t.serial[c]), c))
+        tick = SECOND // self.node.hz
+        level = np.searchsorted(63 * tick * (8 ** np.arange(9)), t.timeout[conns], side="right")
+        granule = tick * 8**level
+        return np.asarray((t.deadline[conns] // granule + 1) * granule)
+
+    def _alarm_many(self, conns: I32, at: I64) -> None:
+        """`_alarm` for many, each of them once."""
+        sooner = at < self.conns.queued[conns]
+        conns, at = conns[sooner], at[sooner]
+        self.conns.queued[conns] = at
+        times, place = np.unique(at, return_inverse=True)
+        for k, time in enumerate(times.tolist()):
+            due = self._due.get(time)
+            if due is None:
+                due = self._due[time] = []
+                heapq.heappush(self._timers, time)
+            due += (conns if len(times) == 1 else conns[place == k]).tolist()
 
     def advance(self, now: int) -> None:
         """Let every timer ring that falls due until `now`, in order of time."""
         t, timers = self.conns, self._timers
-        while timers and timers[0][0] <= now:
-            at, serial, c = heapq.heappop(timers)
-            if c < 0:
-                SPECIAL[c](self, at)
-                continue
-            if not t.live[c] or t.serial[c] != -serial or t.queued[c] != at:
-                continue
-            t.queued[c] = NEVER
-            if int(t.deadline[c]) > at:
-                self._alarm(c, self._ring(c))
-                continue
-            self._expire(c, at)
-            self._over()
+        while timers and timers[0] <= now:
+            at = heapq.heappop(timers)
+            due = np.array(self._due.pop(at), np.int32)
+            conns = due[due >= 0]
+            conns = np.unique(conns[t.live[conns] & (t.queued[conns] == at)])
+            if len(conns):
+                t.queued[conns] = NEVER
+                late = t.deadline[conns] > at
+                if late.any():
+                    again = conns[late]
+                    self._alarm_many(again, self._rings(again))
+                self._expire_many(conns[~late], at)
+                self._over()
+            for special in np.sort(due[due < 0]).tolist():
+                SPECIAL[special](self, at)
+
+    def _expire_many(self, conns: I32, now: int) -> None:
+        """`_expire` for all of these, youngest first."""
+        t = self.conns
+        conns = conns[np.argsort(-t.serial[conns], kind="stable")]
+        if len(conns) > FEW:  # those that control others go after those
+            plain = (t.children[conns] == 0) & ((t.flags[conns] & (TRACKED | TEMPLATE)) == 0) & (t.dest[conns] >= 0)
+            c = conns[plain]
+            conns = conns[~plain]
+            t.delist_many(c)
+            t.live[c] = False
+            parents = t.parent[c]
+            np.subtract.at(t.children, parents[parents >= 0], 1)
+            t.parent[c] = -1
+            idle = (t.flags[c] & INACTIVE) != 0
+            n = len(self._dests)
+            quiet, busy = np.bincount(t.dest[c[idle]], minlength=n), np.bincount(t.dest[c[~idle]], minlength=n)
+            for number in np.flatnonzero(quiet + busy).tolist():
+                dest = self._dests[number]
+                dest.inactive -= int(quiet[number])
+                dest.active -= int(busy[number])
+                dest.relieved()
+            self._spent += c.tolist()
+        for c in conns.tolist():
+            self._expire(c, now)
 
     def _expire_now(self, c: int, now: int) -> None:
         """It goes with the next tick of the timer."""
@@ -1705,10 +2155,10 @@ class Ipvs:
     def look(self, now: int) -> None:
         """Somebody looks at the tables, which takes longer than a tick: what was told to go has gone by then."""
         self.advance(now)
-        if self._timers and self._timers[0][0] <= self._tick_after(now):
+        soon = self._tick_after(now)
+        if self._timers and self._timers[0] <= soon:
             t = self.conns
-            for c in np.flatnonzero(t.live & (t.deadline <= now) & (t.queued <= self._tick_after(now))).tolist():
-                self._expire(c, now)
+            self._expire_many(np.flatnonzero(t.live & (t.deadline <= now) & (t.queued <= soon)).astype(np.int32), now)
             self._over()
 
     def _tick_after(self, now: int) -> int:
@@ -1764,7 +2214,7 @@ class Ipvs:
     def _flush_orphans(self, now: int) -> None:
         """expire_nodest_conn: connections of deleted servers go, and templates that then control nothing."""
         t = self.conns
-        for c in np.flatnonzero(t.live).tolist():
+        for c in self._by_age(t.live):
             dest = int(t.dest[c])
             if not t.live[c] or dest < 0 or self._up[dest] or t.children[c]:
                 continue
@@ -1773,6 +2223,11 @@ class Ipvs:
             if parent >= 0 and t.live[parent] and not t.children[parent]:
                 self._expire(parent, now, deleted=True)
         self._over()
+
+    def _by_age(self, which: Mask) -> list[int]:
+        """Numbers of connections, the oldest first."""
+        conns = np.flatnonzero(which)
+        return list(conns[np.argsort(self.conns.serial[conns], kind="stable")].tolist())
 
     def _drop_entries(self, now: int) -> None:
         """drop_entry = 3: every second, of a 32nd of all connections, those go that are not open yet, some that idle.
@@ -1783,8 +2238,8 @@ class Ipvs:
         self._defending = self._on("drop_entry") == 3
         if not self._defending:
             return
-        heapq.heappush(self._timers, (now + SECOND, 0, -3))
-        for c in np.flatnonzero(t.live & ((t.flags & TEMPLATE) == 0)).tolist():
+        self._enqueue(now + SECOND, -3)
+        for c in self._by_age(t.live & ((t.flags & TEMPLATE) == 0)):
             mixed = (int(t.serial[c]) * 0x9E3779B1 ^ now // SECOND) & 0xFFFFFFFF
             if siphash13(mixed, self.node.seed ^ 0xD2) & 31 == 0 and t.live[c] and not t.children[c]:
                 proto, state = int(t.proto[c]), int(t.state[c])
@@ -1819,7 +2274,7 @@ class Ipvs:
                 kept.append(dest)
         self._trash = kept
         if kept:
-            heapq.heappush(self._timers, (now + TRASH_LIFE // 2, 0, -2))
+            self._enqueue(now + TRASH_LIFE // 2, -2)
 
     # ---- changes -----------------------------------------------------------------------------------------------
 
@@ -1827,7 +2282,7 @@ class Ipvs:
 
     def _begin_rating(self, now: int) -> None:
         self._rating = True
-        heapq.heappush(self._timers, ((now // ROUND + 1) * ROUND, 0, -4))
+        self._enqueue((now // ROUND + 1) * ROUND, -4)
 
     def _read_counters(self, now: int) -> None:
         """Every two seconds: the averages move a quarter of the way to what these two seconds were.
@@ -1835,7 +2290,7 @@ class Ipvs:
         Linux keeps them as integers, connections and packets in 1/1024, bytes in 1/32 a second.
         """
         if not self._on("run_estimation"):
-            heapq.heappush(self._timers, (now + ROUND, 0, -4))
+            self._enqueue(now + ROUND, -4)
             return
         n = self._stats_used
         rates = (self.counters[:n] - self._read_last[:n]) << RATE_SHIFT
@@ -1843,7 +2298,7 @@ class Ipvs:
         self._averages[:n] += (rates - self._averages[:n]) >> 2
         self._rating = bool(rates.any() or self._averages[:n].any())
         if self._rating:
-            heapq.heappush(self._timers, (now + ROUND, 0, -4))
+            self._enqueue(now + ROUND, -4)
 
     def rates(self, stat: int) -> list[int]:
         """Connections, packets in and out, bytes in and out, all a second, as `ipvsadm --rate` has them."""
@@ -1855,6 +2310,10 @@ class Ipvs:
             self.counters = np.concatenate([self.counters, np.zeros_like(self.counters)])
             self._averages = np.concatenate([self._averages, np.zeros_like(self._averages)])
             self._read_last = np.concatenate([self._read_last, np.zeros_like(self._read_last)])
+            self._heeds = np.concatenate([self._heeds, np.zeros_like(self._heeds)])
+            self._room = np.concatenate([self._room, np.zeros_like(self._room)])
+            self._texts = np.concatenate([self._texts, np.zeros_like(self._texts)])
+            self._planned = np.concatenate([self._planned, np.full_like(self._planned, -1)])
         self._stats_used += 1
         return self._stats_used - 1
 
@@ -1865,14 +2324,25 @@ class Ipvs:
         self.set_scheduler(service, scheduler)
         service.stat = self._new_stat()
         self.services.append(service)
+        self._by_stat[service.stat] = service
+        self.changed(service)
         if service.mark:
             self._by_mark[service.mark] = service
         else:
             self._by_address[service.proto, service.addr, service.port] = service
-            self._service_table.add_one(_service_key(service))
+            number = self._service_table.add_one(_service_key(service))
+            if number >= len(self._stat_of_key):
+                self._stat_of_key = np.concatenate([self._stat_of_key, np.zeros(number + 64, np.int32)])
+            self._stat_of_key[number] = service.stat
         if service.mark or service.port in (0, FTP):
             self._wildcards += 1
             self._ftp += service.port == FTP
+
+    def changed(self, service: Service) -> None:
+        """Its settings or its servers are others than they were."""
+        self._version += 1
+        self._heeds[service.stat] = service.scheduler.LOADS or any(d.upper for d in service.destinations)
+        self._steps[[d.number for d in service.destinations]] = -1
 
     def set_scheduler(self, service: Service, name: str) -> None:
         """Let another scheduler choose. It begins afresh, unless it is the one that the service has."""
@@ -1889,6 +2359,8 @@ class Ipvs:
     def delete_service(self, service: Service, now: int) -> None:
         """Its servers are deleted with it; connections stay."""
         self.services.remove(service)
+        del self._by_stat[service.stat]
+        self._version += 1
         if service.mark:
             del self._by_mark[service.mark]
         else:
@@ -1914,10 +2386,9 @@ class Ipvs:
             dest = Destination(len(self._dests), service, addr, port)
             self._dests.append(dest)
             dest.stat = self._new_stat()
-            self._up = np.append(self._up, True)
-            self._dest_stat = np.append(self._dest_stat, np.int32(dest.stat))
-            self._service_stat = np.append(self._service_stat, np.int32(service.stat))
-            self._way = np.concatenate([self._way, np.full((1, 5), -1, np.int64)])
+            if dest.number >= len(self._up):
+                self._more_servers()
+            self._dest_stat[dest.number] = dest.stat
         else:
             self._trash.remove(dest)
             if dest.service is not service:
@@ -1932,6 +2403,16 @@ class Ipvs:
         self._set_up(dest, service, how)
         service.destinations.insert(0, dest)
         service.scheduler.added(dest)
+        self.changed(service)
+
+    def _more_servers(self) -> None:
+        n = max(64, len(self._up))
+        for name, empty in (
+            ("_up", False), ("_dest_stat", 0), ("_service_stat", 0), ("_way", -1), ("_steps", -1), ("_ends", 0)
+        ):  # fmt: skip
+            column = getattr(self, name)
+            more = np.full((n, *column.shape[1:]), empty, column.dtype)
+            setattr(self, name, np.concatenate([column, more]))
 
     def _set_up(self, dest: Destination, service: Service, how: Settings) -> None:
         dest.available = True
@@ -1944,6 +2425,7 @@ class Ipvs:
         if how.upper == 0 or how.upper > dest.upper:
             dest.overloaded = False
         dest.upper, dest.lower = how.upper, how.lower
+        self._ends[dest.number] = dest.addr, dest.port, dest.method
 
     @staticmethod
     def _check_thresholds(how: Settings) -> None:
@@ -1955,6 +2437,7 @@ class Ipvs:
         self._check_thresholds(how)
         self._set_up(dest, service, how)
         service.scheduler.edited(dest)
+        self.changed(service)
 
     def set_timeouts(self, tcp: int, tcp_fin: int, udp: int) -> None:
         """`ipvsadm --set`, in seconds; 0 keeps what is."""
@@ -1968,13 +2451,13 @@ class Ipvs:
         self._up[dest.number] = False
         dest.idle = -1
         if not self._trash:
-            heapq.heappush(self._timers, (now + TRASH_LIFE // 2, 0, -2))
+            self._enqueue(now + TRASH_LIFE // 2, -2)
         self._trash.append(dest)
         self._server_uses[dest.addr] -= 1
         if not self._server_uses[dest.addr]:
             self._servers.remove_one(self._servers.find_one(dest.addr))
         if self._on("expire_nodest_conn"):
-            heapq.heappush(self._timers, (now, 0, -1))
+            self._enqueue(now, -1)
 
     def delete_destination(self, service: Service, dest: Destination, now: int) -> None:
         """Connections that it has stay, and wait for it (or go, with expire_nodest_conn)."""
@@ -1982,6 +2465,7 @@ class Ipvs:
         del service.destinations[place]
         dest.available = False
         service.scheduler.deleted(dest, place)
+        self.changed(service)
         self._bin(dest, now)
 
     def flush(self, now: int) -> None:
@@ -2012,6 +2496,10 @@ class Ipvs:
         for c in live.tolist():
             assert t.children[c] == int((t.parent[live] == c).sum()), "children of a template"
             assert t.queued[c] <= self._ring(c), "a timer that rings too late"
+        for index in (t.client, t.server):
+            used = np.zeros(len(index.heads), bool)
+            used[index.table.ids()] = True
+            assert ((index.heads >= 0) == used).all(), "heads of keys"
         t.client.table.check()
         t.server.table.check()
 
@@ -2029,6 +2517,44 @@ SPECIAL: dict[int, Callable[[Ipvs, int], None]] = {
     -3: Ipvs._drop_entries,
     -4: Ipvs._read_counters,
 }
+
+
+def _ask(p: Packets, row: int) -> Ask:
+    """Who sent this packet, and to whom."""
+    return Ask(
+        int(p.proto[row]), int(p.src[row]), int(p.sport[row]), int(p.dst[row]), int(p.dport[row]), int(p.mark[row])
+    )
+
+
+def _ends(p: Packets, rows: Rows) -> NDArray[np.uint64]:
+    """uint64[n]: protocol, address and port of each packet's sender."""
+    port = p.sport[rows].astype(np.uint64) | p.proto[rows].astype(np.uint64) << np.uint64(16)
+    return np.asarray(p.src[rows].astype(np.uint64) << np.uint64(32) | port)
+
+
+def _ranks(numbers: I32) -> NDArray[np.intp]:
+    """intp[n]: how many of the same number stand before each."""
+    order = np.argsort(numbers, kind="stable")
+    ordered = numbers[order]
+    at = np.arange(len(order))
+    first = np.ones(len(order), bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    out = np.empty(len(order), np.intp)
+    out[order] = at - np.maximum.accumulate(np.where(first, at, 0))
+    return out
+
+
+def _repeated(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> Mask:
+    """bool[n]: the same two words stand before (or, very rarely, other ones that mix to the same)."""
+    mixed = first * np.uint64(0x9E3779B97F4A7C15)
+    mixed ^= mixed >> np.uint64(29)
+    mixed += second
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    order = np.argsort(mixed, kind="stable")
+    ordered = mixed[order]
+    out = np.zeros(len(order), bool)
+    out[order[1:]] = ordered[1:] == ordered[:-1]
+    return out
 
 
 def _meeting(a: Rows, b: Rows) -> int:

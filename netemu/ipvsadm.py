@@ -530,6 +530,7 @@ class Command:
         ipvs.set_scheduler(service, scheduler)
         service.flags, service.timeout, service.netmask = wish.flags, wish.timeout, wish.netmask
         service.one_packet = wish.one_packet
+        ipvs.changed(service)
 
     def _settings(self, service: Service) -> str:
         """Read the options of a service into it; the scheduler's name."""

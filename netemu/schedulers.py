@@ -48,11 +48,15 @@ class Scheduler:
 
     FLAGS   names of its `-b` flags, lowest bit first
     PURE    the answer depends on the packet's addresses and the servers only; nothing is remembered
+    LOADS   it depends on how many connections servers have
+    MANY    there is a `choose_many`
     """
 
     name: ClassVar[str] = ""
     FLAGS: ClassVar[tuple[str, ...]] = ()
     PURE: ClassVar[bool] = False
+    LOADS: ClassVar[bool] = False
+    MANY: ClassVar[bool] = False
 
     def __init_subclass__(cls, *, name: str = "") -> None:
         if name:  # else a family of schedulers
@@ -80,6 +84,10 @@ class Scheduler:
 
     def choose(self, asked: Asked) -> Destination | None:
         """The server for this new connection, or None when no server takes it."""
+        raise NotImplementedError
+
+    def choose_many(self, src: U32, sport: U16, dst: U32) -> I32:
+        """What `choose` says of new connections one after the other: places in `servers`, -1 for nobody."""
         raise NotImplementedError
 
     def why(self, asked: Asked, chosen: Destination) -> str:
@@ -117,6 +125,8 @@ def lightest(servers: list[Destination], cost: Any) -> Destination | None:
 class RoundRobin(Scheduler, name="rr"):
     """Each in turn, weights only asked whether they are 0. Starts with the newest, since that heads the list."""
 
+    MANY = True
+
     def __init__(self, service: Service) -> None:
         super().__init__(service)
         self.last: Destination | None = None  # None: before the head
@@ -134,6 +144,16 @@ class RoundRobin(Scheduler, name="rr"):
                 self.last = dest
                 return dest
         return None
+
+    def choose_many(self, src: U32, sport: U16, dst: U32) -> I32:
+        servers = self.servers
+        start = servers.index(self.last) + 1 if self.last is not None else 0
+        turn = [k % len(servers) for k in range(start, start + len(servers)) if eligible(servers[k % len(servers)])]
+        if not turn:
+            return np.full(len(src), -1, np.int32)
+        out: I32 = np.array(turn, np.int32)[np.arange(len(src)) % len(turn)]
+        self.last = servers[int(out[-1])]
+        return out
 
     def why(self, asked: Asked, chosen: Destination) -> str:
         return "its turn: the first behind the one chosen last that takes connections"
@@ -213,6 +233,8 @@ class WeightedRoundRobin(Scheduler, name="wrr"):
 class LeastConnection(Scheduler, name="lc"):
     """Fewest connections wins."""
 
+    LOADS = True
+
     def choose(self, asked: Asked) -> Destination | None:
         return min(filter(eligible, self.servers), key=overhead, default=None)
 
@@ -222,6 +244,8 @@ class LeastConnection(Scheduler, name="lc"):
 
 class WeightedLeastConnection(Scheduler, name="wlc"):
     """Fewest connections for its weight wins. ipvsadm's default."""
+
+    LOADS = True
 
     def choose(self, asked: Asked) -> Destination | None:
         return lightest(self.servers, overhead)
@@ -234,6 +258,8 @@ class WeightedLeastConnection(Scheduler, name="wlc"):
 class ShortestExpectedDelay(Scheduler, name="sed"):
     """Fewest active connections for its weight, the new one counted in."""
 
+    LOADS = True
+
     def choose(self, asked: Asked) -> Destination | None:
         return lightest(self.servers, expected)
 
@@ -243,6 +269,8 @@ class ShortestExpectedDelay(Scheduler, name="sed"):
 
 class NeverQueue(Scheduler, name="nq"):
     """Whoever is idle, first in the list; when nobody is, as sed."""
+
+    LOADS = True
 
     def choose(self, asked: Asked) -> Destination | None:
         for d in self.servers:
@@ -269,6 +297,8 @@ class FailOver(Scheduler, name="fo"):
 class OverFlow(Scheduler, name="ovf"):
     """Everything to the greatest weight, until it has more active connections than its weight; then the next."""
 
+    LOADS = True
+
     def choose(self, asked: Asked) -> Destination | None:
         room = (d for d in self.servers if eligible(d) and d.active <= d.weight)
         return max(room, key=lambda d: d.weight, default=None)
@@ -279,6 +309,8 @@ class OverFlow(Scheduler, name="ovf"):
 
 class PowerOfTwos(Scheduler, name="twos"):
     """Two drawn by weight; the less busy of them. Linux draws at random, netemu from its seed."""
+
+    LOADS = True
 
     def choose(self, asked: Asked) -> Destination | None:
         servers = [d for d in self.servers if eligible(d)]
@@ -308,7 +340,7 @@ class PowerOfTwos(Scheduler, name="twos"):
 class AddressHash(Scheduler):
     """A table of slots filled with servers, and a hash of the packet's address that points into it."""
 
-    PURE = True
+    PURE = MANY = True
     port_flag: ClassVar[str] = ""
     fallback_flag: ClassVar[str] = ""
 
@@ -360,19 +392,18 @@ class AddressHash(Scheduler):
                     return dest
         return None
 
-    def choose_many(self, addrs: U32, ports: U16) -> I32:
-        """Places in `servers` for many addresses and ports (those that `key` would give), -1 for nobody.
-
-        Cost     one hash and two gathers an address; slots whose server takes nobody go one by one
-        """
+    def choose_many(self, src: U32, sport: U16, dst: U32) -> I32:
+        """As Scheduler says. Cost: one hash and two gathers each; slots whose server takes nobody go one by one."""
         if not self.slots:
-            return np.full(len(addrs), -1, np.int32)
+            return np.full(len(src), -1, np.int32)
+        addrs = dst if isinstance(self, DestinationHash) else src
+        ports = sport if self.port_flag in self.service.flags else np.zeros_like(sport)
         place = {id(d): k for k, d in enumerate(self.servers)}
         table = np.array([place[id(d)] for d in self.slots], np.int32)
         able = np.array([eligible(d) for d in self.servers], bool)
         out: I32 = table[self.slot(addrs.astype(np.uint64), ports.astype(np.uint64)).astype(np.int64)]
         for k in np.flatnonzero(~able[out]).tolist():
-            dest = self.choose(Asked(int(addrs[k]), int(ports[k]), int(addrs[k]), 0))
+            dest = self.choose(Asked(int(src[k]), int(sport[k]), int(dst[k]), 0))
             out[k] = -1 if dest is None else place[id(dest)]
         return out
 
@@ -477,6 +508,8 @@ class Remembered:
 
 class AddressCache(Scheduler):
     """Remembers what destination addresses had, and forgets addresses that nobody asks for."""
+
+    LOADS = True
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
