@@ -991,9 +991,10 @@ class Ipvs:
         times = p.time[rows[order]].tolist()
         active = self._begins_active(p, rows[order]).tolist()
         chosen: list[int] = []
+        heeds, which = self._heeds[ordered].tolist(), ordered.tolist()
         begin = 0
         for end in [*edges.tolist(), len(rows)]:
-            service = self._by_stat[int(ordered[begin])]
+            service = self._by_stat[which[begin]]
             scheduler = service.scheduler
             if isinstance(scheduler, AddressCache):
                 scheduler.expiration = self._on(f"{scheduler.name}_expiration") * SECOND
@@ -1004,19 +1005,15 @@ class Ipvs:
                 chosen += listed[places].tolist()
                 begin = end
                 continue
-            heeds = bool(self._heeds[service.stat])
-            draws = (
-                trip.random(rows[order[begin:end]], TWOS_SALT).tolist()
-                if scheduler.name == "twos"
-                else [0] * (end - begin)
-            )
+            draws = trip.random(rows[order[begin:end]], TWOS_SALT).tolist() if scheduler.name == "twos" else None
             for k in range(begin, end):
-                dest = scheduler.choose(Asked(src[k], sport[k], dst[k], dport[k], times[k], draws[k - begin]))
+                draw = 0 if draws is None else draws[k - begin]
+                dest = scheduler.choose(Asked(src[k], sport[k], dst[k], dport[k], times[k], draw))
                 if dest is None:
                     chosen.append(-1)
                     continue
                 chosen.append(dest.number)
-                if heeds:  # the next one wants to know; the others are counted together
+                if heeds[begin]:  # the next one wants to know; the others are counted together
                     if active[k]:
                         dest.active += 1
                     else:
@@ -1460,27 +1457,36 @@ class Ipvs:
 
     def _steps_to(self, dest: Destination, port: int) -> tuple[int, int, int]:
         """Numbers of the steps to a server, of a new connection and a known one, and of its answers."""
-        service, number = dest.service, self.node.paths.step_id
-        head, tail = (
-            f"ipvs: {service.text} ",
-            f" -> {dest.text if port == dest.port else f'{dotted(dest.addr)}:{port}'}",
-        )
-        name = service.scheduler.name
+        service = dest.service
+        if port == (dest.port or service.port):
+            if self._steps[dest.number, 0] < 0:
+                self._plan_steps(np.array([dest.number], np.int32))
+            new, known, answer = self._steps[dest.number].tolist()
+            return new, known, answer
+        where, number = f"{dotted(dest.addr)}:{port}", self.node.paths.step_id
         return (
-            number(Step(None, f"{head}{name}{tail}")),
-            number(Step(None, f"{head}known{tail}")),
-            number(Step(None, f"{head}answer{tail}")),
+            number(service.step(service.scheduler.name, where)),
+            number(service.step("known", where)),
+            number(service.step("answer", where)),
         )
 
     def _plan_steps(self, dests: I32) -> None:
-        """Fill in `_steps` for servers that always have the same port."""
-        missing = dests[self._steps[dests, 0] < 0]
-        if len(missing):
-            for number in np.unique(missing).tolist():
-                dest = self._dests[number]
-                port = dest.port or dest.service.port
-                if port:
-                    self._steps[number] = self._steps_to(dest, port)
+        """Fill in `_steps` for servers that always have the same port. The texts are made when somebody looks."""
+        missing = np.unique(dests[self._steps[dests, 0] < 0])
+        told: list[tuple[Destination, Service, str]] = []
+        for number in missing.tolist():
+            dest = self._dests[number]
+            if dest.port or dest.service.port:
+                told.append((dest, dest.service, dest.service.scheduler.name))
+
+        def make(k: int) -> Step:
+            dest, service, name = told[k // 3]
+            where = f"{dotted(dest.addr)}:{dest.port or service.port}"
+            return service.step((name, "known", "answer")[k % 3], where)
+
+        if told:
+            first = self.node.paths.steps.reserve(3 * len(told), make)
+            self._steps[[dest.number for dest, _, _ in told]] = first + np.arange(3 * len(told)).reshape(-1, 3)
 
     def _bypass(self, ask: Ask, service: Service, now: int, serial: int) -> int:
         t = self.conns
@@ -1782,8 +1788,11 @@ class Ipvs:
                 left = np.flatnonzero(moves)
         for k in left.tolist():
             row, conn = int(r[k]), int(c[k])
+            before, so_far = t.timeout[conn], int(t.deadline[conn])
             self._next_state(conn, int(p.proto[row]), p, row, True)
-            self._set_timer(conn, int(p.time[row]) + int(t.timeout[conn]))
+            until = int(p.time[row]) + int(t.timeout[conn])
+            # a later request was maybe here before it: see _touch
+            self._set_timer(conn, max(until, so_far) if before == t.timeout[conn] else until)
         answers = t.answer[c]
         trip.service[r] = t.service[c]
         trip.step(r, answers)
