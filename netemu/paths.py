@@ -160,6 +160,26 @@ class Paths:
             more = np.zeros(max(n - size, size), np.int32)
             self._parent, self._last = np.concatenate([self._parent, more]), np.concatenate([self._last, more])
 
+    def unrolled(self, paths: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The steps of many paths: (numbers of all steps, path after path, first to last; how many each path has)."""
+        here = paths.astype(np.int64)
+        at = np.arange(len(here))
+        sizes = np.zeros(len(here), np.int64)
+        levels: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = []
+        while True:
+            going = np.flatnonzero(here)
+            if not len(going):
+                break
+            at, here = at.take(going), here.take(going)
+            levels.append((at, self._last.take(here)))
+            sizes[at] += 1
+            here = self._parent.take(here).astype(np.int64)
+        ends = np.cumsum(sizes)
+        out = np.empty(int(ends[-1]) if len(ends) else 0, np.int64)
+        for level, (who, steps) in enumerate(levels):
+            out[ends.take(who) - 1 - level] = steps
+        return out, sizes
+
     def unfold(self, path: int) -> tuple[Step, ...]:
         """The steps of a path, first to last."""
         got = self._unfolded.get(path)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from worlds import World, play, replayed, worlds
 
 from netemu import report
 from netemu.capture import read_capture, write_pcap
@@ -89,7 +90,7 @@ def every(journeys: Journeys) -> np.ndarray:
 
 
 def objects(journeys: Journeys) -> list[dict[str, object]]:
-    file = io.StringIO()
+    file = io.BytesIO()
     report.JsonLines(file).write(journeys, every(journeys))
     return [json.loads(line) for line in file.getvalue().splitlines()]
 
@@ -130,15 +131,106 @@ def test_json_agrees_with_the_journeys(journeys: Journeys) -> None:
 
 
 def test_csv_says_the_same(journeys: Journeys) -> None:
-    file = io.StringIO()
+    file = io.BytesIO()
     report.Csv(file).write(journeys, every(journeys))
-    file.seek(0)
-    for row, line in zip(csv.DictReader(file), objects(journeys), strict=True):
+    for row, line in zip(csv.DictReader(io.StringIO(file.getvalue().decode())), objects(journeys), strict=True):
         assert tuple(row) == report.FLAT
         assert int(row["packet"]) == line["packet"]
         assert row["fate"] == line["fate"]
         assert row["path"].split(" | ") == line["path"]
         assert row["out"] == (line["out"] or "")
+
+
+def record(part: Journeys, row: int) -> dict[str, object]:
+    """What is told of one packet, found out packet by packet."""
+    journey, before, pkts = part[row], {k: int(v[row]) for k, v in part.before.items()}, part.pkts
+    proto, kind = before["proto"], int(pkts.icmp_type[row])
+    ends: dict[str, object] = {"src": report.address(before["src"]), "dst": report.address(before["dst"])}
+    if proto in report.PORTED:
+        ends = {"src": ends["src"], "sport": before["sport"], "dst": ends["dst"], "dport": before["dport"]}
+    elif proto == 1:
+        asked = before["icmp_id"] if kind in report.ICMP_QUERIES else None
+        ends |= {"type": kind, "code": int(pkts.icmp_code[row]), "id": asked}
+    links = [link for link, _ in journey.out]
+    return {
+        "packet": journey.packet,
+        "time": report.seconds(int(pkts.time[row])),
+        "in": journey.link,
+        "proto": report.PROTOCOLS.get(proto, str(proto)),
+        **ends,
+        "fate": journey.fate,
+        "reason": journey.reason,
+        "out": links[0] if len(links) == 1 else links or None,
+        "state": journey.state,
+        "service": journey.service,
+        "rules_evaluated": journey.rules_evaluated,
+        "rewrites": {k: list(v) for k, v in report.first_and_last(journey.rewrites).items()},
+        "path": [str(step) for step in journey.steps],
+    }
+
+
+def flat(record: dict[str, object]) -> dict[str, object]:
+    """The same in cells of text or numbers, None for nothing."""
+    out, rewrites = record["out"], record["rewrites"]
+    assert isinstance(rewrites, dict) and isinstance(record["path"], list)
+    return {name: record.get(name) for name in report.FLAT} | {
+        "out": " ".join(out) if isinstance(out, list) else out,
+        "rewrites": " ".join(f"{k}={old}->{new}" for k, (old, new) in rewrites.items()) or None,
+        "path": " | ".join(record["path"]),
+    }
+
+
+@given(worlds())
+def test_every_report_says_what_the_journeys_say(world: World) -> None:
+    events, _ = play(world.node(), world.choices)
+    _, journeys = replayed(world, events, None)
+    records = [record(part, row) for part in journeys.parts for row in range(len(part))]
+    json_lines, table = io.BytesIO(), io.BytesIO()
+    for writer in (report.JsonLines(json_lines), report.Csv(table)):
+        for part in journeys.parts:
+            some = len(part) // 3
+            writer.write(part, np.arange(some))
+            writer.write(part, np.arange(some, len(part)))
+        writer.close()
+    lines = json_lines.getvalue().decode().splitlines()
+    assert [json.loads(line, parse_float=str) for line in lines] == records
+    assert lines == [json.dumps(json.loads(line)) for line in lines]
+    rows = csv.DictReader(io.StringIO(table.getvalue().decode()))
+    assert list(rows) == [{k: "" if v is None else str(v) for k, v in flat(r).items()} for r in records]
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        return
+    file = io.BytesIO()
+    parquet = report.Parquet(file)
+    for part in journeys.parts:
+        parquet.write(part, every(part))
+    parquet.close()
+    file.seek(0)
+    assert pyarrow.parquet.read_table(file).to_pylist() == [flat(r) | {"time": float(str(r["time"]))} for r in records]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100, 9_000])
+def test_lines_of_many_packets_are_those_of_each(node: Node, size: int) -> None:
+    """However many there are, and however alike."""
+    rng = np.random.default_rng(size)
+    ends = rng.integers(1, 60, (size, 2)) if size % 2 else rng.integers(1, 250, (size, 2))
+    kinds = (
+        "tcp 10.0.0.{}:4000 > 10.0.0.1:{} S",
+        "udp 192.168.0.{}:53 > 10.0.0.9:{}",
+        "icmp 10.0.0.{} > 10.0.0.1 id {}",
+    )
+    packets = tuple(kinds[k % 3].format(a + 1, b) for k, (a, b) in enumerate(ends.tolist()))
+    parts = list(node.stream(read_capture(trace(packets, (1, 1_000, 10**6, 10**9, 7)[size % 5]))))
+    for kind in (report.JsonLines, report.Csv):
+        together, alone = io.BytesIO(), io.BytesIO()
+        many, one = kind(together), kind(alone)
+        for part in parts:
+            many.write(part, every(part))
+            for row in range(0, len(part), 1 + size // 300):
+                one.write(part, np.array([row]))
+        assert set(alone.getvalue().splitlines()) <= set(together.getvalue().splitlines())
+        assert together.getvalue().count(b"\n") == size + (kind is report.Csv)
 
 
 def test_parquet_says_the_same_or_tells_what_it_needs(journeys: Journeys, tmp_path: Path) -> None:
@@ -175,14 +267,14 @@ def test_what_left_can_be_read_back(node: Node, journeys: Journeys) -> None:
 def test_chunks_do_not_show_in_any_report(model: Path) -> None:
     texts = []
     for run_length in (1, None):
-        summary, file = report.Summary(), io.StringIO()
-        lines, table = report.JsonLines(file), report.Table(report.Screen(file))
+        summary, file, told = report.Summary(), io.StringIO(), io.BytesIO()
+        lines, table = report.JsonLines(told), report.Table(report.Screen(file))
         for part in Node.load(model).stream(read_capture(trace()), run_length):
             lines.write(part, every(part))
             table.write(part, every(part))
             summary.add(part)
         summary.show(report.Screen(file))
-        texts.append(file.getvalue())
+        texts.append(file.getvalue() + told.getvalue().decode())
     assert texts[0] == texts[1]
 
 
