@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol, TextIO, TypeVar
 
@@ -30,12 +31,14 @@ from numpy.typing import NDArray
 
 from netemu import lines as columns
 from netemu.errors import Refused
+from netemu.hashing import Table as Keys
 from netemu.lines import MARGIN, Lines, Maker, Pool, Texts, chains, distinct, each, joined, numbers
 from netemu.packets import (
     FATES,
     I64,
     ICMP,
     ICMP_QUERIES,
+    NEW,
     OFFSET_MASK,
     PORTED,
     REJECTED,
@@ -962,15 +965,26 @@ class Counts:
         self.n: I64 = np.zeros(64, np.int64)
 
     def add(self, values: NDArray[Any], weights: NDArray[Any] | None = None) -> None:
+        """Count `values`, each as often as its weight says; of a chunk, whose weights fit 53 bits together."""
         if not len(values):
             return
         top = int(values.max()) + 1
-        if top > len(self.n):
-            self.n = np.concatenate([self.n, np.zeros(max(top, 2 * len(self.n)) - len(self.n), np.int64)])
-        if weights is None and top <= 4 * len(values) + 1024:
-            self.n[:top] += np.bincount(values, minlength=top)
+        self.reach(top)
+        if top <= 4 * len(values) + 1024:
+            more = np.bincount(values, weights)
+            self.n[:top] += more if weights is None else more.astype(np.int64)
         else:
             np.add.at(self.n, values, 1 if weights is None else weights)
+
+    def reach(self, top: int) -> None:
+        """Have room for numbers below `top`."""
+        if top > len(self.n):
+            self.n = np.concatenate([self.n, np.zeros(max(top, 2 * len(self.n)) - len(self.n), np.int64)])
+
+    def seen(self) -> tuple[Rows, I64]:
+        """The numbers that were seen, and how often each."""
+        seen = np.flatnonzero(self.n)
+        return seen, self.n[seen]
 
     def most(self) -> list[tuple[int, int]]:
         """(number, how often), the most frequent first, ties by number."""
@@ -983,11 +997,13 @@ class Counts:
 
 @dataclass
 class Translated:
-    """Packets that went to one address and port and were sent on elsewhere."""
+    """Packets that went to one address and port and were sent on elsewhere: how many, to which server how many."""
 
-    packets: int = 0
-    bytes: int = 0
-    new: int = 0
+    packets: int
+    bytes: int
+    new: int
+    served: bool  # by a virtual service
+    servers: Counter[tuple[int, int]]
 
 
 #: a step that IPVS writes: the service, how its server was found, the server
@@ -1027,7 +1043,7 @@ class Chosen:
 class Summary:
     """Counts of everything, fed chunk by chunk by columns. Memory: as many entries as distinct paths and services."""
 
-    MOST_KEYS = 1 << 16  # distinct destinations that are counted one by one; the rest only together
+    MOST_KEYS = 1 << 18  # pairs of a destination and its server that are counted one by one; the rest only together
 
     def __init__(self) -> None:
         self.packets = self.bytes = self.evaluated = self.most_evaluated = self.rewritten = self.own = 0
@@ -1036,16 +1052,15 @@ class Summary:
         self.fates, self.reasons, self.path_counts = Counts(), Counts(), Counts()
         self.states, self.protos = Counts(), Counts()
         self.ways: Counter[tuple[int, int]] = Counter()
-        # (proto, dst, dport) -> what it was; and the same with (to address, port) -> packets
-        self.targets: dict[tuple[int, int, int], Translated] = {}
-        self.servers: dict[tuple[int, int, int], Counter[tuple[int, int]]] = {}
-        self.services: set[tuple[int, int, int]] = set()
+        # (destination, port, proto; server, port) of packets that were sent on elsewhere, and counts of each
+        self._pairs = Keys(2)
+        self._sent, self._sizes, self._news, self._served = Counts(), Counts(), Counts(), Counts()
         self.others = self.late = 0
         self.paths: Paths | None = None
         self.links: list[str] = []
 
     def add(self, journeys: Journeys) -> None:
-        """Count one chunk. Cost: some ten passes over columns, a sort of the translated packets' targets."""
+        """Count one chunk. Cost: some thirty passes over columns, a hash look-up for what was sent on elsewhere."""
         pkts, before = journeys.pkts, journeys.before
         n = len(pkts)
         self.paths, self.links = journeys.paths, list(journeys.links)
@@ -1054,100 +1069,132 @@ class Summary:
         self.packets += n
         self.late += journeys.late
         self.bytes += int(pkts.length.sum(dtype=np.int64))
-        self.first = int(pkts.time.min()) if self.first is None else min(self.first, int(pkts.time.min()))
+        first = int(pkts.time.min())
+        self.first = first if self.first is None else min(self.first, first)
         self.last = max(self.last, int(pkts.time.max()))
         self.fates.add(pkts.fate)
         self.protos.add(before["proto"])
         self.states.add(journeys.state)
         self.path_counts.add(pkts.path)
-        lost = np.flatnonzero(pkts.fate >= REJECTED)
-        if len(lost):
-            self.reasons.add(pkts.reason[lost])
+        if int(pkts.fate.max()) >= REJECTED:
+            self.reasons.add(pkts.reason[pkts.fate >= REJECTED])
         self.evaluated += int(pkts.evaluated.sum(dtype=np.int64))
         self.most_evaluated = max(self.most_evaluated, int(pkts.evaluated.max()))
-        self.own += int((pkts.arrived < 0).sum())
+        self.own += int(np.count_nonzero(pkts.arrived < 0))
         width = len(self.links) + 1
-        way = (pkts.arrived.astype(np.int64) + 1) * width + journeys.left + 1
-        counts = np.bincount(way)
-        for k in np.flatnonzero(counts):
-            self.ways[(int(k) // width - 1, int(k) % width - 1)] += int(counts[k])
+        counts = np.bincount((pkts.arrived + np.int32(1)) * np.int32(width) + (journeys.left + np.int16(1)))
+        for k in np.flatnonzero(counts).tolist():
+            self.ways[(k // width - 1, k % width - 1)] += int(counts[k])
         turned = (pkts.dst != before["dst"]) | (pkts.dport != before["dport"])
         changed = turned | (pkts.src != before["src"]) | (pkts.sport != before["sport"])
-        self.rewritten += int(changed.sum())
-        served = journeys.service != 0
+        self.rewritten += int(np.count_nonzero(changed))
         # an answer, or an error about one, goes back to whom it was translated for: that is no service
-        self._targets(journeys, np.flatnonzero((turned | served) & ~pkts.reply & (journeys.state != RELATED)))
+        turned |= journeys.service != 0
+        turned &= ~pkts.reply
+        turned &= journeys.state != RELATED
+        self._count_pairs(journeys, np.flatnonzero(turned))
 
-    def _targets(self, journeys: Journeys, rows: Rows) -> None:
+    def _count_pairs(self, journeys: Journeys, rows: Rows) -> None:
         if not len(rows):
             return
         pkts, before = journeys.pkts, journeys.before
-        keys = np.zeros((len(rows), 2), np.uint64)
-        u8 = np.uint64
-        keys[:, 0] = (
-            before["dst"][rows].astype(u8) << u8(24)
-            | before["dport"][rows].astype(u8) << u8(8)
-            | before["proto"][rows].astype(u8)
-        )
-        keys[:, 1] = pkts.dst[rows].astype(u8) << u8(16) | pkts.dport[rows]
-        order = np.lexsort((keys[:, 1], keys[:, 0]))
-        ordered = keys[order]
-        begins = np.flatnonzero(np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(1)]))
-        sizes = np.add.reduceat(pkts.length[rows][order].astype(np.int64), begins)
-        news = np.add.reduceat((journeys.state[rows] == 1)[order].astype(np.int64), begins)
-        served = np.add.reduceat((journeys.service[rows] != 0)[order].astype(np.int64), begins)
-        ends = np.append(begins[1:], len(rows))
-        heads = ordered[begins].tolist()
-        columns = zip(heads, (ends - begins).tolist(), sizes.tolist(), news.tolist(), served.tolist(), strict=True)
-        for (was, now), count, size, new, serve in columns:
-            key = (was & 0xFF, was >> 24, was >> 8 & 0xFFFF)
-            target = self.targets.get(key)
-            if target is None:
-                if len(self.targets) >= self.MOST_KEYS:
-                    self.others += count
-                    continue
-                target = self.targets[key] = Translated()
-                self.servers[key] = Counter()
-            target.packets += count
-            target.bytes += size
-            target.new += new
-            if serve:
-                self.services.add(key)
-            to = (now >> 16, now & 0xFFFF)
-            if to != key[1:]:
-                servers = self.servers[key]
-                if to in servers or len(servers) < self.MOST_KEYS:
-                    servers[to] += count
+        was = before["dst"].take(rows).astype(np.uint64) << np.uint64(24)
+        was |= before["dport"].take(rows).astype(np.uint64) << np.uint64(8)
+        was |= before["proto"].take(rows)
+        now = pkts.dst.take(rows).astype(np.uint64) << np.uint64(16)
+        now |= pkts.dport.take(rows)
+        if len(self._pairs) < self.MOST_KEYS:
+            pair = self._pairs.add((was, now))
+        else:
+            pair = self._pairs.find((was, now))
+            known = np.flatnonzero(pair >= 0)
+            self.others += len(rows) - len(known)
+            pair, rows = pair.take(known), rows.take(known)
+        self._sent.add(pair)
+        self._sizes.add(pair, pkts.length.take(rows))
+        self._news.add(pair[journeys.state.take(rows) == NEW])
+        self._served.add(pair[journeys.service.take(rows) != 0])
 
     # ---- what was touched, worked out once at the end ----
+
+    def translated(self, most: int | None = None) -> dict[tuple[int, int, int], Translated]:
+        """What packets to each (proto, address, port) became, those with the most packets first; and `most` of them."""
+        n = len(self._pairs)
+        for counts in (self._sent, self._sizes, self._news, self._served):
+            counts.reach(n)
+        sent, sizes, news, served = (c.n[:n] for c in (self._sent, self._sizes, self._news, self._served))
+        keys, of = np.unique(self._pairs.column(0, np.arange(n)), return_inverse=True)
+        total = np.bincount(of, sent, len(keys)).astype(np.int64)
+        key_columns = (keys >> np.uint64(8) & np.uint64(0xFFFF), keys >> np.uint64(24), keys & np.uint64(0xFF))
+        order = np.lexsort((*key_columns, -total))[:most]
+        rank = np.full(len(keys), len(order))
+        rank[order] = np.arange(len(order))
+        pairs = np.flatnonzero(rank[of] < len(order))
+        pairs = pairs[np.argsort(rank[of[pairs]], kind="stable")]
+        ends = np.searchsorted(rank[of[pairs]], np.arange(len(order) + 1))
+        out: dict[tuple[int, int, int], Translated] = {}
+        for which, (lo, hi) in zip(order.tolist(), pairwise(ends.tolist()), strict=True):
+            own = pairs[lo:hi]
+            key = (int(keys[which]) & 0xFF, int(keys[which]) >> 24, int(keys[which]) >> 8 & 0xFFFF)
+            servers = Counter({
+                (now >> 16, now & 0xFFFF): count
+                for now, count in zip(self._pairs.column(1, own).tolist(), sent[own].tolist(), strict=True)
+                if (now >> 16, now & 0xFFFF) != key[1:]
+            })  # fmt: skip
+            packets, size, new = (int(column[own].sum()) for column in (sent, sizes, news))
+            out[key] = Translated(packets, size, new, bool(served[own].any()), servers)
+        return out
+
+    @property
+    def destinations(self) -> int:
+        """How many addresses and ports were sent on elsewhere."""
+        return len(np.unique(self._pairs.column(0, np.arange(len(self._pairs)))))
+
+    def _steps(self) -> tuple[list[Step], Rows, Rows, I64]:
+        """(distinct steps; which of them, and on which path, each step of each distinct path; packets on each path)."""
+        paths = self.paths or Paths()
+        seen, counts = self.path_counts.seen()
+        numbers, sizes = paths.unrolled(seen)
+        distinct = np.flatnonzero(np.bincount(numbers)) if len(numbers) else numbers
+        place = np.zeros(int(distinct[-1]) + 1 if len(distinct) else 0, np.intp)
+        place[distinct] = np.arange(len(distinct))
+        steps = [paths.steps[k] for k in distinct.tolist()]
+        return steps, place[numbers], np.repeat(np.arange(len(seen)), sizes), counts
 
     def choices(self) -> dict[str, Chosen]:
         """By virtual service: how its packets came to their servers. Cost: the distinct paths."""
         out: dict[str, Chosen] = {}
-        if self.paths is None:
-            return out
-        for path, count in self.path_counts.most():
-            for step in self.paths.unfold(path):
-                found = _IPVS_STEP.fullmatch(step.text)
-                if found:
-                    out.setdefault(found["service"], Chosen()).add(found["how"], found["server"], count)
+        steps, which, path, counts = self._steps()
+        packets = np.bincount(which, counts[path], len(steps)).astype(np.int64).tolist()
+        for step, count in zip(steps, packets, strict=True):
+            found = _IPVS_STEP.fullmatch(step.text) if step.table is None else None
+            if found:
+                out.setdefault(found["service"], Chosen()).add(found["how"], found["server"], count)
         return out
 
     def touched(self) -> tuple[Counter[str], Counter[str]]:
-        """How many packets took a decision in each chain, and through a rule that names each set.
+        """How many packets took a decision in each chain (or family of chains), and through a rule that names each set.
 
-        Cost: the steps of each distinct path.
+        Cost: the steps of each distinct path, in columns.
         """
-        chains: Counter[str] = Counter()
-        sets: Counter[str] = Counter()
-        if self.paths is not None:
-            for path, count in self.path_counts.most():
-                steps = [step for step in self.paths.unfold(path) if step.table]
-                for chain in {":".join(step.text.split(":")[:2]) for step in steps}:
-                    chains[chain] += count
-                for name in {name for step in steps if step.rule for name in SET_NAMES.findall(step.rule)}:
-                    sets[name] += count
-        return chains, sets
+        steps, which, path, counts = self._steps()
+        chains = [":".join(s.text.split(":")[:2]) if s.table else "" for s in steps]
+        family = families(filter(None, chains))
+        sets = [list(dict.fromkeys(SET_NAMES.findall(s.rule))) if s.table and s.rule else [] for s in steps]
+
+        def packets(names: list[list[str]]) -> Counter[str]:
+            """Packets by name, each packet once, given the names that belong to each step."""
+            numbers = {name: k for k, name in enumerate(dict.fromkeys(name for some in names for name in some))}
+            sizes = np.array(list(map(len, names)), np.int64)
+            flat = np.array([numbers[name] for some in names for name in some], np.int64)
+            named = sizes[which]
+            starts = (np.cumsum(sizes) - sizes)[which]
+            within = np.arange(int(named.sum())) - np.repeat(np.cumsum(named) - named, named)
+            pairs = np.unique(flat[np.repeat(starts, named) + within] * len(counts) + np.repeat(path, named))
+            sums = np.bincount(pairs // max(len(counts), 1), counts[pairs % max(len(counts), 1)], len(numbers))
+            return Counter(dict(zip(numbers, sums.astype(np.int64).tolist(), strict=True)))
+
+        return packets([[family[chain]] if chain else [] for chain in chains]), packets(sets)
 
     def show(self, screen: Screen, most: int = 10) -> None:
         """Print it, `most` rows of each list."""
@@ -1228,12 +1275,12 @@ class Summary:
         put(g)
 
         g = grid("service", "packets", "new", "bytes", "sent on to", title="Services and translated destinations")
-        targets = sorted(self.targets.items(), key=lambda kv: (-kv[1].packets, kv[0]))
-        for key, t in targets[:most]:
-            servers = _ranked(self.servers[key].items())
+        targets = self.translated(most)
+        for key, t in targets.items():
+            servers = _ranked(t.servers.items())
             to = ", ".join(f"{_end(key[0], *server)} {count:,}" for server, count in servers[:4])
             more = f", … {len(servers) - 4} more" if len(servers) > 4 else ""
-            mark = "" if key in self.services else " (NAT)"
+            mark = "" if t.served else " (NAT)"
             g.add_row(
                 f"{_end(key[0], *key[1:])}/{PROTOCOLS.get(key[0], key[0])}{mark}",
                 f"{t.packets:,}",
@@ -1241,10 +1288,10 @@ class Summary:
                 f"{t.bytes:,}",
                 f"{to}{more}",
             )
-        put(g, len(targets) - most)
+        put(g, self.destinations - len(targets))
         if self.others:
             console.print(
-                f"{self.others:,} more packets went to destinations beyond the first {self.MOST_KEYS:,}", style="dim"
+                f"{self.others:,} more packets went to servers beyond the first {self.MOST_KEYS:,}", style="dim"
             )
 
         columns = ("service", "scheduler", "new", "template", "existing", "answers", "chosen")
@@ -1285,7 +1332,12 @@ class Summary:
     def _names(self, console: Console, title: str, names: Counter[str]) -> None:
         console.print()
         console.print(title, style="bold")
-        console.print("  ".join(f"{name} {count:,}".replace(" ", "\u00a0") for name, count in sorted(names.items())))
+        told = sorted(names.items())
+        if len(told) > MOST_NAMES:
+            told = sorted(_ranked(told)[:MOST_NAMES])
+        console.print("  ".join(f"{name} {count:,}".replace(" ", "\u00a0") for name, count in told))
+        if len(names) > len(told):
+            console.print(f"… and {len(names) - len(told):,} more", style="dim")
 
 
 _RICH = {
@@ -1296,7 +1348,9 @@ _RICH = {
     "dropped": "red",
     "held": "magenta",
 }
-MOST_PATHS = 20_000  # distinct paths that a summary puts into words
+MOST_PATHS = 2_000  # distinct paths that a summary puts into words
+MOST_NAMES = 60  # chains, and sets, that it names
+FAMILY = 8  # chains whose names differ only behind the last `-` are told as one, if there are more than so many
 JUMP = re.compile(r" -[jg] (\S+)$")
 SET_NAMES = re.compile(r"--(?:match-set|add-set|del-set|map-set) (\S+)")
 
@@ -1304,6 +1358,19 @@ SET_NAMES = re.compile(r"--(?:match-set|add-set|del-set|map-set) (\S+)")
 def _ranked(counts: Iterable[tuple[K, int]]) -> list[tuple[K, int]]:
     """The most frequent first; ties in the order of what is counted, so that no accident of the replay shows."""
     return sorted(counts, key=lambda item: (-item[1], item[0]))
+
+
+def families(names: Iterable[str]) -> dict[str, str]:
+    """What each chain is told as: many of one kind, such as kube-proxy's for each service, are one family.
+
+    >>> families(["nat:INPUT", *(f"nat:KUBE-SVC-{k}" for k in range(9))])["nat:KUBE-SVC-3"]
+    'nat:KUBE-SVC-… (9 chains)'
+    """
+    stems = {name: name.rpartition("-")[0] or name for name in dict.fromkeys(names)}
+    sizes = Counter(stems.values())
+    return {
+        name: f"{stem}-… ({sizes[stem]:,} chains)" if sizes[stem] > FAMILY else name for name, stem in stems.items()
+    }
 
 
 def _end(proto: int, ip: int, port: int) -> str:

@@ -312,7 +312,9 @@ def test_the_summary_counts(journeys: Journeys) -> None:
         "delivered": 2,
     }
     key = (6, 0x0A000001, 80)
-    assert summary.targets[key].packets == 2 and summary.servers[key] == {(0xC0A80002, 8080): 2}
+    target = summary.translated()[key]
+    assert (target.packets, target.new, target.servers) == (2, 2, {(0xC0A80002, 8080): 2})
+    assert summary.destinations == len(summary.translated()) and list(summary.translated(1)) == [key]
     assert summary.ways[(1, 2)] == 2
     chains, sets = summary.touched()
     assert chains["nat:WEB"] == 2 and not sets
