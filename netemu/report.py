@@ -395,6 +395,7 @@ class _Rowwise:
                 self.put([(lines, np.arange(len(some)))])
         for pool in self.pools:
             pool.trim()
+        self.file.flush()  # somebody may be reading along
 
     def lines(self, journeys: Journeys, rows: Rows, numbered: bool = False) -> list[tuple[Lines, Rows]]:
         """What there is to say about the packets at `rows`, each with its place in `rows`."""
