@@ -40,7 +40,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from netemu import player, trip
+from netemu import clock, player, trip
 from netemu.capture import arrivals, read_capture
 from netemu.errors import NetemuError, Problem, Refused, Unsupported, raise_all
 from netemu.matches.rates import Statistic
@@ -369,6 +369,7 @@ def plan(case: Case) -> dict[str, Any]:
         "ports": sorted(p for p in ports if 0 < p < 65536),
         "events": events,
         "end": case.end,
+        "begun": clock.BEGUN // node.hz,
     }
 
 
@@ -625,7 +626,7 @@ class Dice:
         self.by_salt.clear()
 
     def drawing(self, salt: int) -> list[tuple[str, Statistic]]:
-        """The rules that draw with this salt: those of one chain that read the same."""
+        """The rules that draw with this salt."""
         if salt not in self.by_salt:  # a rule has its salt only once it was met
             self.by_salt[salt] = [(step, match) for step, match in self.rules if match.salt == salt]
         return self.by_salt[salt]

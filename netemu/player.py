@@ -13,8 +13,8 @@ touched, and when the process goes, however it goes, everything it made goes wit
   rules under test stay as they are; nfnetlink_log hands it over, for this namespace alone.
 * Sinks keep the local stack silent: sockets that take whatever arrives for a port or protocol and throw it away.
 * Everything that a packet causes has happened when the write that sent it returns.
-* The kernel counts time in ticks, and so do some matches and all its timers. Time zero is the beginning of a tick, no
-  packet is sent near the end of one, and gaps are never shorter than planned: so the time of a packet tells its tick.
+* The kernel counts time in ticks, and so do some matches and all its timers. Time zero is as far into one as netemu has
+  it, no packet is sent near the end of one, and gaps are never shorter than planned: so a packet's time tells its tick.
 """
 
 from __future__ import annotations
@@ -459,21 +459,23 @@ def command(line: str, tracer: Tracer) -> tuple[int, str]:
 
 
 class Ticks:
-    """The kernel's ticks; time zero is the beginning of one.
+    """The kernel's ticks; time zero is in one that has just begun.
 
     A socket that never sent says how long ago it did: that is the kernel's count of ticks, in milliseconds.
 
-    late  seconds that everything comes later than planned: what comes late delays all that follows
+    begun  seconds of it that are over at time zero
+    late   seconds that everything comes later than planned: what comes late delays all that follows
     """
 
     TCP_INFO, LAST_SENT = 11, 44
     SAFE = 0.75  # of a tick; behind that it is too near to its end
 
-    def __init__(self) -> None:
+    def __init__(self, begun: float) -> None:
+        self.begun = begun
         self.length = time.clock_getres(6)  # of CLOCK_MONOTONIC_COARSE
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self.late, self.zero = 0.0, self.next()
-        self.start = time.monotonic()
+        self.start = time.monotonic() + begun
 
     def count(self) -> int:
         """Ticks that were."""
@@ -490,14 +492,15 @@ class Ticks:
     def now(self) -> float:
         """Seconds since time zero, in the tick that is."""
         tick, at = self.count() - self.zero, time.monotonic() - self.start
-        return min(max(at, tick * self.length), (tick + 1) * self.length - 0.00001)
+        beginning = tick * self.length - self.begun
+        return min(max(at, beginning), beginning + self.length - 0.00001)
 
     def wait(self, at: float) -> float:
         """Until `at`, or as much later as all is, and a time that is well within a tick: the time then."""
         pause = at + self.late - (time.monotonic() - self.start)
         if pause > 0:
             time.sleep(pause)
-        if (time.monotonic() - self.start) % self.length > self.SAFE * self.length:
+        if (time.monotonic() - self.start + self.begun) % self.length > self.SAFE * self.length:
             self.next()
         now = self.now()
         self.late = max(self.late, now - at)
@@ -538,7 +541,7 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
     tracer.drain()
     results: list[dict[str, Any]] = []
     before_others(True)
-    ticks = Ticks()
+    ticks = Ticks(plan["begun"] / 1e9)
     for event in plan["events"]:
         result: dict[str, Any] = {}
         packet = b""

@@ -450,10 +450,10 @@ class Tables:
         used = set()
         for chain in draft.chains.values():
             for number, rule in enumerate(chain.rules, 1):
-                for match in rule.matches:
+                for place, match in enumerate(rule.matches, 1):
                     if not match.always:
                         used.add(id(match))
-                        match.start(self.node, f"{draft.name}:{chain.name}:{number}")
+                        match.start(self.node, f"{draft.name}:{chain.name}:{number}.{place}")
                 for name in rule.sets:
                     self.node.sets.refer(name)
         for chain in old.chains.values():

@@ -20,7 +20,7 @@ from netemu.errors import UNSUPPORTED
 from netemu.grammar import Bad, Given, NotModelled, RuleContext
 from netemu.matches import MATCHES, OTHER_MATCHES, Match, Memory
 from netemu.matches.rates import Limit, RecentTable, hash_tables, recent_tables
-from netemu.model import Model
+from netemu.model import Model, Text
 from netemu.node import Node
 from netemu.packets import Packets
 from netemu.trip import Trip
@@ -508,6 +508,17 @@ def test_random_draws_differ_between_rules_and_not_between_runs() -> None:
     first.start(node, "nat:KUBE-SVC-X:1")
     assert asked(first, node, times) == a
     assert 60 < a.count("X") < 140
+
+
+def test_every_match_of_a_rule_draws_for_itself() -> None:
+    half = "-m statistic --mode random --probability 0.5"
+    rules = [f"-A INPUT {half}", f"-A INPUT {half}", f"-A INPUT {half} {half}"]
+    save = Text("\n".join(["*filter", *rules, "COMMIT", ""]), "iptables.save")
+    node = Node(Model(texts={"iptables.save": save}), seed=1)
+    for n in range(400):
+        node.send(udp("127.0.0.1", 1000 + n, "127.0.0.1", 53), None)
+    once, again, both = (rule.packets for *_, rule in node.tables.rules())
+    assert 150 < once < 250 and 150 < again < 250 and 60 < both < 140
 
 
 def test_limit_is_a_bucket_that_fills_with_the_ticks() -> None:

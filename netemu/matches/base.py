@@ -117,7 +117,7 @@ class Match(Extension):
     # ---- life --------------------------------------------------------------------------------------------------
 
     def start(self, node: Node, place: str) -> None:
-        """The table was put in place with this rule in it, at `place` ("filter:INPUT:3"): memory begins anew.
+        """The table was put in place with this rule in it, here at `place` (filter:INPUT:3.1): memory begins anew.
 
         Linux replaces a whole table at every change, so each change starts every rule of the table again.
         """

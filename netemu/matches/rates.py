@@ -60,7 +60,7 @@ class Statistic(Memory, name="statistic"):
     """--mode random --probability P, or --mode nth --every N --packet K.
 
     nth: packets K+1, K+1+N, ... that come to this rule, each rule counting for itself. random: a draw for each packet
-    that depends on the node's seed and on where the rule stands.
+    that depends on the node's seed and on where the match stands; a packet that comes by twice draws the same twice.
     """
 
     SPEC: ClassVar = {

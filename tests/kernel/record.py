@@ -509,6 +509,26 @@ def memory_limits(kernel: str) -> Story:
     return s
 
 
+@story("6.18")  # the ticks of User Mode Linux come when they can
+def memory_edge_of_a_tick(kernel: str) -> Story:
+    s = Story(
+        "memory/edge-of-a-tick",
+        kernel,
+        """A token comes every quarter of a second, counted in ticks: two packets of each host, that far apart to within
+        half a tick or so either way, from all over a tick.""",
+        iptables="filter FORWARD -m hashlimit --hashlimit-upto 4/sec --hashlimit-burst 1 --hashlimit-mode srcip "
+        "--hashlimit-name edge -j DROP",
+    )
+    tick, seen = 0.004, []
+    for k in range(20):
+        first = 0.01 + 0.1875 * k * tick
+        seen += [(first, k), (first + 0.25 + (k - 10) * 0.06 * tick, k)]
+    for at, k in sorted(seen):
+        s.now = round(at - 0.001, 6)
+        s.sends("lan0", udp(f"10.0.0.{50 + k}", 5000, OUT, 53))
+    return s
+
+
 @story()
 def sets_of_all_kinds(kernel: str) -> Story:
     s = Story(
