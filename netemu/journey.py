@@ -33,12 +33,14 @@ from numpy.typing import NDArray
 from netemu import clock
 from netemu import routing as R
 from netemu.answers import Answers
-from netemu.conntrack import DST_NAT, DST_NAT_DONE, SEEN_REPLY, SRC_NAT, SRC_NAT_DONE, dotted
+from netemu.conntrack import DST_NAT, DST_NAT_DONE, SEEN_REPLY, SRC_NAT, SRC_NAT_DONE, dotted, grouped
 from netemu.fragments import Assembly, cut
 from netemu.packets import (
+    ACK,
     DELIVERED,
     DONT_FRAGMENT,
     DROPPED,
+    FIN,
     FORWARDED,
     HELD,
     HOST,
@@ -60,6 +62,7 @@ from netemu.packets import (
 )
 from netemu.paths import Step
 from netemu.routing import REASONS
+from netemu.tcp import CL, FW
 from netemu.trip import Trip
 
 if TYPE_CHECKING:
@@ -662,10 +665,11 @@ class Road:
         ids = ct.look_up(p, rows, self._wishes(p, rows)) if ct.on else np.full(len(rows), -1, np.int32)
         known = ids >= 0
         flows = np.where(known, ids >> 1, -1)
+        ending = np.zeros(len(rows), bool)  # packets that may end their connection
         if known.any():
             where = np.flatnonzero(known)
             f = flows[where]
-            order = np.argsort(f, kind="stable")
+            order = grouped(f)
             follows = np.zeros(len(f), bool)
             follows[order[1:]] = f[order[1:]] == f[order[:-1]]
             if self.one_a_flow:
@@ -678,18 +682,17 @@ class Road:
             if self.moved:  # its route may end the connection
                 masqueraded = where[ct.masq[f] >= 0]
                 end = min(end, max(_first_at(masqueraded, end), 1))
-            # a SYN or RST may end the flow, so what follows it in the flow must wait
-            sharp = (p.proto[rows[where]] == TCP) & ((p.flags[rows[where]] & (SYN | RST)) != 0)
             late = ct.deadline[f] <= p.time[rows[where]]
-            if sharp.any() or late.any():
-                first_sharp: dict[int, int] = {}
-                for k in np.flatnonzero(sharp | late).tolist():
-                    first_sharp.setdefault(int(f[k]), k)
-                for flow, k in first_sharp.items():
-                    again = np.flatnonzero(f == flow)
-                    again = again[again > k] if not late[k] else again[again != again[0]]
-                    if len(again):
-                        end = min(end, int(where[again[0]]))
+            sharp = self._sharp(p, rows[where], f, order)
+            if sharp.any() or late.any():  # what follows in the flow must wait
+                starts = np.flatnonzero(~follows.take(order))
+                event = np.where((sharp | late).take(order), np.arange(len(f)), len(f))
+                first = np.minimum.reduceat(event, starts)
+                stops = np.append(starts[1:], len(f))
+                some = np.flatnonzero(first < stops)
+                waits = np.where(late.take(order.take(first[some])), starts[some], first[some]) + 1
+                end = _first_at(where[order[waits[waits < stops[some]]]], end)
+                ending[where[sharp]] = True
             known[where[late]] = False  # what it belonged to is over: it begins anew
         if self.one_asking:
             status = np.where(known, ct.status[np.maximum(flows, 0)], 0)
@@ -701,9 +704,10 @@ class Road:
             if len(strangers) > room:  # the table fills: one at a time, and somebody has to go
                 end = min(end, max(int(strangers[room]), 1))
             if len(strangers) and self.nat_on:
-                end = min(end, self._choices_end(p, rows, strangers, np.where(known, flows, -1), end))
+                flows = np.where(known, flows, -1)
+                end = min(end, self._choices_end(p, rows, strangers, flows, ending, end))
             strangers = strangers[strangers < end]
-            if len(strangers) > 1:
+            if len(strangers):
                 end = min(end, self._strangers_end(p, rows, strangers, end))
         if node.ipvs.active:
             end = min(end, node.ipvs.run_end(*self._translated(p, rows[:end], ids[:end])))
@@ -732,12 +736,38 @@ class Road:
         self.node.tables.walk.foresee(ghosts, "raw")
         return ghosts.template
 
+    def _sharp(self, p: Packets, rows: Rows, flows: NDArray[np.intp], order: NDArray[np.intp]) -> Mask:
+        """bool[len(rows)]: packets that may end their connection, or begin it anew.
+
+        A reset deletes a connection that nobody answered; a SYN begins one anew that is over, or may be by then: there
+        was a FIN or a reset. Any other SYN changes no more than data does.
+        flows  intp[n] the connection of each packet, all known      order  puts those of one side by side (`grouped`)
+        """
+        ct = self.node.conntrack
+        tcp = p.proto.take(rows) == TCP
+        flags = p.flags.take(rows)
+        sharp: Mask = tcp & ((flags & (SYN | RST)) != 0)
+        if not sharp.any() or self.node.ipvs.active:
+            return sharp
+        reset = (flags & RST) != 0
+        opens = (flags & (SYN | ACK | RST)) == SYN
+        in_order = flows.take(order)
+        closing = np.concatenate(([0], np.cumsum(((flags & (FIN | RST)) != 0).take(order))))
+        starts = np.flatnonzero(np.concatenate(([True], in_order[1:] != in_order[:-1])))
+        over = np.empty(len(flows), bool)
+        over[order] = closing[:-1] > np.repeat(closing.take(starts), np.diff(starts, append=len(flows)))
+        state = ct.tcp.misc[flows, 9]
+        over |= (state >= FW) & (state <= CL)
+        sharp &= (reset & ((ct.status[flows] & SEEN_REPLY) == 0)) | (opens & over)
+        return sharp
+
     def _choices_end(
-        self, p: Packets, rows: Rows, strangers: NDArray[np.intp], flows: NDArray[np.intp], end: int
+        self, p: Packets, rows: Rows, strangers: NDArray[np.intp], flows: NDArray[np.intp], ends: Mask, end: int
     ) -> int:
         """New connections are given ports that no other one uses: none may be freed or taken out of turn meanwhile.
 
         strangers  places of packets that no connection knows     flows  the connection of every packet, -1: none
+        ends       which packets may end their connection
         """
         ct, rewrites = self.node.conntrack, self.node.rewritten
         r = rows[strangers]
@@ -753,7 +783,7 @@ class Road:
             again[1:] |= rewrites.source(p.src[r[1:]])
             end = _first_at(strangers[again], end)
         # what may end a connection, which frees its tuple, comes before the choices of those that it overtook
-        ending = np.flatnonzero((flows >= 0) & tcp & ((p.flags[rows] & (SYN | RST)) != 0))
+        ending = np.flatnonzero((flows >= 0) & ends)
         ending = ending[ending > strangers[0]]
         if len(ending):
             if not rewrites.narrow:
@@ -784,6 +814,12 @@ class Road:
         x, y, z = lo[order], hi[order], p.proto[r][order]
         same[order[1:]] = (x[1:] == x[:-1]) & (y[1:] == y[:-1]) & (z[1:] == z[:-1])
         end = _first_at(strangers[same], end)
+        # an error that leaves when the run is over belongs to the connection that travels against what it quotes
+        ports = (p.dport[r].astype(np.uint64) << np.uint64(48)) | (p.sport[r].astype(np.uint64) << np.uint64(32))
+        against = self.node.conntrack.table.find(
+            (dst << np.uint64(32) | src, ports | (p.proto[r].astype(np.uint64) << np.uint64(16)))
+        )
+        end = min(end, max(_first_at(strangers[against >= 0], end), 1))
         rewrites = self.node.rewritten
         if rewrites.none:
             return end

@@ -27,7 +27,7 @@ from netemu.ipvsadm import Ipvsadm
 from netemu.journey import CHUNK, Road
 from netemu.model import Model, read_model
 from netemu.nat import Nat, Range
-from netemu.packets import FATES, HOST, I16, I64, OTHERHOST, Mask, Packets, Rows, padded
+from netemu.packets import FATES, HOST, I16, I64, OTHERHOST, Mask, Packets, Rows, keep_memory, padded
 from netemu.paths import Paths, Rewrite, Step
 from netemu.routing import Routing
 from netemu.sysctl import Sysctl
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from netemu.capture import Capture, Frames
 
 SECOND = clock.SECOND
+keep_memory()
 EPOCH_TIMES = 10 * 365 * 86400 * SECOND  # timestamps beyond this are wall-clock times
 
 

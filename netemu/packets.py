@@ -374,6 +374,15 @@ class Packets:
         return ok
 
 
+def keep_memory() -> None:
+    """Let the C library keep freed memory of up to 32 MiB for what is allocated next, as nothing else.
+
+    Columns of a run are allocated and freed by the hundred, and each fresh page costs more than the work on it. glibc
+    learns from the largest block that was freed how much to keep; this one is never touched. Elsewhere it does nothing.
+    """
+    np.empty((32 << 20) - (1 << 16), np.uint8)
+
+
 def padded(data: bytes | bytearray | memoryview) -> U8:
     """`data` as uint8 with 64 zero bytes behind it, which is what Packets.parse asks for."""
     out = np.zeros(len(data) + 64, np.uint8)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from craft import ends, sums_right
-from hypothesis import given
-from worlds import World, play, replayed, worlds
+import random
+import tempfile
+from pathlib import Path
 
-from netemu import Journey, Node
+from craft import ends, sums_right, tcp, udp
+from hypothesis import given
+from hypothesis import strategies as st
+from worlds import World, as_capture, play, replayed, worlds
+
+from netemu import Journey, Node, read_capture
 from netemu.conntrack import zone_id
 
 DUMPS = ("iptables-save", "conntrack", "ipset-save", "ipvsadm-list", "ipvsadm-stats", "ipvsadm-connections")
@@ -39,6 +44,127 @@ def test_chunking_is_invisible(world: World) -> None:
     one, reference = replayed(world, events, 1)
     for run_length in (2, 7, 64, None):
         node, journeys = replayed(world, events, run_length)
+        for n, (a, b) in enumerate(zip(reference, journeys, strict=True)):
+            assert told(a) == told(b), f"packet {n + 1}, run length {run_length}"
+        assert dumps(one) == dumps(node), f"run length {run_length}"
+        node.check()
+
+
+NODE = """
+kernel = "{kernel}"
+[[link]]
+name = "eth0"
+addresses = ["10.0.0.1/24"]
+[[link]]
+name = "cni0"
+addresses = ["10.244.0.1/24"]
+"""
+VIP, PODS, PORTS = "10.96.0.1", ("10.244.0.5", "10.244.0.6"), (40_000, 40_001, 40_002)
+#: what the nat table does with a new connection: nothing, one endpoint, one of two, also with the source
+NAT = (
+    "",
+    "-A PREROUTING -d 10.96.0.1/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.244.0.5:8080",
+    "-A PREROUTING -d 10.96.0.1/32 -m statistic --mode random --probability 0.5 -j DNAT --to-destination 10.244.0.5\n"
+    "-A PREROUTING -d 10.96.0.1/32 -j DNAT --to-destination 10.244.0.6",
+    "-A PREROUTING -d 10.96.0.1/32 -j DNAT --to-destination 10.244.0.5\n-A POSTROUTING -o cni0 -j MASQUERADE",
+    "-A PREROUTING -d 10.96.0.1/32 -j DNAT --to-destination 10.244.0.5\n"
+    "-A POSTROUTING -o cni0 -j MASQUERADE --random-fully",
+    "-A POSTROUTING -o cni0 -p tcp -j SNAT --to-source 10.244.0.1:50000-50002",
+)
+FILTER = (
+    "",
+    "-A FORWARD -m conntrack --ctstate INVALID -j DROP",
+    "-A FORWARD -p tcp -m tcp --sport 40001 --tcp-flags SYN,ACK SYN -j DROP",
+    "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
+    "-A FORWARD -p tcp -m tcp --sport 40002 -j REJECT --reject-with tcp-reset",
+    "-A FORWARD -p tcp -m statistic --mode random --probability 0.1 -j DROP",
+    "-A FORWARD -m conntrack --ctstate NEW -m limit --limit 10/sec --limit-burst 20 -j ACCEPT\n"
+    "-A FORWARD -m conntrack --ctstate NEW -j DROP",
+)
+
+
+def crafted(draw: random.Random, size: int) -> list[tuple[float, str | None, bytes]]:
+    """Few tuples, used again and again: connections that open, talk, end in one way or another, and begin anew at once.
+
+    They are meant against a program that takes many packets together, so everything happens to the same connections.
+    """
+    events: list[tuple[float, str | None, bytes]] = []
+    lives: dict[tuple[str, int], list[tuple[str, bytes]]] = {}
+    shape = draw.choice(["reuse", "syn", "elephant", "mixed", "mixed"])
+    tuples = [(f"10.0.0.{9 + k % 2}", PORTS[k % 3]) for k in range(draw.choice([1, 2, 6]))]
+    turn = 0
+    while len(events) < size:
+        client, port = who = draw.choice(tuples)
+        if not lives.get(who):
+            turn += 1
+            pod = draw.choice(PODS[: draw.choice([1, 2])])
+            isn, back = turn * 100_000 + 1, turn * 50_000
+            server, sport = draw.choice([(pod, 8080), (pod, 80), (VIP, 80)])
+            seen = (client, port) if draw.random() < 0.8 else ("10.244.0.1", draw.choice((port, 50_000, 50_001)))
+
+            def ask(flags: str, seq: int, ack: int = 0, data: bytes = b"") -> tuple[str, bytes]:
+                return "eth0", tcp(client, port, VIP, 80, flags, seq, ack, data=data, options=b"")  # noqa: B023
+
+            def tell(flags: str, seq: int, ack: int = 0, data: bytes = b"") -> tuple[str, bytes]:
+                return "cni0", tcp(server, sport, *seen, flags, seq, ack, data=data, options=b"")  # noqa: B023
+
+            syn, synack = ask("S", isn), tell("SA", back, isn + 1)
+            opened = [syn, synack, ask("A", isn + 1, back + 1)]
+            talk = [
+                some
+                for k in range({"elephant": 40}.get(shape, draw.randrange(3)))
+                for some in (
+                    ask("PA", isn + 1 + 10 * k, back + 1 + 10 * k, b"x" * 10),
+                    tell("PA", back + 1 + 10 * k, isn + 11 + 10 * k, b"y" * 10),
+                )
+            ]
+            far = len(talk) // 2 * 10
+            ends_ = [
+                [ask("RA", isn + 1 + far, back + 1 + far)],
+                [tell("RA", back + 1 + far, isn + 1 + far)],
+                [
+                    ask("FA", isn + 1 + far, back + 1 + far), tell("FA", back + 1 + far, isn + 2 + far),
+                    ask("A", isn + 2 + far, back + 2 + far),
+                ],
+                [],
+                [ask("R", isn + 5)],
+            ]  # fmt: skip
+            life = {
+                "syn": [syn] * draw.choice([3, 50]),
+                "reuse": opened + ends_[draw.choice([0, 0, 2])],
+                "elephant": opened + talk + ends_[0],
+            }.get(shape) or draw.choice(
+                [
+                    opened + talk + draw.choice(ends_),
+                    [syn, syn, *draw.choice(ends_)],
+                    opened[1:] + talk,
+                    [syn, tell("RA", 0, isn + 1)],
+                ]
+            )
+            if draw.random() < 0.1:
+                life.append(("eth0", udp(client, port, VIP, 53)))
+            lives[who] = list(life)
+        link, packet = lives[who].pop(0)
+        if draw.random() < 0.03:
+            packet = packet[:-1] + bytes([packet[-1] ^ 1])  # a wrong checksum
+        events.append((len(events) / 1000, link, packet))
+    return events
+
+
+@given(st.integers(0, 2**32))
+def test_chunking_is_invisible_where_few_tuples_are_used_again_and_again(seed: int) -> None:
+    draw = random.Random(seed)
+    kernel, nat, rules = draw.choice(["6.1", "6.18"]), draw.choice(NAT), draw.choice(FILTER)
+    with tempfile.TemporaryDirectory() as d:
+        (Path(d) / "node.toml").write_text(NODE.format(kernel=kernel))
+        save = "*filter\n{}\nCOMMIT\n*nat\n{}\nCOMMIT\n" if nat else "*filter\n{}\nCOMMIT\n"
+        (Path(d) / "iptables.save").write_text(save.format(rules, nat))
+        one = Node.load(d, seed=seed % 5)
+        others = {n: Node.load(d, seed=seed % 5) for n in (2, 7, 64, None)}
+    events = crafted(draw, 150)
+    reference = one.replay(read_capture(as_capture(one, events)), 1)
+    for run_length, node in others.items():
+        journeys = node.replay(read_capture(as_capture(node, events)), run_length)
         for n, (a, b) in enumerate(zip(reference, journeys, strict=True)):
             assert told(a) == told(b), f"packet {n + 1}, run length {run_length}"
         assert dumps(one) == dumps(node), f"run length {run_length}"
