@@ -71,6 +71,10 @@ _STEPS = {state: Step(None, f"conntrack: {name}") for state, name in STATE_NAMES
 _FULL = Step(None, "conntrack: table full")
 FULL = -2  # what `_open` says where there is no room
 
+MANY = 12  # fewer than this begin one by one
+_COMMON = np.isin(np.arange(256), (TCP, UDP, UDPLITE, ICMP))
+_NONE = np.zeros(0, np.intp)
+
 Tuple = tuple[int, int, int, int, int]  # src, dst, sport, dport, proto
 FOREVER = 1 << 62
 
@@ -232,22 +236,33 @@ class Conntrack:
         """How many more flows there is room for."""
         return self.max - (self.capacity - len(self._free) - len(self._dead)) if self.max else 1 << 62
 
+    def _allocate_many(self, n: int) -> Flows:
+        while len(self._free) < n:
+            self._grow()
+        flows = self._free[len(self._free) - n :][::-1]
+        del self._free[len(self._free) - n :]
+        self._fresh.extend(flows)
+        return np.array(flows, np.intp)
+
     def _allocate(self) -> int:
         if not self._free:
-            old, self.capacity = self.capacity, self.capacity * 2
-            for name, dtype in _COLUMNS.items():
-                new = np.zeros(self.capacity, dtype)
-                new[:old] = getattr(self, name)
-                setattr(self, name, new)
-            for name in ("packets", "bytes"):
-                wide = np.zeros((self.capacity, 2), np.int64)
-                wide[:old] = getattr(self, name)
-                setattr(self, name, wide)
-            self.tcp.grow(self.capacity)
-            self._free = list(range(self.capacity - 1, old - 1, -1))
+            self._grow()
         flow = self._free.pop()
         self._fresh.append(flow)
         return flow
+
+    def _grow(self) -> None:
+        old, self.capacity = self.capacity, self.capacity * 2
+        for name, dtype in _COLUMNS.items():
+            new = np.zeros(self.capacity, dtype)
+            new[:old] = getattr(self, name)
+            setattr(self, name, new)
+        for name in ("packets", "bytes"):
+            wide = np.zeros((self.capacity, 2), np.int64)
+            wide[:old] = getattr(self, name)
+            setattr(self, name, wide)
+        self.tcp.grow(self.capacity)
+        self._free[:0] = range(self.capacity - 1, old - 1, -1)
 
     def begin(self, t: Tuple, now: int, zone: int = 0, born: int = -1) -> int:
         """A new flow that nobody can find yet; its reply tuple is the plain inverse."""
@@ -353,6 +368,36 @@ class Conntrack:
         self.stored[flow] = True
         return True
 
+    def store_many(self, flows: NDArray[np.integer]) -> int:
+        """`store` for flows that are not stored, in their order, up to the first of which it must be asked itself:
+        another flow seems to hold one of its tuples. Returns how many were stored."""
+        zone = self.zone[flows]
+        if self.split or (zone >> 16).any():
+            return 0
+        _, first = np.unique(flows, return_index=True)
+        n = len(flows)
+        if len(first) < n:  # one of them stands there twice
+            again = np.ones(n, bool)
+            again[first] = False
+            n = int(again.argmax())
+            flows, zone = flows[:n], zone[:n]
+        proto = self.proto[flows].astype(np.uint64) << np.uint64(16) | zone
+        ids = np.empty(2 * n, np.int64)
+        words = np.empty((2, 2 * n), np.uint64)
+        for d, (src, dst, sport, dport) in enumerate((
+            (self.osrc, self.odst, self.osport, self.odport), (self.rsrc, self.rdst, self.rsport, self.rdport)
+        )):  # fmt: skip
+            ids[d::2] = 2 * flows + d
+            words[0, d::2] = src[flows].astype(np.uint64) << np.uint64(32) | dst[flows]
+            ports = sport[flows].astype(np.uint64) << np.uint64(48) | dport[flows].astype(np.uint64) << np.uint64(32)
+            words[1, d::2] = ports | proto
+        lost = np.flatnonzero(self.table.add((words[0], words[1]), ids) != ids)
+        if len(lost):
+            n = int(lost[0]) // 2
+            self.table.remove(ids[2 * n :])
+        self.stored[flows[:n]] = True
+        return n
+
     def kill(self, flow: int) -> None:
         """The flow is not there any more; its number stays taken until the run ends."""
         if self.stored[flow]:
@@ -387,9 +432,9 @@ class Conntrack:
 
     def end_run(self) -> None:
         """No packet is under way: forget flows that never were confirmed, and reuse the numbers of the dead."""
-        for flow in self._fresh:
-            if not self.status[flow] & (CONFIRMED | DYING):
-                self.kill(flow)
+        fresh = np.array(self._fresh, np.intp)
+        for flow in fresh[(self.status[fresh] & (CONFIRMED | DYING)) == 0].tolist():
+            self.kill(flow)
         self._fresh.clear()
         self._free.extend(self._dead)
         self._dead.clear()
@@ -581,9 +626,17 @@ class Conntrack:
                 if not self.status[flow] & DYING:
                     self.kill(flow)
                 ids[k] = -1
-        for new in np.flatnonzero(ids < 0).tolist():
+        fresh = np.flatnonzero(ids < 0)
+        followed = _NONE
+        if len(fresh) >= MANY and self.places >= len(fresh) and (trip.template is None or not trip.template.any()):
+            common = _COMMON[p.proto[rows[fresh]]]
+            ids[fresh[common]], went = self._open_many(p, rows[fresh[common]])
+            followed = fresh[common][went]
+            fresh = fresh[~common]
+        for new in fresh.tolist():
             ids[new] = self._open(trip, int(rows[new]))
         known = ids >= 0
+        known[followed] = False
         if not known.all():
             rows, ids = rows[known], ids[known]
             if not len(rows):
@@ -618,6 +671,48 @@ class Conntrack:
             at = p.ct[rows[some]], p.reply[rows[some]].astype(np.intp)
             np.add.at(self.packets, at, 1)
             np.add.at(self.bytes, at, p.length[rows[some]])
+
+    def _open_many(self, p: Packets, rows: Rows) -> tuple[NDArray[np.int32], Mask]:
+        """Begin a flow with each of these packets, for all of which there is room, in no zone.
+
+        returns  int32[n]  ids, -1 where the protocol does not let it begin one
+                 bool[n]   the packet was followed, too (`_follow`); of the others the states are to be moved still
+        """
+        proto = p.proto[rows]
+        icmp = proto == ICMP
+        opens = ~icmp | _OPENING[p.icmp_type[rows]]
+        ids = np.full(len(rows), -1, np.int32)
+        followed = np.zeros(len(rows), bool)
+        which = np.flatnonzero(opens)
+        rows, proto, icmp = rows[which], proto[which], icmp[which]
+        low, high = p.sport[rows], p.dport[rows]
+        back_low, back_high = high, low
+        if icmp.any():
+            kind, code = p.icmp_type[rows], p.icmp_code[rows].astype(np.uint16)
+            low, high = np.where(icmp, p.icmp_id[rows], low), np.where(icmp, kind.astype(np.uint16) << 8 | code, high)
+            back_low = np.where(icmp, low, back_low)
+            back_high = np.where(icmp, _PAIRED[kind].astype(np.uint16) << 8 | code, back_high)
+        f = self._allocate_many(len(rows))
+        self.osrc[f], self.odst[f], self.osport[f], self.odport[f] = p.src[rows], p.dst[rows], low, high
+        self.rsrc[f], self.rdst[f], self.rsport[f], self.rdport[f] = p.dst[rows], p.src[rows], back_low, back_high
+        self.proto[f] = proto
+        self.zone[f] = self.status[f] = self.mark[f] = 0
+        self.deadline[f], self.created[f], self.born[f] = FOREVER, p.time[rows], p.serial[rows]
+        self.masq[f], self.stored[f], self.counted[f] = -1, False, self.accounting
+        self.packets[f] = self.bytes[f] = 0
+        ids[which] = 2 * f
+        tcp = np.flatnonzero(proto == TCP)
+        if len(tcp):
+            may, went = self.tcp.begin(self, f[tcp], p, rows[tcp])
+            for flow in f[tcp[~may]].tolist():
+                self.kill(flow)
+            ids[which[tcp[~may]]] = -1
+            followed[which[tcp[went]]] = True
+            row, flow = rows[tcp[went]], f[tcp[went]]
+            p.ct[row], p.state[row], p.reply[row] = flow, NEW, False
+            if self.accounting:
+                self.packets[flow, 0], self.bytes[flow, 0] = 1, p.length[row]
+        return ids, followed
 
     def _open(self, trip: Trip, row: int) -> int:
         """Begin a flow with this packet: its id, or -1 where the protocol does not let it begin one.
@@ -736,15 +831,24 @@ class Conntrack:
             return rows
         flows = ct[mine]
         new = np.flatnonzero((self.status[flows] & (CONFIRMED | DYING)) == 0)
-        lost = []
-        for k in new.tolist():
-            flow, row = int(flows[k]), int(rows[mine[k]])
-            if self.status[flow] & CONFIRMED:
-                continue
-            if self.store(flow, int(p.time[row])):
-                self.status[flow] |= CONFIRMED
+        lost: list[int] = []
+        while len(new):
+            f = flows[new]
+            if len(new) >= MANY and not self.stored[f].any():
+                done = self.store_many(f)
             else:
-                lost.append(row)
+                done = len(f) if self.stored[f].all() else 0
+            self.status[f[:done]] |= CONFIRMED
+            new = new[done:]
+            for k in new[: 1 if len(new) >= MANY else MANY].tolist():
+                flow, row = int(flows[k]), int(rows[mine[k]])
+                if self.status[flow] & CONFIRMED:
+                    continue
+                if self.store(flow, int(p.time[row])):
+                    self.status[flow] |= CONFIRMED
+                else:
+                    lost.append(row)
+            new = new[1 if len(new) >= MANY else MANY :]
         if lost:
             trip.end(np.array(lost), "conntrack: another connection holds the tuple")
             return trip.travelling(rows)

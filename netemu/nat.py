@@ -376,42 +376,36 @@ class Nat:
         flows = trip.pkts.ct[rows]
         now = _current(ct, flows)
         address, port, wishing = self._tries(trip, rows, now, manip, asked)
-        by_source = manip == SOURCE
         changed = (address != now.address(manip)) | (port != now.port(manip))
         tried = now.with_side(manip, address, port)
-        zone = ct.zone[flows]
         back = tried.answer()
-        back_keys = back.keys(zone)
-        clash = ct.table.find(back_keys) >= 0
-        if by_source:
-            there_keys = _original(ct, flows).keys(zone)
-            clash |= ct.table.find(there_keys) >= 0
-            clash |= ct.stored[flows] | ((there_keys[0] == back_keys[0]) & (there_keys[1] == back_keys[1]))
+        if manip == SOURCE:
+            clash = ct.stored[flows]
             if wishing.any():
-                clash[self._mapped_before(now, zone, wishing)] = True
+                clash[self._mapped_before(now, ct.zone[flows], wishing)] = True
+        else:
+            clash = ct.table.find(back.keys(ct.zone[flows])) >= 0
         n = int(clash.argmax()) if clash.any() else len(rows)
-        if by_source and n:
-            # nothing but the confirmation follows, so the tuples are taken from now on
-            ids = np.stack([2 * flows[:n], 2 * flows[:n] + 1], axis=1).ravel()
-            both = (np.stack([a[:n], b[:n]], axis=1).ravel() for a, b in zip(there_keys, back_keys, strict=True))
-            lost = np.flatnonzero(ct.table.add(tuple(both), ids) != ids)
-            if len(lost):  # one of these rows has it already
-                n = int(lost[0]) // 2
-                ct.table.remove(ids[2 * n :])
-            ct.stored[flows[:n]] = True
         bit, done = _BITS[manip]
         moved = np.flatnonzero(changed[:n])
-        if len(moved):
-            f = flows[moved]
-            ct.rsrc[f], ct.rdst[f], ct.rsport[f], ct.rdport[f] = (
-                back.src[moved], back.dst[moved], back.sport[moved], back.dport[moved],
-            )  # fmt: skip
-            ct.status[f] |= bit
-            if by_source:
-                for flow in f.tolist():
-                    ct.remember_source(flow)
+        before = now.answer()
+        self._write(flows[moved], back.take(moved))
+        if manip == SOURCE and n:
+            # nothing but the confirmation follows, so the tuples are taken from now on
+            stored = ct.store_many(flows[:n])
+            undone = moved[moved >= stored]
+            self._write(flows[undone], before.take(undone))
+            n, moved = stored, moved[moved < stored]
+            for flow in flows[moved].tolist():
+                ct.remember_source(flow)
+        ct.status[flows[moved]] |= bit
         ct.status[flows[:n]] |= done
         return n
+
+    def _write(self, flows: NDArray[np.integer], back: _Tuples) -> None:
+        """Answers to these flows will come as `back`."""
+        ct = self.node.conntrack
+        ct.rsrc[flows], ct.rdst[flows], ct.rsport[flows], ct.rdport[flows] = back.src, back.dst, back.sport, back.dport
 
     def _tries(
         self, trip: Trip, rows: Rows, now: _Tuples, manip: str, asked: _Asked
@@ -732,6 +726,9 @@ class _Tuples:
             self.src, address, np.where(icmp, port, self.sport), np.where(icmp, self.dport, port), self.proto
         )
 
+    def take(self, which: NDArray[np.intp]) -> _Tuples:
+        return _Tuples(self.src[which], self.dst[which], self.sport[which], self.dport[which], self.proto[which])
+
     def answer(self) -> _Tuples:
         """The tuples of the answers: `inverse` of each."""
         icmp = self.proto == ICMP
@@ -747,10 +744,6 @@ class _Tuples:
         u = np.uint64
         ports = self.sport.astype(u) << u(48) | self.dport.astype(u) << u(32)
         return self.src.astype(u) << u(32) | self.dst, ports | self.proto.astype(u) << u(16) | zone
-
-
-def _original(ct: Conntrack, flows: NDArray[np.integer]) -> _Tuples:
-    return _Tuples(ct.osrc[flows], ct.odst[flows], ct.osport[flows], ct.odport[flows], ct.proto[flows])
 
 
 def _current(ct: Conntrack, flows: NDArray[np.integer]) -> _Tuples:

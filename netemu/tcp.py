@@ -206,6 +206,49 @@ class Tracker:
         self.last[flow] = 0
         return True
 
+    def begin(self, ct: Conntrack, flows: Flows, pkts: Packets, rows: Rows) -> tuple[Mask, Mask]:
+        """The same of many, each with a fresh flow of its own; where nearly all are alike, their first step, too.
+
+        returns  bool[n] may the segment begin a connection? and bool[n]: it was followed, as `one` would have
+
+        What a fresh connection makes of its first segment is always the same: a SYN tells how far one end got and what
+        it wants; one picked up in the middle, whose numbers are far from those of an unknown partner (0), nothing.
+        """
+        kind, flags = KIND[pkts.flags[rows]], pkts.flags[rows]
+        new = ORIGINAL[kind, NO]
+        syn = new == SS
+        may: Mask = syn | (new == ES) if self.loose else syn
+        seq, win, doff = pkts.seq[rows], pkts.win[rows].astype(np.uint32), pkts.doff[rows].astype(np.int64)
+        payload = np.maximum(pkts.length[rows] - pkts.ihl[rows] - doff, 0).astype(np.uint32)
+        end = seq + payload + ((flags & SYN) != 0) + ((flags & FIN) != 0).astype(np.uint32)
+        td = np.zeros((len(rows), 2, 4), np.uint32)
+        td[:, 0, 0] = end
+        td[:, 0, 1] = np.where(syn, end, end + np.maximum(win, 1))
+        td[:, 0, 2] = np.maximum(win, 1)
+        misc = np.zeros((len(rows), 10), np.uint8)
+        misc[:, 2:4] = SACK_PERM | LIBERAL
+        misc[:, 5] = I_NONE
+        first = np.flatnonzero(syn)
+        misc[first, 0], misc[first, 2] = _offers(pkts, rows[first], doff[first])
+        misc[first, 3] = 0
+
+        slack = np.maximum(td[:, 0, 2], 66000) + np.uint32(1)
+        ack = pkts.ack[rows]
+        followed = syn | (may & (ack != 0) & (ack < -slack) & (payload < 1 << 16))
+        opted = np.flatnonzero(followed & ~syn & (doff > 20))
+        followed[opted] = _only_timestamp(pkts, rows[opted], doff[opted])
+        td[first, 1, 1] = np.maximum(win[first], 1)
+        misc[followed, 5], misc[followed, 9] = kind[followed], new[followed]
+        self.td[flows], self.misc[flows], self.last[flows] = td, misc, 0
+        # nothing was heard of the partner yet, not even a window
+        opened, picked = (
+            min(self.timeouts[state], self.max_retrans_timeout, *more)
+            for state, more in ((SS, ()), (ES, (self.unacked_timeout,)))
+        )
+        known = np.flatnonzero(followed)
+        ct.deadline[flows[known]] = pkts.time[rows[known]] + np.where(syn[known], opened, picked)
+        return may, followed
+
     # ---- one segment -------------------------------------------------------------------------------------------
 
     def one(self, ct: Conntrack, flow: int, pkts: Packets, row: int, reply: bool) -> int:
@@ -785,6 +828,35 @@ def _walk_options(b: bytes) -> list[tuple[int, bytes]]:
         out.append((kind, b[k + 2 : k + b[k + 1]]))
         k += b[k + 1]
     return out
+
+
+def _offers(pkts: Packets, rows: Rows, doff: I64) -> tuple[U8, U8]:
+    """(window scale, flags) that each SYN offers: `_options` of many."""
+    scale, offered = np.zeros(len(rows), np.uint8), np.zeros(len(rows), np.uint8)
+    opted = doff > 20
+    whole = opted & (pkts.cap[rows] >= pkts.ihl[rows] + doff)
+    if pkts.rebuilt:
+        whole &= ~np.isin(rows, list(pkts.rebuilt))
+    for k in np.flatnonzero(opted & ~whole).tolist():
+        scale[k], offered[k] = _options(pkts, int(rows[k]), int(doff[k]))
+    who = np.flatnonzero(whole)
+    at = (pkts.at[rows] + pkts.ihl[rows] + 20)[who]
+    stop = at + doff[who] - 20
+    while len(who):
+        kind = pkts.data[at]
+        single = kind == 1
+        more = ~single & (at + 1 < stop)
+        size = np.where(more, pkts.data[np.minimum(at + 1, stop - 1)], 1).astype(np.int64)
+        going = (kind != 0) & (single | (more & (size >= 2) & (at + size <= stop)))
+        sack = going & (kind == 4) & (size == 2)
+        offered[who[sack]] |= SACK_PERM
+        scaled = going & (kind == 3) & (size == 3)
+        scale[who[scaled]] = np.minimum(pkts.data[at[scaled] + 2], 14)
+        offered[who[scaled]] |= WSCALE
+        at = at + size
+        going &= at < stop
+        who, at, stop = who[going], at[going], stop[going]
+    return scale, offered
 
 
 def _options(pkts: Packets, row: int, doff: int) -> tuple[int, int]:
