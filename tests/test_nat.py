@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from craft import ends, error, icmp, sums_right, tcp, udp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from talk import node, says, table
 
-from netemu import Node
+from netemu import Node, read_capture
+from netemu.capture import write_pcap
 from netemu.hashing import jhash2
 from netemu.packets import checksum
 
@@ -282,3 +287,58 @@ class TestErrors:
         (reset,) = journey.caused
         assert "nat:POSTROUTING:policy:2" in map(str, reset.steps)
         assert not any(str(s).startswith("nat:OUTPUT") for s in reset.steps)
+
+
+CHOICES = (
+    "nat POSTROUTING -o eth0 -j MASQUERADE",
+    "nat POSTROUTING -o eth0 -j MASQUERADE --random",
+    "nat POSTROUTING -o eth0 -p udp -j MASQUERADE --to-ports 4000-4007",
+    "nat POSTROUTING -o eth0 -j SNAT --to-source 198.51.100.1-198.51.100.3",
+    "nat POSTROUTING -o eth0 -p tcp -j SNAT --to-source 198.51.100.9:4001-4004 --persistent",
+    "nat POSTROUTING -o eth0 -j NETMAP --to 198.51.100.128/30",
+    "nat PREROUTING -i eth1 -p tcp -j DNAT --to-destination 192.0.2.1-192.0.2.2:80-90",
+    "nat PREROUTING -i eth1 -p udp -j DNAT --to-destination 192.0.2.1:5000-5100/4000",
+    "nat PREROUTING -i eth1 -p icmp -j DNAT --to-destination 192.0.2.1",
+    "nat PREROUTING -i eth1 -p udp --dport 53 -j REDIRECT --to-ports 5353",
+)
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trace") / "t.pcap"
+
+
+@settings(deadline=None)
+@given(
+    rules=st.lists(st.sampled_from(CHOICES), min_size=1, max_size=3, unique=True),
+    kernel=st.sampled_from(["6.1", "6.18"]),
+    packets=st.lists(
+        st.tuples(
+            st.sampled_from(["tcp", "udp", "icmp", "ack"]), st.integers(2, 4), st.integers(4000, 4003),
+            st.integers(1, 3), st.sampled_from([53, 80, 4001]),
+        ),
+        min_size=40, max_size=90,
+    ),
+)  # fmt: skip
+def test_many_choose_as_one_by_one(
+    trace: Path, rules: list[str], kernel: str, packets: list[tuple[str, int, int, int, int]]
+) -> None:
+    """Few sources, few ports and hardly any room: the tuples that are tried first are mostly taken."""
+    made = []
+    for proto, client, sport, server, dport in packets:
+        src, dst = f"10.0.0.{client}", f"192.0.2.{server}"
+        if proto == "icmp":
+            made.append(icmp(src, dst, number=sport))
+        elif proto == "udp":
+            made.append(udp(src, sport, dst, dport))
+        else:
+            made.append(tcp(src, sport, dst, dport, "S" if proto == "tcp" else "A", ack=1000))
+    write_pcap(trace, list(range(len(made))), made)
+    results = []
+    for length in (1, 16, None):
+        n = node("\n".join(rules), kernel=kernel)
+        journeys = n.replay(read_capture(trace), length, link="eth1")
+        told = [(j.fate, j.reason, [b for _, b in j.out], [str(s) for s in j.steps]) for j in journeys]
+        results.append((told, sorted(table(n)), n.dump("iptables-save")))
+        n.check()
+    assert results[0] == results[1] == results[2]
