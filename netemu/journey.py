@@ -772,16 +772,19 @@ class Road:
         ct, rewrites = self.node.conntrack, self.node.rewritten
         r = rows[strangers]
         tcp = p.proto[rows] == TCP
-        if rewrites.draws and len(r) > 1:  # the destination's port is chosen long before the flow is in the table
-            ports = np.where(p.proto[r] == ICMP, 0, p.sport[r]).astype(np.uint64)
+        # a destination's port, or an ICMP id with it, is chosen long before the flow is in the table
+        drawing = np.arange(len(r)) if rewrites.draws else np.flatnonzero((p.proto[r] == ICMP) & rewrites.dnat)
+        if len(drawing) > 1:
+            d = r[drawing]
+            ports = np.where(p.proto[d] == ICMP, 0, p.sport[d]).astype(np.uint64)
             client = (
-                (p.proto[r].astype(np.uint64) << np.uint64(48)) | (p.src[r].astype(np.uint64) << np.uint64(16)) | ports
+                (p.proto[d].astype(np.uint64) << np.uint64(48)) | (p.src[d].astype(np.uint64) << np.uint64(16)) | ports
             )
             _, first = np.unique(client, return_index=True)
-            again = np.ones(len(r), bool)
+            again = np.ones(len(d), bool)
             again[first] = False
-            again[1:] |= rewrites.source(p.src[r[1:]])
-            end = _first_at(strangers[again], end)
+            again[1:] |= rewrites.source(p.src[d[1:]])
+            end = _first_at(strangers[drawing[again]], end)
         # what may end a connection, which frees its tuple, comes before the choices of those that it overtook
         ending = np.flatnonzero((flows >= 0) & ends)
         ending = ending[ending > strangers[0]]
