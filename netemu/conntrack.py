@@ -45,7 +45,8 @@ from netemu.packets import (
     Rows,
 )
 from netemu.paths import Step
-from netemu.tcp import ACCEPTED, GONE, INVALID_SEGMENT, SECOND, STATES, Flows, Tracker, heard
+from netemu.protocols import FITS, LOST, TRACKERS, gre_keys
+from netemu.tcp import ACCEPTED, GONE, INVALID_SEGMENT, SECOND, STATES, UNTOUCHED, Flows, Tracker, heard
 from netemu.tcp import GOOD_FLAGS as GOOD_TCP_FLAGS
 from netemu.trip import Trip
 
@@ -62,6 +63,7 @@ _PAIRED = np.full(256, 255, np.uint8)
 for _a, _b in PAIRED.items():
     _PAIRED[_a] = _b
 _OPENING = np.isin(np.arange(256), (8, 13, 15, 17))
+_PLAIN = np.isin(np.arange(256), (TCP, UDP, ICMP))  # where the columns hold all that makes a tuple
 _ERROR = np.isin(np.arange(256), ICMP_ERRORS)
 
 PROTOCOLS = {ICMP: "icmp", TCP: "tcp", UDP: "udp", 33: "dccp", GRE: "gre", SCTP: "sctp", UDPLITE: "udplite"}
@@ -189,7 +191,12 @@ class Conntrack:
         self.templates: list[Template] = []  # wishes of CT rules; packets hold their number, from 1 (Trip.template)
         self._template_of: dict[Template, int] = {}
         self.ported = np.isin(np.arange(256), PORTED)  # protocols with two ports in their tuple
-        self.ported[DCCP] = node.kernel == "6.1"  # no longer tracked as what it is by later kernels
+        self.trackers = {proto: make() for proto, make in TRACKERS[node.kernel].items()}
+        self.way = np.zeros(256, np.uint8)  # 0: timers alone, 1: TCP, 2: states of another kind
+        self.way[TCP], self.way[list(self.trackers)] = 1, 2
+        self.abrupt: set[int] = set()  # protocols but TCP that have connections which a packet may end
+        self.ported[DCCP] = DCCP in self.trackers
+        self.odd = np.isin(np.arange(256), [proto for proto in FITS if proto != DCCP or DCCP in self.trackers])
         self.read_sysctls()
 
     # ---- knobs -------------------------------------------------------------------------------------------------
@@ -198,6 +205,8 @@ class Conntrack:
         """Take over net.netfilter.nf_conntrack_*; timers that already run keep their deadline."""
         get = self._knob
         self.tcp.limits(get)
+        for tracker in self.trackers.values():
+            tracker.limits(get)
         self.udp_timeout = get("udp_timeout", 30) * SECOND
         self.udp_stream = get("udp_timeout_stream", 120) * SECOND
         self.icmp_timeout = get("icmp_timeout", 30) * SECOND
@@ -217,6 +226,7 @@ class Conntrack:
         return min(
             *self.tcp.timeouts[1:], self.tcp.max_retrans_timeout, self.tcp.unacked_timeout, self.udp_timeout,
             self.udp_stream, self.icmp_timeout, self.generic_timeout, self.gre_timeout, self.gre_stream,
+            *(timeout for tracker in self.trackers.values() for timeout in tracker.timeouts[1:]),
         )  # fmt: skip
 
     def switch(self, on: bool) -> None:
@@ -491,8 +501,11 @@ class Conntrack:
         """The two key words of each packet's tuple (ICMP: id in the place of the port, type and code beside it)."""
         proto = p.proto[rows]
         low, high = p.sport[rows], p.dport[rows]
-        if not self.ported[DCCP] and (proto == DCCP).any():
+        odd = ~_PLAIN[proto]
+        if odd.any():
             low, high = low * self.ported[proto], high * self.ported[proto]
+            for k in np.flatnonzero(odd & (proto == GRE)).tolist():
+                low[k], high[k] = self._ports(p, int(rows[k]))
         icmp = proto == ICMP
         if icmp.any():
             low = np.where(icmp, p.icmp_id[rows], low)
@@ -558,7 +571,7 @@ class Conntrack:
         if tcp.any():
             doff = p.doff[rows]
             ok &= ~tcp | ((room >= 20) & (doff >= 20) & (doff <= room) & GOOD_TCP_FLAGS[p.flags[rows]])
-        udp = (proto == UDP) | (proto == UDPLITE)
+        udp = proto == UDP
         if udp.any():
             ok &= ~udp | (room >= 8)
             some = np.flatnonzero(udp & ok & (p.cap[rows] >= p.ihl[rows] + 8))
@@ -569,8 +582,7 @@ class Conntrack:
                 for k in np.flatnonzero(np.isin(rows[some], list(p.rebuilt))) if p.rebuilt else ():
                     row = int(rows[some[k]])
                     (said[k],) = struct.unpack_from("!H", p.original(row), int(p.ihl[row]) + 4)
-                whole = (proto[some] == UDPLITE) & (said == 0)  # there it is how far the checksum reaches
-                ok[some] &= whole | ((said >= 8) & (said <= room[some]))
+                ok[some] &= (said >= 8) & (said <= room[some])
         icmp = proto == ICMP
         if icmp.any():
             ok &= ~icmp | ((room >= 8) & (p.icmp_type[rows] <= 18))
@@ -578,7 +590,20 @@ class Conntrack:
             some = np.flatnonzero(ok & (tcp | udp | icmp))
             if len(some):
                 ok[some] &= p.l4_checksum_ok(rows[some])
+        odd = ok & self.odd[proto]
+        if odd.any():
+            for at in np.flatnonzero(odd).tolist():
+                row = int(rows[at])
+                packet, whole = p.original(row), bool(p.cap[row] >= p.length[row])
+                ok[at] = FITS[int(proto[at])](packet, packet[int(p.ihl[row]) :], verify and whole)
         return ok
+
+    def _ports(self, p: Packets, row: int) -> tuple[int, int]:
+        """What stands in the place of the ports in the tuple of a packet that is not an ICMP one."""
+        proto = int(p.proto[row])
+        if proto == GRE:
+            return gre_keys(p.original(row)[int(p.ihl[row]) :]) or (0, 0)
+        return (int(p.sport[row]), int(p.dport[row])) if self.ported[proto] else (0, 0)
 
     # ---- the stop at -200 --------------------------------------------------------------------------------------
 
@@ -653,15 +678,17 @@ class Conntrack:
             flows, rows, reply = flows.take(order), rows.take(order), reply.take(order)
             starts = np.flatnonzero(np.concatenate(([True], flows[1:] != flows[:-1])))
         each = flows.take(starts)
-        tcp = self.proto.take(each) == TCP
-        if tcp.all():
-            counts = self._tcp(trip, each, starts, rows, reply)
-        elif not tcp.any():
-            counts = self._timers(trip, each, starts, rows, reply)
+        ways = (self._timers, self._tcp, self._states)
+        way = self.way[self.proto.take(each)]
+        if (way == way[0]).all():
+            counts = ways[way[0]](trip, each, starts, rows, reply)
         else:
             counts = np.empty(len(rows), bool)
             size = np.diff(starts, append=len(rows))
-            for some, take in ((np.flatnonzero(tcp), self._tcp), (np.flatnonzero(~tcp), self._timers)):
+            for k, take in enumerate(ways):
+                some = np.flatnonzero(way == k)
+                if not len(some):
+                    continue
                 begin = np.cumsum(size[some]) - size[some]
                 where = np.repeat(starts[some] - begin, size[some]) + np.arange(int(size[some].sum()))
                 counts[where] = take(trip, each[some], begin, rows[where], reply[where])
@@ -732,17 +759,15 @@ class Conntrack:
                 return -1
             ports = int(p.icmp_id[row]), int(p.icmp_type[row]) << 8 | int(p.icmp_code[row])
         else:
-            ports = int(p.sport[row]), int(p.dport[row])
-            if not self.ported[proto]:
-                ports = 0, 0
+            ports = self._ports(p, row)
+            if proto in self.trackers and self.trackers[proto].abrupt:
+                self.abrupt.add(proto)
         now = int(p.time[row])
         zone = 0 if trip.template is None else self._zone(trip, row)
         flow = self.begin((int(p.src[row]), int(p.dst[row]), *ports, proto), now, zone, int(p.serial[row]))
         if proto == TCP and not self.tcp.opens(flow, p, row):
             self.kill(flow)
             return -1
-        if proto == SCTP:
-            trip.node.caveat("SCTP associations are tracked like an unknown protocol (no state of their own)")
         return 2 * flow
 
     def _timers(self, trip: Trip, flows: Flows, starts: Flows, rows: Rows, reply: Mask) -> Mask:
@@ -773,6 +798,34 @@ class Conntrack:
             self.status[flows[seen]] |= ASSURED
         else:
             self.deadline[flows] = now + (self.icmp_timeout if proto == ICMP else self.generic_timeout)
+
+    def _states(self, trip: Trip, flows: Flows, starts: Flows, rows: Rows, reply: Mask) -> Mask:
+        """Packets of the rarer protocols that have states, one by one; otherwise as `_timers`."""
+        p = trip.pkts
+        counts = np.ones(len(rows), bool)
+        each = np.repeat(flows, np.diff(starts, append=len(rows)))
+        for k, (flow, row) in enumerate(zip(each.tolist(), rows.tolist(), strict=True)):
+            status = int(self.status[flow])
+            verdict, timeout, assured = self.trackers[int(self.proto[flow])].one(
+                flow, p.original(row)[int(p.ihl[row]) :], bool(reply[k]),
+                confirmed=bool(status & CONFIRMED), answered=bool(status & SEEN_REPLY),
+            )  # fmt: skip
+            p.state[row] = ESTABLISHED if reply[k] or status & SEEN_REPLY else NEW
+            if verdict in (INVALID_SEGMENT, LOST):
+                if not status & CONFIRMED and not self.stored[flow]:
+                    self.kill(flow)
+                p.ct[row], p.state[row], p.reply[row] = -1, INVALID, False
+                if verdict == LOST:
+                    trip.end(np.array([row]), "conntrack: the header is not all there")
+                counts[k] = False
+                continue
+            if verdict == ACCEPTED:
+                self.deadline[flow] = int(p.time[row]) + timeout
+            elif verdict == GONE:
+                self.kill(flow)
+            counts[k] = verdict != UNTOUCHED
+            self.status[flow] |= ASSURED * assured | SEEN_REPLY * bool(reply[k])
+        return counts
 
     def _tcp(self, trip: Trip, flows: Flows, starts: Flows, rows: Rows, reply: Mask) -> Mask:
         """TCP segments, as `_timers`."""
@@ -869,6 +922,8 @@ class Conntrack:
         words.append(str((int(self.deadline[flow]) - now) // SECOND))
         if proto == TCP:
             words.append(STATES[int(self.tcp.misc[flow, 9])])
+        elif proto in self.trackers:
+            words.append(self.trackers[proto].states[self.trackers[proto].state(flow)])
         for d, t in enumerate((self.original(flow), self.reply(flow))):
             words.append(_tuple_text(t))
             if zone >> 16 and zone_id(zone, d):
@@ -909,7 +964,8 @@ class Conntrack:
         proto = int(words[1])
         rest = words[2:]
         left = int(rest.pop(0)) if rest[0].isdigit() else 0
-        state = rest.pop(0) if rest[0] in STATES else None
+        known = STATES if proto == TCP else self.trackers[proto].states if proto in self.trackers else ()
+        state = rest.pop(0) if rest[0] in known else None
         tuples: list[dict[str, int]] = []
         status = CONFIRMED | SEEN_REPLY | SRC_NAT_DONE | DST_NAT_DONE
         other: dict[str, int] = {}
@@ -952,6 +1008,10 @@ class Conntrack:
             self.tcp.td[flow] = 0
             self.tcp.misc[flow, 9] = STATES.index(state) if state else 3
             self.tcp.misc[flow, 5] = 5
+        elif proto in self.trackers:
+            self.trackers[proto].restore(flow, state)
+            if self.trackers[proto].abrupt:
+                self.abrupt.add(proto)
         if not self.store(flow, now):
             self.kill(flow)
         elif status & SRC_NAT:
@@ -1020,7 +1080,7 @@ def _tuple_text(t: Tuple) -> str:
     text = f"src={dotted(src)} dst={dotted(dst)}"
     if proto == ICMP:
         return f"{text} type={dport >> 8} code={dport & 255} id={sport}"
-    if proto in PORTED and (proto != DCCP or sport or dport):
+    if proto in PORTED:
         return f"{text} sport={sport} dport={dport}"
     if proto == GRE:
         return f"{text} srckey=0x{sport:x} dstkey=0x{dport:x}"
@@ -1073,4 +1133,7 @@ def quoted_tuple(inner: bytes) -> Tuple | None:
             return None
         sport, dport = struct.unpack_from("!HH", inner, ihl)
         return src, dst, sport, dport, proto
+    if proto == GRE:
+        keys = gre_keys(inner[ihl:])
+        return (src, dst, *keys, proto) if keys else None
     return src, dst, 0, 0, proto

@@ -82,7 +82,7 @@ BROADCASTS = ["10.0.0.255", "255.255.255.255", "224.0.0.9"]
 MARKS = [1, 2, 7, 0x100]
 TCP, UDP, ICMP, GRE, DCCP, SCTP, UDPLITE = 6, 17, 1, 47, 33, 132, 136
 #: how often a conversation is of a protocol
-PROTOCOLS = {TCP: 50, UDP: 28, ICMP: 12, SCTP: 0, GRE: 2, UDPLITE: 0, DCCP: 0}
+PROTOCOLS = {TCP: 50, UDP: 28, ICMP: 12, SCTP: 4, GRE: 2, UDPLITE: 1, DCCP: 1}
 NAMES = {"tcp": TCP, "udp": UDP, "icmp": ICMP, "gre": GRE, "dccp": DCCP, "sctp": SCTP, "udplite": UDPLITE}
 
 

@@ -684,6 +684,8 @@ class Road:
                 end = min(end, max(_first_at(masqueraded, end), 1))
             late = ct.deadline[f] <= p.time[rows[where]]
             sharp = self._sharp(p, rows[where], f, order)
+            if ct.abrupt:
+                sharp |= np.isin(ct.proto[f], list(ct.abrupt))
             if sharp.any() or late.any():  # what follows in the flow must wait
                 starts = np.flatnonzero(~follows.take(order))
                 event = np.where((sharp | late).take(order), np.arange(len(f)), len(f))

@@ -30,6 +30,7 @@ from netemu.conntrack import (
 )
 from netemu.hashing import jhash2
 from netemu.packets import (
+    DCCP,
     GRE,
     I64,
     ICMP,
@@ -44,6 +45,7 @@ from netemu.packets import (
     Mask,
     Rows,
     checksum,
+    crc32c,
     patched,
 )
 from netemu.paths import Step
@@ -685,6 +687,8 @@ def _rewrite_quoted(trip: Trip, row: int, body: bytearray, side: str, t: Tuple) 
         (old,) = struct.unpack_from("!H", inner, ihl + port_place)
         new, where, name = port, ihl + port_place, "inner.sport" if side == SOURCE else "inner.dport"
         check_at = {TCP: ihl + 16, UDP: ihl + 6, UDPLITE: ihl + 6}.get(proto, 1 << 20)
+        if proto == DCCP and len(inner) >= ihl + 12:
+            check_at = ihl + 6
         old_words, new_words = (*halves[0], old), (*halves[1], new)
     else:
         return
@@ -695,6 +699,9 @@ def _rewrite_quoted(trip: Trip, row: int, body: bytearray, side: str, t: Tuple) 
                 "!H", body, at + check_at, patched(check, old_words, new_words) or (0xFFFF if proto == UDP else 0)
             )
     struct.pack_into("!H", body, at + where, new)
+    if proto == SCTP and len(inner) >= ihl + 12:  # made anew from what is quoted
+        struct.pack_into("<I", body, at + ihl + 8, 0)
+        struct.pack_into("<I", body, at + ihl + 8, crc32c(body[at + ihl :]))
     if old != new:
         log.append((_TRANSLATED, name, one, np.array([old], np.uint16), np.array([new], np.uint16)))
 

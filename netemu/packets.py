@@ -272,7 +272,9 @@ class Packets:
                         if proto in (UDP, UDPLITE) and c == 0:
                             c = 0xFFFF
                         struct.pack_into("!H", b, ihl + place, c)
-                if proto == SCTP and old_ports != new_ports and len(b) >= max(ihl + 12, length):
+                # NAT makes it anew whatever it was, IPVS only where the ports changed
+                anew = proto == SCTP and (old_ports != new_ports or not self.ipvs[row])
+                if anew and len(b) >= max(ihl + 12, length):
                     struct.pack_into("<I", b, ihl + 8, 0)
                     struct.pack_into("<I", b, ihl + 8, crc32c(b[ihl:length]))
         return builtins.bytes(b)

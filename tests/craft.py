@@ -77,6 +77,43 @@ def error(src: str, dst: str, quoted: bytes, kind: int = 3, code: int = 1, **kw:
     return ip(src, dst, 1, segment[:2] + struct.pack("!H", checksum(segment)) + segment[4:], **kw)
 
 
+def crc32c(data: bytes) -> int:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+CHUNKS = {
+    "data": 0, "init": 1, "init_ack": 2, "beat": 4, "beat_ack": 5, "abort": 6, "shutdown": 7, "shutdown_ack": 8,
+    "error": 9, "cookie_echo": 10, "cookie_ack": 11, "complete": 14,
+}  # fmt: skip
+
+
+def chunk(kind: str, tag: int = 0, flags: int = 0) -> bytes:
+    """A chunk of SCTP; `tag` is what an INIT or INIT ACK offers."""
+    body = struct.pack("!IIHHI", tag, 65535, 10, 10, 1) if kind in ("init", "init_ack") else b""
+    body = b"abcdefghijkl" if kind in ("data", "beat", "beat_ack", "cookie_echo") else body
+    return struct.pack("!BBH", CHUNKS[kind], flags, 4 + len(body)) + body
+
+
+def sctp(src: str, sport: int, dst: str, dport: int, tag: int, *chunks: bytes, wrong: bool = False, **kw: int) -> bytes:
+    body = struct.pack("!HHII", sport, dport, tag, 0) + b"".join(chunks)
+    return ip(src, dst, 132, body[:8] + struct.pack("<I", crc32c(body) ^ wrong) + body[12:], **kw)
+
+
+TYPES = ("request", "response", "data", "ack", "dataack", "closereq", "close", "reset", "sync", "syncack")
+
+
+def dccp(src: str, sport: int, dst: str, dport: int, kind: str, seq: int = 1, ack: int = 1, **kw: int) -> bytes:
+    behind = b"" if kind in ("request", "data") else struct.pack("!Q", ack)
+    behind += b"\0\0\0\7" if kind in ("request", "response", "reset") else b""
+    head = struct.pack("!HHBBHBBHI", sport, dport, 4 + len(behind) // 4, 0, 0, TYPES.index(kind) << 1 | 1, 0, 0, seq)
+    return ip(src, dst, 33, _summed(src, dst, 33, head + behind, 6), **kw)
+
+
 def ends(packet: bytes) -> tuple[int, str, int, str, int]:
     """(protocol, source, source port or id, destination, destination port)."""
     at = (packet[0] & 15) * 4

@@ -19,7 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-from craft import answer, checksum, error, icmp, ip, tcp, udp  # noqa: E402
+from craft import answer, checksum, chunk, dccp, error, icmp, ip, sctp, tcp, udp  # noqa: E402
 
 from netemu import Node, lab  # noqa: E402
 
@@ -390,6 +390,183 @@ def conntrack_states(kernel: str) -> Story:
     s.sends("lan0", bytes(bad))
     s.runs("conntrack -D -p udp --dport 53")
     s.answered(k)
+    return s
+
+
+STATES = """filter FORWARD -m conntrack --ctstate INVALID -j DROP
+    filter FORWARD -m conntrack --ctstate NEW -j ACCEPT
+    filter FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT"""
+ACCOUNTS = {"net.netfilter.nf_conntrack_acct": 1}
+TAG_IN, TAG_OUT = 0xA, 0xB  # what the inner and the outer end of an association want to see
+SETTLED = ("init", "<init_ack", "cookie_echo", "<cookie_ack")
+
+
+def associate(s: Story, port: int, *kinds: str) -> None:
+    """Chunks from the inner host, or to it (`<`), one a packet; `<abort/5` says the tag too, `abort!` has the T bit."""
+    for word in kinds:
+        kind, _, said = word.lstrip("<").partition("/")
+        back, reflected = word.startswith("<"), kind.endswith("!")
+        kind = kind.rstrip("!")
+        tag = 0 if kind == "init" else TAG_IN if back != reflected else TAG_OUT
+        ends = (OUT, 80, SRV, port) if back else (SRV, port, OUT, 80)
+        piece = chunk(kind, TAG_OUT if back else TAG_IN, int(reflected))
+        s.sends("eth0" if back else "lan0", sctp(*ends, int(said) if said else tag, piece))
+
+
+@story()
+def conntrack_sctp(kernel: str) -> Story:
+    s = Story(
+        "conntrack/sctp",
+        kernel,
+        """SCTP associations from the first INIT to the last chunk, given up, reset, picked up by a HEARTBEAT on another
+        path, and what belongs to none: other tags, other beginnings, a wrong checksum.""",
+        iptables=STATES,
+        sysctl=ACCOUNTS,
+    )
+    port = 5000
+    for kinds in (
+        (*SETTLED, "data", "<data", "shutdown", "<shutdown_ack", "complete", "init", "<data"),
+        (*SETTLED, "<shutdown", "shutdown_ack", "<complete!", "<init"),
+        (*SETTLED, "data/99", "<data/99", "abort/77", "abort!", "data"),
+        (*SETTLED, "<abort", "init", "<init_ack", "cookie_echo"),
+        ("init", "init", "<error", "<init_ack", "cookie_echo", "<error"),
+        ("init/5", "data", "cookie_echo", "cookie_ack", "complete", "<data"),
+        ("beat", "<beat_ack", "data", "<data"),
+        ("beat", "<data", "<beat", "beat/9", "<beat_ack/7", "beat/9"),
+        ("shutdown_ack", "<complete!", "data"),
+        ("beat_ack", "<init_ack"),
+        ("init", "<init", "<init_ack", "init_ack"),
+    ):
+        port += 1
+        associate(s, port, *kinds)
+    a = (SRV, 6000, OUT, 80)
+    s.sends("lan0", sctp(*a, 0, chunk("init", TAG_IN), wrong=True))
+    s.sends("lan0", sctp(*a, 0, chunk("init", TAG_IN), chunk("data")))
+    s.sends("lan0", sctp(*a, 0))
+    s.sends("lan0", sctp(*a, TAG_OUT, chunk("beat"), chunk("cookie_echo")))
+    s.sends("lan0", sctp(*a, TAG_OUT, chunk("beat"), chunk("data"), chunk("shutdown")))
+    s.sends("lan0", ip(SRV, OUT, 132, b"short"))
+    return s
+
+
+@story()
+def conntrack_sctp_tags_again(kernel: str) -> Story:
+    s = Story(
+        "conntrack/sctp-tags-again",
+        kernel,
+        """An INIT on a living association: by either end, with the tag that it has or another one, and every answer to
+        it. A late INIT, which has the old tag, leaves the other end bound to what it said.""",
+        iptables=STATES,
+        sysctl=ACCOUNTS,
+    )
+    port = 5000
+    for begun in (SETTLED[:2], SETTLED):
+        for back in (False, True):
+            for tag in (TAG_IN, TAG_OUT, 0xC):
+                for offered in (TAG_IN, TAG_OUT, 0xC):
+                    port += 1
+                    associate(s, port, *begun)
+                    there, here = (SRV, port, OUT, 80), (OUT, 80, SRV, port)
+                    ends = (here, there) if back else (there, here)
+                    links = ("eth0", "lan0") if back else ("lan0", "eth0")
+                    s.sends(links[0], sctp(*ends[0], 0, chunk("init", tag)))
+                    s.sends(links[1], sctp(*ends[1], tag, chunk("init_ack", offered)))
+    return s
+
+
+@story()
+def nat_sctp(kernel: str) -> Story:
+    s = Story(
+        "nat/sctp",
+        kernel,
+        """Addresses and ports of SCTP packets are translated there and back, and the checksum is made anew, that of
+        packets whose checksum was wrong too, if it is not looked at.""",
+        iptables="""nat PREROUTING -d 198.51.100.1/32 -p sctp -m sctp --dport 80 -j DNAT --to-destination 10.0.0.5:8080
+            nat POSTROUTING -o eth0 -j MASQUERADE
+            filter FORWARD -m conntrack --ctstate INVALID -j DROP""",
+        sysctl={"net.netfilter.nf_conntrack_checksum": 0},
+    )
+    s.sends("eth0", sctp(OUT, 4000, NODE, 80, 0, chunk("init", TAG_OUT)))
+    s.sends("lan0", sctp(SRV, 8080, OUT, 4000, TAG_OUT, chunk("init_ack", TAG_IN)))
+    s.sends("eth0", sctp(OUT, 4000, NODE, 80, TAG_IN, chunk("cookie_echo")))
+    s.sends("lan0", sctp(SRV, 8080, OUT, 4000, TAG_OUT, chunk("cookie_ack")))
+    s.sends("lan0", sctp(SRV, 5000, OUT, 80, 0, chunk("init", TAG_IN)))
+    s.sends("eth0", sctp(OUT, 80, NODE, 5000, TAG_IN, chunk("init_ack", TAG_OUT)))
+    s.sends("lan0", sctp(SRV, 5000, OUT, 80, TAG_OUT, chunk("cookie_echo"), wrong=True))
+    s.sends("lan0", sctp(SRV, 5000, OUT, 80, TAG_OUT, chunk("data"), chunk("data")))
+    s.sends("lan0", error(SRV, OUT, sctp(OUT, 4000, SRV, 8080, TAG_IN, chunk("cookie_echo"))))
+    return s
+
+
+@story()
+def conntrack_dccp(kernel: str) -> Story:
+    s = Story(
+        "conntrack/dccp",
+        kernel,
+        """DCCP from request to reset: Linux 6.1 follows it, later ones track it as an unknown protocol.""",
+        iptables=STATES,
+        sysctl=ACCOUNTS,
+    )
+    opened = ("request", "<response", "ack", "<data")
+    for k, kinds in enumerate((
+        (*opened, "dataack", "<ack", "<closereq", "close", "<reset", "<request", "response", "<ack"),
+        (*opened, "close", "<reset", "reset", "sync"),
+        ("request", "request", "<data", "<response", "dataack", "ack"),
+        ("request", "<reset", "<response", "request"),
+        ("request", "sync", "<request", "response", "<ack", "data"),
+        ("data", "response", "<request", "response"),
+    )):  # fmt: skip
+        for word in kinds:
+            back = word.startswith("<")
+            ends = (OUT, 80, SRV, 5000 + k) if back else (SRV, 5000 + k, OUT, 80)
+            s.sends("eth0" if back else "lan0", dccp(*ends, word.lstrip("<")))
+    wrong = bytearray(dccp(SRV, 6000, OUT, 80, "request"))
+    wrong[26] ^= 1
+    s.sends("lan0", bytes(wrong))
+    covered = bytearray(dccp(SRV, 6001, OUT, 80, "request"))
+    covered[25] = 1
+    s.sends("lan0", bytes(covered))
+    short = bytearray(dccp(SRV, 6002, OUT, 80, "request"))
+    short[28] &= 0xFE
+    s.sends("lan0", bytes(short))
+    s.sends("lan0", ip(SRV, OUT, 33, b"too short"))
+    return s
+
+
+@story()
+def conntrack_other_protocols(kernel: str) -> Story:
+    s = Story(
+        "conntrack/other-protocols",
+        kernel,
+        """UDP-Lite, whose right checksums Linux takes for wrong ones (it sums UDP's number); GRE by the key of
+        version 1; protocols without ports, which two hosts have one connection of.""",
+        iptables=STATES,
+    )
+
+    def lite(port: int, proto: int, covered: int = 0, said: int | None = None) -> bytes:
+        body = struct.pack("!HHHH", port, 80, covered, 0) + b"abcdefgh"
+        pseudo = ip(SRV, OUT, 0, b"")[12:20] + struct.pack("!BBH", 0, proto, len(body))
+        total = checksum(pseudo + body[: covered or None]) if said is None else said
+        return ip(SRV, OUT, 136, body[:6] + struct.pack("!H", total) + body[8:])
+
+    for k, (proto, covered) in enumerate(((136, 0), (17, 0), (136, 8), (17, 8), (17, 7), (17, 17), (17, 16))):
+        s.sends("lan0", lite(1000 + k, proto, covered))
+    s.sends("lan0", lite(1010, 17, said=0))
+    s.sends("lan0", ip(SRV, OUT, 136, b"short"))
+
+    def gre(src: str, dst: str, version: int, call: int, kind: int = 0x880B) -> bytes:
+        return ip(src, dst, 47, struct.pack("!HHHHI", 0x3000 | version, kind, 4, call, 1) + b"data")
+
+    for version, call, kind in ((0, 7, 0x0800), (1, 77, 0x880B), (1, 78, 0x880B), (1, 79, 0x0800), (2, 80, 0x880B)):
+        s.sends("lan0", gre(SRV, OUT, version, call, kind))
+        s.sends("eth0", gre(OUT, SRV, version, call, kind))
+    s.sends("lan0", ip(SRV, OUT, 47, struct.pack("!HH", 0x2001, 0x880B)))
+    s.sends("lan0", ip(SRV, OUT, 47, b""))
+    s.sends("eth0", error(OUT, SRV, gre(SRV, OUT, 1, 77)))
+    for proto in (50, 99, 4, 0, 58, 255):
+        s.sends("lan0", ip(SRV, OUT, proto, b"x" * 24))
+        s.sends("eth0", ip(OUT, SRV, proto, b"x" * 24))
+    s.sends("eth0", error(OUT, SRV, ip(SRV, OUT, 99, b"x" * 24)))
     return s
 
 
