@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from craft import checksum, error, icmp, ip, tcp, udp
+from craft import checksum, dccp, error, icmp, ip, tcp, udp
 from talk import TRACKING, node, says, table
 
 from netemu import Node, Refused
@@ -65,10 +65,10 @@ def test_unknown_protocols_have_addresses_only() -> None:
 
 
 def test_dccp_has_ports_until_linux_forgot_it() -> None:
-    dccp = ip("192.0.2.9", "10.0.0.2", 33, struct.pack("!HH", 4000, 80) + bytes(12))
-    for kernel, ports in (("6.1", "sport=4000 dport=80 "), ("6.18", "")):
+    request = dccp("192.0.2.9", 4000, "10.0.0.2", 80, "request")
+    for kernel, ports in (("6.1", "sport=4000 dport=80 "), ("6.18", "sport=0 dport=0 ")):
         n = node(kernel=kernel)
-        n.send(dccp, "eth0", 0)
+        n.send(request, "eth0", 0)
         assert f"src=192.0.2.9 dst=10.0.0.2 {ports}[UNREPLIED]" in table(n)[0]
 
 
@@ -217,7 +217,9 @@ class TestInvalid:
 
     def test_udp_lite_may_cover_all_by_saying_nothing(self) -> None:
         lite = ip("192.0.2.9", "10.0.0.2", 136, struct.pack("!HHHH", 4000, 53, 0, 1) + b"12345678")
-        assert node().send(lite, "eth0", 0).state == "NEW"
+        n = node(sysctl={"net.netfilter.nf_conntrack_checksum": 0})
+        assert n.send(lite, "eth0", 0).state == "NEW"
+        assert n.send(lite[:24] + b"\0\7" + lite[26:], "eth0", 0).state == "INVALID"
 
 
 class TestErrors:
