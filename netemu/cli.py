@@ -163,6 +163,7 @@ def _parsers(words: list[str]) -> tuple[argparse.ArgumentParser, dict[str, argpa
     )
     show.add_argument("model", metavar="MODEL", help="a model directory")
     show.add_argument("--lint", action="store_true", help="dead and shadowed rules, sets, chains and links in vain")
+    show.add_argument("--json", action="store_true", help="with --lint: print what was found as JSON")
     _unsupported(show)
     _color(show)
     _diff_options(
@@ -821,6 +822,8 @@ def _show(args: argparse.Namespace) -> int:
     screen = report.Screen.of(sys.stdout, args.color)
     if args.lint:
         return _lint(args, screen)
+    if args.json:
+        raise Refused("--json goes with --lint", hint="a node's own dumps are what other programs read")
     node = Node.load(args.model, unsupported=args.unsupported)
     report.describe(node, args.model, screen)
     _say_doubts(node)
@@ -828,14 +831,21 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _lint(args: argparse.Namespace, screen: Screen) -> int:
+    import dataclasses
+    import json
+
     from netemu import lint
 
     node, findings = lint.lint_model(args.model, unsupported=args.unsupported)
+    warnings = sum(finding.level == lint.WARNING for finding in findings)
+    if args.json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
+        _say_doubts(node)
+        return FAILED if warnings else DONE
     for finding in findings:
         head, newline, rest = str(finding).partition("\n")
         print(screen.paint("rejected" if finding.level == lint.WARNING else "dim", head) + newline + rest)
     _say_doubts(node)
-    warnings = sum(finding.level == lint.WARNING for finding in findings)
     notes = len(findings) - warnings
     counts = [f"{n} {what}{'s' if n != 1 else ''}" for n, what in ((warnings, "warning"), (notes, "note")) if n]
     print(screen.paint("bold", f"{args.model}: {', '.join(counts) or 'nothing odd'}"))

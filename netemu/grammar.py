@@ -53,6 +53,8 @@ class RuleContext:
     links   names of the node's links
     sets    name -> dimension of the type of each ipset (empty when unknown); missing: no such set
     matches the rule's matches, for a target's `check`
+    owners  the model tells whose packets the node sends
+    cpu     the processor that the model names, or None
     """
 
     table: str
@@ -63,6 +65,8 @@ class RuleContext:
     fragments: bool = False
     sets: dict[str, int] = field(default_factory=dict)
     matches: tuple[Extension, ...] = ()
+    owners: bool = False
+    cpu: int | None = None
 
 
 class Extension:

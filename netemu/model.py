@@ -36,6 +36,7 @@ from netemu.routing import (
     route_words,
     table_id,
 )
+from netemu.sockets import Socket, read_socket, socket_toml
 from netemu.sysctl import canonical, fault, not_modelled, read_sysctl_text
 
 #: what a model directory may hold
@@ -103,6 +104,7 @@ class LinkSpec:
     up: bool = True
     kind: str = ""
     place: Place = field(default_factory=Place, compare=False)
+    group: int = 0
 
 
 @dataclass
@@ -128,6 +130,7 @@ class Model:
     """A node as a model directory describes it.
 
     texts  name of a dump (iptables.save, ...) -> its text
+    sockets  of local processes (see sockets.py)      cpu  the processor that `-m cpu` shall see
     notes  remarks for people: files that look like a misspelt dump, things kept aside
     """
 
@@ -139,6 +142,8 @@ class Model:
     texts: dict[str, Text] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     path: str = ""
+    sockets: list[Socket] = field(default_factory=list)
+    cpu: int | None = None
 
     def build(self, routing: Routing, problems: list[Problem]) -> None:
         """Make links, routes and rules; what Linux would refuse, or netemu lacks, is appended to `problems`."""
@@ -146,6 +151,7 @@ class Model:
             try:
                 mtu = link.mtu if link.mtu is not None else 65536 if link.name == "lo" else 1500
                 at = routing.add_link(link.name, (), link.mac, mtu, link.up, link.kind)
+                routing.links[at].group = link.group
             except NetemuError as error:
                 problems += link.place.problems(error)
                 continue
@@ -384,9 +390,9 @@ def _read_toml(text: Text, model: Model, problems: list[Problem]) -> None:
         problems.append(place.problem(kind, what, hint))
 
     for key in tree:
-        if key not in ("kernel", "link", "route", "rule", "sysctl"):
+        if key not in _KEYS:
             place = lines_.place("", 0, key) if ("", 0, key) in lines_.where else lines_.place(key)
-            wrong(place, f'unknown key "{key}"', _suggest(key, ("kernel", "link", "route", "rule", "sysctl")))
+            wrong(place, f'unknown key "{key}"', _suggest(key, _KEYS))
     kernel = tree.get("kernel", DEFAULT_KERNEL)
     if not isinstance(kernel, str):
         wrong(lines_.place("", 0, "kernel"), "kernel must be text", 'write kernel = "6.1" or kernel = "6.18"')
@@ -396,6 +402,16 @@ def _read_toml(text: Text, model: Model, problems: list[Problem]) -> None:
         )
     else:
         model.kernel = kernel
+    cpu = tree.get("cpu")
+    if cpu is None or (isinstance(cpu, int) and cpu is not True and cpu >= 0):
+        model.cpu = cpu
+    else:
+        wrong(lines_.place("", 0, "cpu"), "cpu must be a number", "write cpu = 0")
+    for index, table in _tables(tree, "socket", lines_, problems):
+        try:
+            model.sockets.append(read_socket(table))
+        except ValueError as error:
+            wrong(lines_.place("socket", index, error.args[1]), error.args[0])
     names: set[str] = set()
     for index, table in _tables(tree, "link", lines_, problems):
         _toml_link(table, index, lines_, model, names, problems)
@@ -471,6 +487,7 @@ def _suggest(word: str, known: Sequence[str]) -> str:
     return f'did you mean "{near[0]}"?' if near else f"keys: {', '.join(known)}"
 
 
+_KEYS = ("kernel", "cpu", "link", "route", "rule", "socket", "sysctl")
 _LINK_KEYS: dict[str, tuple[type, str]] = {
     "name": (str, "text"),
     "mac": (str, "text"),
@@ -478,6 +495,7 @@ _LINK_KEYS: dict[str, tuple[type, str]] = {
     "mtu": (int, "a number"),
     "up": (bool, "true or false"),
     "kind": (str, "text"),
+    "group": (int, "a number"),
 }
 
 
@@ -529,6 +547,7 @@ def _toml_link(
         return
     if len(problems) == bad:
         model.links.append(LinkSpec(name, addresses, mac, mtu, table.get("up", True), table.get("kind", ""), place))
+        model.links[-1].group = table.get("group", 0)
     else:  # what can be understood of it, so that what leans on it is judged too
         model.links.append(LinkSpec(name, addresses, place=place))
 
@@ -636,6 +655,7 @@ def _read_addresses(text: Text, model: Model, problems: list[Problem]) -> None:
             up="UP" in item.get("flags", ()),
             kind=info.get("info_kind", "loopback" if item.get("link_type") == "loopback" else ""),
             place=place,
+            group=int(item["group"]) if str(item.get("group", "")).isdecimal() else 0,
         )
         for a in item.get("addr_info", ()):
             if not a or "local" not in a:
@@ -793,6 +813,8 @@ def node_toml(model: Model) -> str:
     <BLANKLINE>
     """
     out = [f"kernel = {_quoted(model.kernel)}"]
+    if model.cpu is not None:
+        out.append(f"cpu = {model.cpu}")
     for link in model.links:
         out += ["", "[[link]]", f"name = {_quoted(link.name)}"]
         if link.mac:
@@ -808,6 +830,8 @@ def node_toml(model: Model) -> str:
             out.append("up = false")
         if link.kind:
             out.append(f"kind = {_quoted(link.kind)}")
+        if link.group:
+            out.append(f"group = {link.group}")
     for route in model.routes:
         given = route_words(route.words)
         out += ["", "[[route]]"]
@@ -821,6 +845,8 @@ def node_toml(model: Model) -> str:
                 out.append('to = "default"')
     for rule in model.rules:
         out += ["", "[[rule]]", *_rule_toml(rule.words)]
+    for s in model.sockets:
+        out += ["", "[[socket]]", *socket_toml(s)]
     if model.sysctl:
         out += ["", "[sysctl]"]
         out += [f"{_quoted(k)} = {v if isinstance(v, int) else _quoted(v)}" for k, v in sorted(model.sysctl.items())]

@@ -346,6 +346,8 @@ class Node:
         self.paths = Paths()
         self.sysctl = Sysctl(model.sysctl)
         self.routing = Routing(self.sysctl)
+        self.sockets = tuple(model.sockets)
+        self.cpu = model.cpu
         self.sets = Sets(self.kernel, seed)
         self.conntrack = Conntrack(self)
         self.nat = Nat(self)

@@ -194,6 +194,7 @@ class Link:
     addresses: list[Address] = field(default_factory=list)
     addresses6: list[str] = field(default_factory=list)  # kept aside: IPv6 is not modelled
     gone: bool = False
+    group: int = 0
 
 
 @dataclass(eq=False)

@@ -19,6 +19,7 @@ from netemu.doubt import stand_in, unmodelled_match, unmodelled_target
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported
 from netemu.grammar import Bad, Extension, Failed, Given, NotModelled, RuleContext
 from netemu.matches import ALL_HOOKS, MATCHES, OTHER_MATCHES, Match
+from netemu.sockets import all_owned, sockets_of
 from netemu.targets import (
     ACCEPT,
     DROP,
@@ -1162,6 +1163,8 @@ class _Command:
                 self.tables.node.kernel,
                 bool(rule.fragment),
                 self.sets,
+                owners=all_owned(sockets_of(self.tables.node)),
+                cpu=getattr(self.tables.node, "cpu", None),
             )
             rule.matches = self.matches(p, context)
             if p.target:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from netemu.conntrack import STATE_NAMES
+from netemu.matches.headers import options_of
 from netemu.packets import OFFSET_MASK
 from netemu.routing import ADDR_TYPES
+from netemu.sockets import sockets_of
 from netemu.words import PROTOCOL_NAMES, dotted
 
 if TYPE_CHECKING:
@@ -201,7 +203,17 @@ def _physdev(match: Any, trip: Trip, row: int) -> str:
 
 @of("owner")
 def _owner(match: Any, trip: Trip, row: int) -> str:
-    return "it has a socket, of another owner" if trip.pkts.socket[row] else "it has no socket"
+    if not trip.pkts.socket[row]:
+        return "it has no socket"
+    who = match.holder(trip, row)
+    if who is None:
+        return "its socket is nobody's"
+    return f"its socket is user {who.uid}'s, of the groups {','.join(map(str, (who.gid, *who.groups)))}"
+
+
+@of("cpu")
+def _cpu(match: Any, trip: Trip, row: int) -> str:
+    return f"it is {trip.node.cpu}"
 
 
 @of("rpfilter")
@@ -218,6 +230,100 @@ def _time(match: Any, trip: Trip, row: int) -> str:
     epoch = trip.node.epoch or 0
     at = datetime.datetime.fromtimestamp((epoch + int(trip.pkts.time[row])) // 10**9, datetime.UTC)
     return f"it is {at:%a %Y-%m-%d %H:%M:%S} UTC"
+
+
+@of("ah", "esp", "ipcomp")
+def _spi(match: Any, trip: Trip, row: int) -> str:
+    if trip.pkts.frag[row] & OFFSET_MASK:
+        return "it is a later fragment, without that header"
+    kind = "compression" if match.name == "ipcomp" else "security"
+    return f"the {kind} parameter index is {match.found(trip.pkts.payload(row))}"
+
+
+@of("tcpmss")
+def _tcpmss(match: Any, trip: Trip, row: int) -> str:
+    mss = match.found(options_of(trip, row) or b"")
+    return "it has no MSS option" if mss is None else f"the MSS is {mss}"
+
+
+@of("string")
+def _string(match: Any, trip: Trip, row: int) -> str:
+    at = match.place(trip, row)
+    if at < 0:
+        return f"it is in none of its {trip.pkts.length[row]} bytes"
+    return f"it is at byte {at}"
+
+
+@of("u32")
+def _u32(match: Any, trip: Trip, row: int) -> str:
+    numbers = match.found(trip, row)
+    return "the tests see " + ", ".join("the packet's end" if n is None else f"{n:#x}" for n in numbers)
+
+
+@of("bpf")
+def _bpf(match: Any, trip: Trip, row: int) -> str:
+    return f"the program returned {match.run(trip, row)}"
+
+
+@of("connlabel")
+def _connlabel(match: Any, trip: Trip, row: int) -> str:
+    flow = int(trip.pkts.ct[row])
+    if flow < 0:
+        return "it has no connection"
+    _, bits = match.of_flow(trip.node.conntrack, flow)
+    return f"the connection's labels are {','.join(str(n) for n in range(128) if bits >> n & 1) or 'none'} now"
+
+
+@of("helper")
+def _helper(match: Any, trip: Trip, row: int) -> str:
+    flow = int(trip.pkts.ct[row])
+    if flow < 0:
+        return "it has no connection"
+    name = match.of_flow(trip.node.conntrack, flow)
+    return f"a connection of the helper {name} expected it" if name else "no helper expected its connection"
+
+
+@of("cluster")
+def _cluster(match: Any, trip: Trip, row: int) -> str:
+    flow = trip.pkts.ct[row : row + 1]
+    if flow[0] < 0:
+        return "it has no connection"
+    return f"it is for node {int(match.whose(trip.node.conntrack, flow)[0]) + 1}"
+
+
+@of("devgroup")
+def _devgroup(match: Any, trip: Trip, row: int) -> str:
+    groups, told = match.groups(trip), {"link_in": "input", "link_out": "output"}
+    return ", ".join(
+        f"the {told[c]} device's group is {groups[getattr(trip.pkts, c)[row]]:#x}" for c, *_ in match.sides
+    )
+
+
+@of("policy")
+def _policy(match: Any, trip: Trip, row: int) -> str:
+    return "the node has no IPsec: no policy applies to it"
+
+
+@of("realm")
+def _realm(match: Any, trip: Trip, row: int) -> str:
+    return "routes have the realm 0"
+
+
+@of("socket")
+def _socket(match: Any, trip: Trip, row: int) -> str:
+    return "no socket that the model declares is its own" if sockets_of(trip.node) else "the model declares no socket"
+
+
+@of("ipvs")
+def _ipvs(match: Any, trip: Trip, row: int) -> str:
+    if not trip.pkts.ipvs[row]:
+        return "IPVS had no part in it"
+    known = int(trip.node.ipvs.lookup_request(trip, np.array([row]))[0])
+    if known < 0:
+        return "IPVS had a part in it, and not as a request"
+    conns = trip.node.ipvs.conns
+    service = f"{dotted(int(conns.vaddr[known]))}:{conns.vport[known]}"
+    return f"it went to {service} ({protocol(int(trip.pkts.proto[row]))})"
 
 
 #: matches that remember: what they saw then cannot be asked again

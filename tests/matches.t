@@ -459,6 +459,28 @@
 -m iprange --src-range 010.1.1.1 ; -m iprange --src-range 8.1.1.1-8.1.1.1
 
 # owner
+[filter OUTPUT] -m owner --uid-owner 0 ; =
+[filter OUTPUT] -m owner --uid-owner root ; -m owner --uid-owner 0
+[filter OUTPUT] -m owner ! --uid-owner 1000-2000 ; =
+[filter OUTPUT] -m owner --uid-owner 1000:2000 ; -m owner --uid-owner 1000-2000
+[filter OUTPUT] -m owner --uid-owner 0x10 ; -m owner --uid-owner 16
+[filter OUTPUT] -m owner --uid-owner 5-5 ; -m owner --uid-owner 5
+[filter OUTPUT] -m owner --uid-owner 5-3 ; FAIL
+[filter OUTPUT] -m owner --uid-owner 4294967294 ; =
+[filter OUTPUT] -m owner --uid-owner 4294967295 ; FAIL
+[filter OUTPUT] -m owner --uid-owner -5 ; FAIL
+[filter OUTPUT] -m owner --uid-owner nobody-such ; FAIL
+[filter OUTPUT] -m owner --uid-owner 5- ; FAIL
+[filter OUTPUT] -m owner --uid-owner 5-x ; FAIL
+[filter OUTPUT] -m owner --gid-owner 0 ; =
+[filter OUTPUT] -m owner ! --gid-owner 7-9 --suppl-groups ; =
+[filter OUTPUT] -m owner --suppl-groups --gid-owner 7 ; FAIL
+[filter OUTPUT] -m owner --gid-owner 7 ! --suppl-groups ; FAIL
+[filter OUTPUT] -m owner --gid-owner 7 --uid-owner 3 --socket-exists ; -m owner --socket-exists --uid-owner 3 --gid-owner 7
+[filter OUTPUT] -m owner ! --gid-owner 7 ! --uid-owner 3 ! --socket-exists ; -m owner ! --socket-exists ! --uid-owner 3 ! --gid-owner 7
+[filter OUTPUT] -m owner --uid-owner 3 --uid-owner 4 ; FAIL
+[mangle POSTROUTING] -m owner --uid-owner 3 ; =
+-m owner --uid-owner 3 ; FAIL
 [filter OUTPUT] -m owner ! --socket-exists ; =
 [filter OUTPUT] -m owner --suppl-groups ; FAIL
 [filter OUTPUT] -m owner ; FAIL
@@ -1357,3 +1379,13 @@
 [mangle INPUT] -m helper --helper "" ; =
 [mangle INPUT] -m helper ; FAIL
 [mangle INPUT] -m helper --helper "a b" ; =
+
+# cpu
+-m cpu --cpu 0 ; =
+-m cpu ! --cpu 3 ; =
+-m cpu --cpu 0x10 ; -m cpu --cpu 16
+-m cpu --cpu 4294967295 ; =
+-m cpu --cpu 4294967296 ; FAIL
+-m cpu --cpu x ; FAIL
+-m cpu ; FAIL
+-m cpu --cpu 1 --cpu 2 ; FAIL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -250,6 +251,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     (folder / "iptables.save").write_text(save(filter="INPUT -j ACCEPT\n:OWN2"))
     assert cli.main(["show", str(folder), "--lint"]) == 0
     assert cli.main(["show", str(tmp_path / "nothing"), "--lint"]) == 2
+    assert cli.main(["show", str(folder), "--json"]) == 2
+
+
+def test_findings_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = model(tmp_path / "m", save(filter="INPUT -p tcp -j DROP\nINPUT -p tcp -m tcp --dport 22 -j ACCEPT"))
+    assert cli.main(["show", str(folder), "--lint", "--json"]) == 1
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["check"] == "shadowed" and told["level"] == "warning" and told["place"] == "filter:INPUT:rule:2"
+    assert told["file"].endswith("iptables.save") and told["line"] and "--dport 22" in told["text"]
 
 
 # ---- what is called dead is dead -----------------------------------------------------------------------------------

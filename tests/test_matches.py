@@ -16,13 +16,14 @@ from craft import icmp, ip, tcp, udp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netemu.errors import UNSUPPORTED
-from netemu.grammar import Bad, Given, NotModelled, RuleContext
+from netemu.errors import UNSUPPORTED, Problem
+from netemu.grammar import Bad, Given, RuleContext
 from netemu.matches import MATCHES, OTHER_MATCHES, Match, Memory
 from netemu.matches.rates import Limit, RecentTable, hash_tables, recent_tables
 from netemu.model import Model, Text
 from netemu.node import Node
 from netemu.packets import Packets
+from netemu.sockets import Socket
 from netemu.trip import Trip
 
 SETS = """create s1 hash:ip counters
@@ -58,7 +59,7 @@ def read(name: str, text: str, **rule: object) -> Match:
     protocols = {"multiport": 6, "ecn": 6}
     proto = cls.protocols[0] if cls.protocols else protocols.get(name, 0)
     chain = {"owner": "OUTPUT", "rpfilter": "PREROUTING", "socket": "PREROUTING"}.get(name, "FORWARD")
-    context = {"table": "mangle", "chain": chain, "proto": proto, "sets": DIMENSIONS, **rule}
+    context = {"table": "mangle", "chain": chain, "proto": proto, "sets": DIMENSIONS, "owners": True, "cpu": 0, **rule}
     return cls.read(given_of(name, text), RuleContext(**context))  # type: ignore[arg-type]
 
 
@@ -95,7 +96,7 @@ LINES = [
 
 @pytest.fixture(scope="module")
 def plain_node() -> Node:
-    node = Node(Model())
+    node = Node(Model(sockets=[Socket(0, uid=0)], cpu=0))
     node.sets.restore(SETS, "ipset.save", [])
     return node
 
@@ -127,15 +128,35 @@ def test_text_is_the_tools(name: str, lines: list[list[str]], plain_node: Node) 
     assert not wrong
 
 
-def test_owner_of_a_user_is_named_as_not_modelled(plain_node: Node) -> None:
-    problems: list[object] = []
-    text = "*filter\n-A OUTPUT -m owner --uid-owner 1000 -j ACCEPT\nCOMMIT\n"
-    plain_node.tables.read(text, "rules", problems)  # type: ignore[arg-type]
-    assert [p.kind for p in problems] == [UNSUPPORTED]  # type: ignore[attr-defined]
-    with pytest.raises(NotModelled, match="do not say which user"):
-        read("owner", "--gid-owner 5")
+def test_what_no_capture_tells_must_be_declared() -> None:
+    for rule, way_out in (("owner --uid-owner 5", r"\[\[socket\]\]"), ("cpu --cpu 1", "cpu = 0")):
+        problems: list[Problem] = []
+        Node(Model()).tables.read(f"*filter\n-A OUTPUT -m {rule} -j ACCEPT\nCOMMIT\n", "rules", problems)
+        assert [p.kind for p in problems] == [UNSUPPORTED] and re.search(way_out, problems[0].hint)
     with pytest.raises(Bad, match="not valid in the chain FORWARD"):
         read("owner", "--uid-owner 5", chain="FORWARD")
+
+
+def test_the_owner_of_what_the_node_sends(tmp_path: Path) -> None:
+    rules = ["--uid-owner 0", "! --uid-owner 0", "--uid-owner 100-101 --socket-exists", "--gid-owner 27 --suppl-groups"]
+    lines = [f"-A OUTPUT -m owner {rule}" for rule in rules]
+    (tmp_path / "iptables.save").write_text("\n".join(["*filter", *lines, "COMMIT", ""]))
+    (tmp_path / "node.toml").write_text("""
+        [[socket]]
+        uid = 0
+        [[socket]]
+        proto = "udp"
+        port = 53
+        uid = 101
+        gid = 5
+        groups = [4, 27]
+        """)
+    node = Node.load(tmp_path)
+    for sport, hits in ((53, [1, 2, 3]), (5353, [0])):
+        before = [rule.packets for *_, rule in node.tables.rules()]
+        node.send(udp("127.0.0.1", sport, "127.0.0.1", 9), None)
+        after = [rule.packets for *_, rule in node.tables.rules()]
+        assert [k for k in range(4) if after[k] > before[k]] == hits
 
 
 @given(n=st.integers(2, 5000))
@@ -233,7 +254,8 @@ CONFIGURED: dict[str, st.SearchStrategy[str]] = {
         option("--src-range", "10.0.0.1-10.0.0.7", "10.0.0.9-10.0.0.1"),
         maybe(option("--dst-range", "10.0.0.0-10.244.0.6")),
     ),
-    "owner": option("--socket-exists"),
+    "owner": st.one_of(option("--socket-exists"), option("--uid-owner", "0", "5-9"), option("--gid-owner", "0", "7")),
+    "cpu": option("--cpu", "0", "1"),
     "mac": option("--mac-source", "02:00:00:00:00:fe", "2:0:0:0:0:1"),
     "pkttype": option("--pkt-type", "unicast", "broadcast", "mcast", "otherhost"),
     "length": option("--length", "40", "28:50", "60:", "100:40"),

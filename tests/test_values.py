@@ -48,10 +48,30 @@ TCP = "tcp 192.0.2.7:4000 > 10.244.0.5:80 S"
         ("-m iprange --src-range 1.0.0.0-1.0.0.9", "-m iprange --src-range 1.0.0.0-1.0.0.9 (the source is 192.0.2.7)"),
         ("-m physdev --physdev-in x", "-m physdev --physdev-in x (it did not come by a bridge's port)"),
         ("-m connmark --mark 0x3", "-m connmark --mark 0x3 (the connection's mark is 0x0 now)"),
+        ("-p tcp -m tcpmss --mss 1460", "-m tcpmss --mss 1460 (it has no MSS option)"),
+        ("-m u32 --u32 6&0xff=17", '-m u32 --u32 "0x6&0xff=0x11" (the tests see 0x6)'),
+        ("-m u32 --u32 200=0", '-m u32 --u32 "0xc8=0x0" (the tests see the packet\'s end)'),
+        ('-m bpf --bytecode "1,6 0 0 0"', '-m bpf --bytecode "1,6 0 0 0" (the program returned 0)'),
+        ("-m string --algo bm --string xy", '-m string --string "xy" --algo bm (it is in none of its 40 bytes)'),
+        ("-m string --algo bm --hex-string |4500| --to 1", "(it is at byte 0)"),
+        ("-m connlabel --label 5", '-m connlabel --label "5" (the connection\'s labels are none now)'),
+        ("-m helper --helper ftp", "-m helper --helper ftp (no helper expected its connection)"),
+        ("-m devgroup --src-group 4", "-m devgroup --src-group 0x4 (the input device's group is 0x0)"),
+        (
+            "-m policy --dir in --pol ipsec",
+            "-m policy --dir in --pol ipsec (the node has no IPsec: no policy applies to it)",
+        ),
+        ("-m realm --realm 4", "-m realm --realm 0x4 (routes have the realm 0)"),
+        ("-m ipvs --ipvs", "-m ipvs --ipvs (IPVS had no part in it)"),
+        (
+            "-m cluster --cluster-total-nodes 2 --cluster-local-nodemask 0 --cluster-hash-seed 7",
+            "-m cluster --cluster-local-nodemask 0x00000000 --cluster-total-nodes 2 --cluster-hash-seed 0x00000007 "
+            "(it is for node 1)",
+        ),
     ],
 )
 def test_which_condition_and_which_value(tmp_path: Path, rule: str, said: str) -> None:
-    assert explained(tmp_path, rule, TCP) == said
+    assert explained(tmp_path, rule, TCP).endswith(said)
 
 
 def test_members_of_sets(tmp_path: Path) -> None:
@@ -68,5 +88,5 @@ def test_what_remembers_is_named_where_nothing_else_says_no(tmp_path: Path) -> N
     assert explained(tmp_path, f"-p udp {rule}", TCP) == "-p udp (it is tcp)"
 
 
-def test_every_entry_is_of_a_match_that_exists() -> None:
-    assert {*VALUES, *REMEMBERED} <= set(MATCHES)
+def test_every_match_that_can_say_no_tells_what_it_found() -> None:
+    assert {*VALUES, *REMEMBERED} == {name for name, match in MATCHES.items() if not match.always}

@@ -19,7 +19,6 @@ MATCHES: dict[str, type[Match]] = {}
 #: matches that iptables has and netemu does not model, and why
 OTHER_MATCHES = {
     "cgroup": "packets do not say which process sent them",
-    "cpu": "which processor handles a packet is chance",
     "osf": "the fingerprints are no part of a node's dumps",
     "rateest": "the estimator's timer runs on the kernel's own clock",
 }

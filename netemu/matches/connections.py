@@ -670,17 +670,20 @@ class Connlabel(Match, name="connlabel"):
         flow = trip.pkts.ct.item(row)
         if flow < 0:
             return self.invert
-        ct = trip.node.conntrack
-        labels = _LABELS.setdefault(ct, {})
-        born, bits = labels.get(flow, (-1, 0))
-        if born != int(ct.born[flow]):
-            born, bits = int(ct.born[flow]), 0
+        labels, bits = self.of_flow(trip.node.conntrack, flow)
         if bits >> self.label & 1:
             return not self.invert
         if not self.set:
             return self.invert
-        labels[flow] = born, bits | 1 << self.label
+        labels[flow] = int(trip.node.conntrack.born[flow]), bits | 1 << self.label
         return not self.invert
+
+    @staticmethod
+    def of_flow(ct: Conntrack, flow: int) -> tuple[dict[int, tuple[int, int]], int]:
+        """All labels of the node, and the bits of this connection."""
+        labels = _LABELS.setdefault(ct, {})
+        born, bits = labels.get(flow, (-1, 0))
+        return labels, bits if born == int(ct.born[flow]) else 0
 
 
 @dataclass(frozen=True)
@@ -706,9 +709,14 @@ class Helper(Match, name="helper"):
 
     def says(self, trip: Trip, row: int) -> bool:
         flow = trip.pkts.ct.item(row)
-        name_of: Callable[[int], str] | None = getattr(trip.node.conntrack, "helper_of_master", None)
-        name = name_of(flow) if flow >= 0 and name_of is not None else ""
+        name = self.of_flow(trip.node.conntrack, flow) if flow >= 0 else ""
         return (bool(name) and self.helper.startswith(name) if self.helper else bool(name)) != self.invert
+
+    @staticmethod
+    def of_flow(ct: Conntrack, flow: int) -> str:
+        """The helper of the connection that expected this one; "" for none."""
+        name_of: Callable[[int], str] | None = getattr(ct, "helper_of_master", None)
+        return name_of(flow) if name_of is not None else ""
 
 
 @dataclass(frozen=True)
@@ -765,8 +773,12 @@ class Cluster(Match, name="cluster"):
         framed = rows[(p.pkttype[rows] == MULTICAST) & (p.dst[rows] >> 28 != 14)]
         p.pkttype[framed] = HOST
         flows = p.ct[rows]
-        sources = trip.node.conntrack.osrc[np.maximum(flows, 0)].byteswap()  # hashed as it stands in memory
-        share = np.asarray(jhash2((sources.astype(np.uint32),), self.seed)).astype(np.uint64) * np.uint64(self.total)
-        mine = (np.uint64(self.nodes) >> (share >> np.uint64(32))) & np.uint64(1) != 0
+        mine = (np.uint64(self.nodes) >> self.whose(trip.node.conntrack, np.maximum(flows, 0))) & np.uint64(1) != 0
         answer: Mask = (flows >= 0) & (mine != self.invert)
         return answer
+
+    def whose(self, ct: Conntrack, flows: NDArray[np.int32]) -> NDArray[np.uint64]:
+        """Number of the cluster's node, from 0, that takes each connection."""
+        sources = ct.osrc[flows].byteswap()  # hashed as it stands in memory
+        share = np.asarray(jhash2((sources.astype(np.uint32),), self.seed)).astype(np.uint64) * np.uint64(self.total)
+        return share >> np.uint64(32)

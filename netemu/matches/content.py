@@ -77,12 +77,16 @@ class String(Match, name="string"):
             out.append("--icase")
         return " ".join(out)
 
-    def says(self, trip: Trip, row: int) -> bool:
+    def place(self, trip: Trip, row: int) -> int:
+        """Where the pattern first stands from --from on; -1: nowhere."""
         packet, pattern = trip.pkts.bytes(row), self.pattern
         if self.icase:
             packet, pattern = packet.translate(_FOLD), pattern.translate(_FOLD)
-        at = packet.find(pattern, self.start_at)
-        return (at >= 0 and at + len(pattern) <= self.end_by) != self.invert
+        return packet.find(pattern, self.start_at)
+
+    def says(self, trip: Trip, row: int) -> bool:
+        at = self.place(trip, row)
+        return (at >= 0 and at + len(self.pattern) <= self.end_by) != self.invert
 
 
 def _hex_pattern(raw: bytes) -> bytes:
@@ -148,12 +152,20 @@ class U32(Match, name="u32"):
         packet = trip.pkts.bytes(row)
         return all(self._holds(packet, *test) for test in self.tests) != self.invert
 
-    @staticmethod
+    def found(self, trip: Trip, row: int) -> list[int | None]:
+        """The number that each test comes to; None beyond the end of the packet."""
+        return [self._number(trip.pkts.bytes(row), first, operations) for first, operations, _ in self.tests]
+
     def _holds(
-        packet: bytes, first: int, operations: tuple[tuple[str, int], ...], values: tuple[tuple[int, int], ...]
+        self, packet: bytes, first: int, operations: tuple[tuple[str, int], ...], values: tuple[tuple[int, int], ...]
     ) -> bool:
+        number = self._number(packet, first, operations)
+        return number is not None and any(lo <= number <= hi for lo, hi in values)
+
+    @staticmethod
+    def _number(packet: bytes, first: int, operations: tuple[tuple[str, int], ...]) -> int | None:
         if first + 4 > len(packet):
-            return False
+            return None
         base = 0
         value = int.from_bytes(packet[first : first + 4], "big")
         for how, n in operations:
@@ -166,9 +178,9 @@ class U32(Match, name="u32"):
             else:
                 base += value
                 if base + n + 4 > len(packet):
-                    return False
+                    return None
                 value = int.from_bytes(packet[base + n : base + n + 4], "big")
-        return any(lo <= value <= hi for lo, hi in values)
+        return value
 
 
 def _u32_tests(text: str) -> Iterable[tuple[int, tuple[tuple[str, int], ...], tuple[tuple[int, int], ...]]]:

@@ -110,7 +110,7 @@ def _flag_words(bits: int) -> str:
     return ",".join(names) or "NONE"
 
 
-def _options_of(trip: Trip, row: int) -> bytes | None:
+def options_of(trip: Trip, row: int) -> bytes | None:
     """The TCP options as bytes; None where there is no whole header. What stands where a header would, is one."""
     segment = trip.pkts.payload(row)
     if len(segment) < 20:
@@ -212,7 +212,7 @@ class Tcp(Match, name="tcp"):
         return not self.option or self._has_option(trip, row)
 
     def _has_option(self, trip: Trip, row: int) -> bool:
-        options = _options_of(trip, row)
+        options = options_of(trip, row)
         if options is None:
             drop_at_once(trip, np.array([row]))
             return False
@@ -644,15 +644,20 @@ class Tcpmss(Match, name="tcpmss"):
         return f"{bang(self.invert)}--mss {span(self.low, self.high)}"
 
     def says(self, trip: Trip, row: int) -> bool:
-        options = _options_of(trip, row)
+        options = options_of(trip, row)
         if options is None:
             drop_at_once(trip, np.array([row]))
             return False
+        mss = self.found(options)
+        return (mss is not None and self.low <= mss <= self.high) != self.invert
+
+    @staticmethod
+    def found(options: bytes) -> int | None:
+        """The MSS that TCP options tell; None when they do not."""
         for kind, at in kinds(options):
             if kind == 2 and len(options) - at >= 4 and options[at + 1] == 4:
-                mss = int.from_bytes(options[at + 2 : at + 4], "big")
-                return (self.low <= mss <= self.high) != self.invert
-        return self.invert
+                return int.from_bytes(options[at + 2 : at + 4], "big")
+        return None
 
 
 CHUNKS = {
@@ -889,12 +894,16 @@ class _Spi(Match):
         p = trip.pkts
         if p.frag.item(row) & OFFSET_MASK:
             return False
-        at, size, need = self.PLACE
-        header = p.payload(row)
-        if len(header) < need:
+        index = self.found(p.payload(row))
+        if index is None:
             drop_at_once(trip, np.array([row]))
             return False
-        return (self.first <= int.from_bytes(header[at : at + size], "big") <= self.last) != self.invert
+        return (self.first <= index <= self.last) != self.invert
+
+    def found(self, header: bytes) -> int | None:
+        """The number in a header; None when that is cut short."""
+        at, size, need = self.PLACE
+        return int.from_bytes(header[at : at + size], "big") if len(header) >= need else None
 
 
 class Esp(_Spi, name="esp"):

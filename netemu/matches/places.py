@@ -19,7 +19,7 @@ from netemu.ipset import SetOptions
 from netemu.matches.base import ALL_HOOKS, NONE, Match, Option, turned
 from netemu.packets import ESTABLISHED, ICMP, ICMP_ERRORS, MULTICAST, OFFSET_MASK, RELATED, TCP, UDP, Mask, Rows
 from netemu.routing import ADDR_TYPES, LOCAL, UNICAST
-from netemu.sockets import Socket, connected, listening, sockets_of
+from netemu.sockets import Socket, connected, listening, sending, sockets_of
 from netemu.words import M32, M64, bang, dotted, hex_masked, integer, read_names, read_number, read_quad, zeros_follow
 
 if TYPE_CHECKING:
@@ -359,9 +359,10 @@ class Iprange(Match, name="iprange"):
 
 @dataclass(frozen=True)
 class Owner(Match, name="owner"):
-    """--socket-exists: the packet has a socket on this node (it was sent by a process, or is an ICMP error).
+    """--uid-owner A[-B], --gid-owner A[-B] [--suppl-groups], --socket-exists: whose socket the packet was sent from.
 
-    Who owns the socket no capture can tell: --uid-owner, --gid-owner and --suppl-groups are not modelled.
+    A packet that the node sent has a socket, and so has an ICMP error, which is nobody's: neither user nor group fits.
+    Who holds a socket no capture tells: [[socket]] of node.toml does. Without a socket all must be inverted.
     """
 
     SPEC: ClassVar = {
@@ -371,42 +372,102 @@ class Owner(Match, name="owner"):
         "--suppl-groups": Option(0),
     }
     _hooks: ClassVar[frozenset[str]] = frozenset(("OUTPUT", "POSTROUTING"))
-    invert: bool = False
+    exists: bool | None = None  # what --socket-exists wants
+    uid: tuple[int, int, bool] | None = None
+    gid: tuple[int, int, bool] | None = None
+    supplementary: bool = False
 
     @classmethod
     def build(cls, o: dict[str, Given], rule: RuleContext) -> Self:
         if not o:
             raise Bad("owner: At least one of --uid-owner, --gid-owner or --socket-exists is required")
-        if "--suppl-groups" in o and "--gid-owner" not in o:
+        if "--suppl-groups" in o and "--gid-owner" not in list(o)[: list(o).index("--suppl-groups")]:
             raise Bad('owner: Bad value for "--suppl-groups" option: "you need to use --gid-owner first"')
+        exists = not o["--socket-exists"].invert if "--socket-exists" in o else None
+        uid, gid = (cls._range(o[option]) if option in o else None for option in ("--uid-owner", "--gid-owner"))
         if rule.chain in ALL_HOOKS - cls._hooks:
             raise Failed(f"Invalid argument: match `owner' is not valid in the chain {rule.chain}")
-        for option in ("--uid-owner", "--gid-owner"):
-            if option in o:
-                text = o[option].value
-                low, dash, high = text.partition("-")
-                ends = integer(low), integer(high if dash else low)
-                if text[:1].isdigit() and not 0 <= (ends[0] or 0) <= (-1 if ends[1] is None else ends[1]) < M32:
-                    raise Bad(f'owner: Bad value for "{option}" option: "{text}"', text)
-                raise NotModelled(
-                    f"`owner {option}': packets of a capture do not say which user sent them",
-                    option,
-                    "netemu knows --socket-exists",
-                )
-        return cls(o["--socket-exists"].invert)
+        if any(ends and ends[0] > ends[1] for ends in (uid, gid)):
+            raise Failed("Invalid argument: a range of owners that ends before it begins")
+        if (uid or gid) and not rule.owners:
+            option = "--uid-owner" if uid else "--gid-owner"
+            raise NotModelled(
+                f"`owner {option}': packets of a capture do not say who sent them",
+                option,
+                "say it in node.toml: [[socket]] with uid and gid alone is for all, with proto and port for some",
+            )
+        return cls(exists, uid, gid, "--suppl-groups" in o)
+
+    @staticmethod
+    def _range(g: Given) -> tuple[int, int, bool]:
+        low, _, high = g.value.replace(":", "-").partition("-")
+        first = 0 if g.value == "root" else integer(low)
+        last = first if low == g.value else integer(high)
+        if first is None or last is None or first >= M32 or last >= M32:
+            hint = "names of users and groups are not looked up: write the number"
+            raise Bad(f'owner: Bad value for "{g.option}" option: "{g.value}"', g.value, hint)
+        return first, last, g.invert
 
     @property
     def hooks(self) -> frozenset[str]:
         return self._hooks
 
     def words(self) -> str:
-        return f"{bang(self.invert)}--socket-exists"
-
-    def many(self, trip: Trip, rows: Rows) -> Mask:
-        return turned(trip.pkts.socket[rows], self.invert)
+        out = [] if self.exists is None else [f"{bang(not self.exists)}--socket-exists"]
+        for option, ends in (("--uid-owner", self.uid), ("--gid-owner", self.gid)):
+            if ends:
+                out.append(f"{bang(ends[2])}{option} {ends[0]}" + f"-{ends[1]}" * (ends[0] != ends[1]))
+        return " ".join([*out, *["--suppl-groups"] * self.supplementary])
 
     def says(self, trip: Trip, row: int) -> bool:
-        return trip.pkts.socket.item(row) != self.invert
+        if not trip.pkts.socket.item(row):
+            return not self.exists and all(ends is None or ends[2] for ends in (self.uid, self.gid))
+        if self.exists is False:
+            return False
+        who = self.holder(trip, row)
+        if who is None:
+            return all(ends is None or ends[2] for ends in (self.uid, self.gid))
+        groups = (who.gid, *who.groups) if self.supplementary else (who.gid,)
+        return self._holds(self.uid, (who.uid or 0,)) and self._holds(self.gid, groups)
+
+    @staticmethod
+    def _holds(wanted: tuple[int, int, bool] | None, numbers: tuple[int, ...]) -> bool:
+        return wanted is None or any(wanted[0] <= n <= wanted[1] for n in numbers) != wanted[2]
+
+    @staticmethod
+    def holder(trip: Trip, row: int) -> Socket | None:
+        """The socket that a packet was sent from, with its owner; None for what the kernel itself sent."""
+        p = trip.pkts
+        if trip.parent is not None:
+            return None
+        ends = p.src.item(row), p.sport.item(row), p.dst.item(row), p.dport.item(row)
+        return sending(sockets_of(trip.node), p.proto.item(row), *ends)
+
+
+@dataclass(frozen=True)
+class Cpu(Match, name="cpu"):
+    """--cpu N: the processor that handles the packet, which node.toml must name (cpu = 0)."""
+
+    SPEC: ClassVar = {"--cpu": Option(invert=True)}
+    NEEDED = ("--cpu",)
+    cpu: int
+    invert: bool = False
+
+    @classmethod
+    def build(cls, o: dict[str, Given], rule: RuleContext) -> Self:
+        g = o["--cpu"]
+        cpu = read_number(cls.name, "--cpu", g.value, M32)
+        if rule.cpu is None:
+            raise NotModelled(
+                "`cpu': which processor handles a packet is chance", "--cpu", "name one: cpu = 0 in node.toml"
+            )
+        return cls(cpu, g.invert)
+
+    def words(self) -> str:
+        return f"{bang(self.invert)}--cpu {self.cpu}"
+
+    def many(self, trip: Trip, rows: Rows) -> Mask:
+        return np.full(len(rows), (trip.node.cpu == self.cpu) != self.invert)
 
 
 @dataclass(frozen=True)
@@ -701,12 +762,17 @@ class Devgroup(Match, name="devgroup"):
         return " ".join(f"{bang(invert)}{shown}" for _, shown, _, _, invert in self.sides)
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
-        groups = np.array([*(getattr(link, "group", 0) for link in trip.node.routing.links), 0], np.uint32)
+        groups = self.groups(trip)
         answer = np.ones(len(rows), bool)
         for column, _, value, mask, invert in self.sides:
             links: NDArray[np.int16] = getattr(trip.pkts, column)[rows]
             answer &= (((groups[links] ^ np.uint32(value)) & np.uint32(mask)) == 0) != invert
         return answer
+
+    @staticmethod
+    def groups(trip: Trip) -> NDArray[np.uint32]:
+        """The group of each link; that of no link, the last, is 0."""
+        return np.array([*(link.group for link in trip.node.routing.links), 0], np.uint32)
 
 
 # ---- sockets --------------------------------------------------------------------------------------------------------

@@ -686,6 +686,33 @@ def memory_limits(kernel: str) -> Story:
     return s
 
 
+@story()
+def filter_owners(kernel: str) -> Story:
+    s = Story(
+        "filter/owners",
+        kernel,
+        """Who sent it? The node's own packets come from a socket of root's, ICMP errors from one that is nobody's,
+        resets from none.""",
+        iptables="""filter OUTPUT -m owner --socket-exists
+            filter OUTPUT -m owner ! --socket-exists
+            filter OUTPUT -m owner --uid-owner 0 --gid-owner 0
+            filter OUTPUT -m owner ! --uid-owner 0
+            filter OUTPUT -m owner --uid-owner 0-100 ! --gid-owner 5-9 --suppl-groups
+            filter OUTPUT -m owner --gid-owner 1 --socket-exists
+            filter OUTPUT -m owner ! --gid-owner 1 ! --socket-exists
+            filter FORWARD -p udp -j REJECT
+            filter FORWARD -p tcp -j REJECT --reject-with tcp-reset""",
+    )
+    s.links += "[[socket]]\nuid = 0\n"
+    s.sends(None, udp(NODE, 4000, OUT, 53))
+    s.sends(None, tcp(NODE, 4000, OUT, 80))
+    s.sends(None, icmp("10.0.0.1", SRV))
+    s.sends("lan0", udp(SRV, 4000, OUT, 53))
+    s.sends("lan0", tcp(SRV, 4000, OUT, 80))
+    s.sends("lan0", udp(SRV, 4000, OUT, 9, ttl=1))
+    return s
+
+
 @story("6.18")  # the ticks of User Mode Linux come when they can
 def memory_edge_of_a_tick(kernel: str) -> Story:
     s = Story(
