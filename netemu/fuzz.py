@@ -991,7 +991,8 @@ SERVERS = [*NEAR["cni0"], "192.168.7.20", "10.0.0.51"]
 
 
 def server(s: Scene, where: str, only: str = "") -> str:
-    method = s.of("-m", "-m", "-m", "-g", "-i")
+    # (nothing travels in GUE: Linux draws its source port)
+    method = s.of("-m", "-m", "-m", "-g", s.of("-i", "-i", "-i --tun-type gre", "-i --tun-type gre --tun-csum"))
     port = where.rpartition(":")[2] if method != "-m" or "-f" in where else s.of("8080", "80", "5000")
     address = only or s.rng.choice(SERVERS)
     to = address if "-f" in where else f"{address}:{port}"
@@ -1471,8 +1472,8 @@ class Traffic:
             return
         if journey.fate == "forwarded" and journey.own:
             link, sent = journey.own[-1]
-            if sent[9] == 4 and len(sent) >= 48:  # through a tunnel: the server takes it out
-                sent = sent[20:]
+            if sent[9] in (4, GRE) and len(sent) >= 48 and talk.proto in (TCP, UDP):
+                sent = sent[20 if sent[9] == 4 else 24 + 4 * (sent[20] >> 7) :]  # the server takes it out of its tunnel
             if sent[9] == talk.proto and len(sent) >= 28 and link in LINKS:
                 talk.there, talk.there_ends, talk.told = link, ends(sent), len(self.events) - 1
         elif journey.fate == "delivered":
@@ -1485,12 +1486,8 @@ class Traffic:
     def error(self) -> None:
         """An ICMP error about something that left."""
         s = self.s
-        # (the id of an echo reply may be a drawn one; errors about IPVS tunnels are not modelled)
-        some = [
-            (o, sent, n)
-            for o, sent, n in self.left[-12:]
-            if o in LINKS and sent[9] != 4 and (sent[9] != ICMP or sent[20] == 8)
-        ]
+        # (the id of an echo reply may be a drawn one)
+        some = [(o, sent, n) for o, sent, n in self.left[-12:] if o in LINKS and (sent[9] != ICMP or sent[20] == 8)]
         if not some:
             return
         link, sent, number = s.rng.choice(some)
@@ -1616,7 +1613,7 @@ class Traffic:
             old = s.rng.choice(servers).split(" -r ")[1].split()
             if s.chance(0.4):
                 return f"ipvsadm -d {where} -r {old[0]}"
-            return f"ipvsadm -e {where} -r {old[0]} {old[1]} -w {s.of(0, 1, 2, 5)}"
+            return f"ipvsadm -e {where} -r {old[0]} {' '.join(old[1 : old.index('-w')])} -w {s.of(0, 1, 2, 5)}"
         if kind == "conntrack":
             return str(
                 s.of(

@@ -1869,6 +1869,8 @@ class Ipvs:
     def _icmp_request(self, trip: Trip, row: int) -> int:
         """An error about what a server answered: it goes to the server, which knows that answer by its own address."""
         p, t = trip.pkts, self.conns
+        if trip.hook == "INPUT" and (fate := self._tunnel_error(trip, row)) is not None:
+            return fate
         quoted = self._quoted(p, row)
         if quoted is None:
             return GO_ON
@@ -1915,6 +1917,69 @@ class Ipvs:
         elif fresh:
             self._set_timer(c, int(p.time[row]) + int(t.timeout[c]))
         return fate
+
+    def _tunnel_error(self, trip: Trip, row: int) -> int | None:
+        """An error about what went to a server in a tunnel: its client is told so of its request. None: it is not."""
+        p, t = trip.pkts, self.conns
+        ihl = int(p.ihl[row])
+        if p.frag[row] & OFFSET_MASK or p.icmp_type[row] not in (3, 4, 11):
+            return None
+        b = p.bytes(row)
+        at = self._tunnelled(b, ihl + 8)
+        if at is None:
+            return None
+        ports = at + (b[at] & 15) * 4
+        if b[at + 9] not in NAMES or struct.unpack_from("!H", b, at + 6)[0] & OFFSET_MASK or len(b) < ports + 4:
+            return GO_ON
+        src, dst = struct.unpack_from("!II", b, at + 12)
+        sport, dport = struct.unpack_from("!HH", b, ports)
+        c = t.find_client(b[at + 9], src, sport, dst, dport)
+        if c < 0:
+            return GO_ON
+        one = np.array([row])
+        if checksum(b[ihl:]):
+            self._die(trip, row, "ipvs: wrong ICMP checksum")
+            return ENDED
+        kind, code, _, info = struct.unpack_from("!BBHI", b, ihl)
+        trip.step(one, trip.paths.steps[int(t.answer[c])])
+        trip.service[row] = t.service[c]
+        if (kind, code) == (3, 4):
+            if not struct.unpack_from("!H", b, at + 6)[0] & DONT_FRAGMENT:
+                self._die(trip, row, "ipvs: the client does not ask for sizes of packets")
+                return ENDED
+            size = self._way_of(trip, row, c)[3] if t.dest[c] >= 0 else info & 0xFFFF
+            info = size - 20 * (size > 88)
+        p.rebuild(row, b[at:])
+        self._count_one(c, len(b) - at, OUT_PACKETS, OUT_BYTES)
+        trip.cause_icmp(one, kind, code, info)
+        self._die(trip, row, "ipvs: its client is told")
+        return ENDED
+
+    def _tunnelled(self, b: bytes, at: int) -> int | None:
+        """Where the packet begins that went to a server within the one that begins at `at`; None: in no tunnel."""
+        if len(b) < at + 20:
+            return None
+        inside, proto = at + (b[at] & 15) * 4, b[at + 9]
+        kinds = {IPIP: "ipip", GRE: "gre", UDP: "gue"}
+        if proto not in kinds or (proto != IPIP and struct.unpack_from("!H", b, at + 6)[0] & OFFSET_MASK):
+            return None
+        port = 0
+        if proto == GRE and len(b) >= inside + 4:
+            flags, what = struct.unpack_from("!HH", b, inside)
+            inside += 4 + 4 * (flags >> 15) + 4 * (flags >> 13 & 1) + 4 * (flags >> 12 & 1)
+            if what != 0x0800:
+                return None
+        elif proto == UDP and len(b) >= inside + 12:
+            port = struct.unpack_from("!H", b, inside + 2)[0]
+            first, what = b[inside + 8 : inside + 10]
+            inside += 12 + 4 * (first & 31)
+            if first & 0xE0 or what != IPIP:
+                return None
+        elif proto != IPIP:
+            return None  # cut short
+        wanted = (struct.unpack_from("!I", b, at + 16)[0], TUNNEL, kinds[proto], port)
+        known = any((d.addr, d.method, d.tunnel.kind, d.tunnel.port) == wanted for d in self._dests if d.available)
+        return inside if known and len(b) >= inside + 20 else None
 
     def _icmp_reply(self, trip: Trip, row: int) -> None:
         """An error about a request that was sent on to a server: to the client it is about the virtual address."""

@@ -78,12 +78,6 @@ def test_a_kernel_that_disagrees_with_itself_is_told_apart(
 
 CASES = {"host": 30, "uml": 16}  # of each kernel here; `netemu fuzz` goes on for as long as it is told
 
-#: open disagreements, each to be settled by a recorded case and a change; whoever settles one takes it out here
-KNOWN = {
-    "fuzz-6.1-2": "UDP to a port that the kernel no longer tracks: NEW there, ESTABLISHED here",
-    "fuzz-6.1-8": "an ICMP error about a tunnel packet, for the node itself: the kernel goes on to OUTPUT",
-}
-
 
 @pytest.mark.kernel
 def test_the_running_kernel_agrees(host_kernel: None) -> None:
@@ -99,7 +93,6 @@ def _agree(kernel: str) -> None:
     bag = fuzz.batch(kernel, "ci", range(CASES[kernel]))
     assert not bag.refused
     assert bag.packets > 50 * CASES[kernel]
-    found = [(case, recording, what) for case, recording, what in bag.found if case.name not in KNOWN]
-    for case, recording, _ in found:
+    for case, recording, _ in bag.found:
         print(lab.as_text(case, recording))
-    assert not found, "\n".join(str(what[0]) for _, _, what in found)
+    assert not bag.found, "\n".join(str(what[0]) for _, _, what in bag.found)
