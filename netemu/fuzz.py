@@ -1746,6 +1746,8 @@ def numbered(kernel: str, seed: str, number: int, events: int = 80) -> Case:
     return case(Random(f"{seed}/{kernel}/{number}"), KERNELS[kernel], number, events)
 
 
+#: what every test run plays: so many cases of each kernel, of this seed (`netemu fuzz` goes on as long as it is told)
+BUDGET, BUDGET_SEED = {"host": 30, "uml": 16}, "ci"
 AGAIN = 2  # more recordings of a case that disagrees
 
 

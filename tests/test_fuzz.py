@@ -76,9 +76,6 @@ def test_a_kernel_that_disagrees_with_itself_is_told_apart(
     assert (len(bag.found), len(bag.unsteady)) == (found, unsteady)
 
 
-CASES = {"host": 30, "uml": 16}  # of each kernel here; `netemu fuzz` goes on for as long as it is told
-
-
 @pytest.mark.kernel
 def test_the_running_kernel_agrees(host_kernel: None) -> None:
     _agree("host")
@@ -90,9 +87,9 @@ def test_user_mode_linux_agrees(uml_kernel: None) -> None:
 
 
 def _agree(kernel: str) -> None:
-    bag = fuzz.batch(kernel, "ci", range(CASES[kernel]))
+    bag = fuzz.batch(kernel, fuzz.BUDGET_SEED, range(fuzz.BUDGET[kernel]))
     assert not bag.refused
-    assert bag.packets > 50 * CASES[kernel]
+    assert bag.packets > 40 * fuzz.BUDGET[kernel]
     for case, recording, _ in bag.found:
         print(lab.as_text(case, recording))
     assert not bag.found, "\n".join(str(what[0]) for _, _, what in bag.found)
