@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import struct
+import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported
+from netemu.errors import REFUSED, UNSUPPORTED, Problem, Unsupported
 from netemu.hashing import Table
 from netemu.packets import (
     DCCP,
@@ -37,6 +38,7 @@ from netemu.packets import (
     RELATED,
     SCTP,
     TCP,
+    U8,
     UDP,
     UDPLITE,
     UNTRACKED,
@@ -67,7 +69,6 @@ _PLAIN = np.isin(np.arange(256), (TCP, UDP, ICMP))  # where the columns hold all
 _ERROR = np.isin(np.arange(256), ICMP_ERRORS)
 
 PROTOCOLS = {ICMP: "icmp", TCP: "tcp", UDP: "udp", 33: "dccp", GRE: "gre", SCTP: "sctp", UDPLITE: "udplite"}
-_NUMBERS = {name: number for number, name in PROTOCOLS.items()}
 STATE_NAMES = {INVALID: "INVALID", NEW: "NEW", ESTABLISHED: "ESTABLISHED", RELATED: "RELATED", UNTRACKED: "UNTRACKED"}
 _STEPS = {state: Step(None, f"conntrack: {name}") for state, name in STATE_NAMES.items()}
 _FULL = Step(None, "conntrack: table full")
@@ -135,7 +136,8 @@ _COLUMNS = {
     "osrc": "u4", "odst": "u4", "osport": "u2", "odport": "u2",
     "rsrc": "u4", "rdst": "u4", "rsport": "u2", "rdport": "u2",
     "proto": "u1", "zone": "u4", "status": "u2", "mark": "u4",
-    "deadline": "i8", "created": "i8", "born": "i8", "masq": "i2", "stored": "?", "counted": "?",
+    "deadline": "i8", "created": "i8", "born": "i8", "masq": "i2", "stored": "?", "counted": "?", "stamped": "?",
+    "helper": "u1", "parent": "u1",
 }  # fmt: skip
 
 
@@ -148,6 +150,7 @@ class Conntrack:
     status   bits EXPECTED .. FIXED_TIMEOUT       deadline  int64 ns       created  int64 ns
     born     serial number of the packet that began it
     masq     link that MASQUERADE chose for it, -1 none
+    helper   who looks into it (helpers.NAMES), 0 nobody   parent   who looked into the connection that told of this one
     stored   both tuples are findable             packets, bytes  int64[flows, 2], original and reply (when counted)
     """
 
@@ -169,6 +172,9 @@ class Conntrack:
     masq: NDArray[np.int16]
     stored: Mask
     counted: Mask
+    stamped: Mask
+    helper: U8
+    parent: U8
 
     def __init__(self, node: Node, capacity: int = 64) -> None:
         self.node = node
@@ -187,6 +193,7 @@ class Conntrack:
         self._elders: deque[tuple[int, int]] = deque()  # and of the others, in this order
         self.next_sweep = 0
         self.on = False
+        self.related = False  # there were connections that helpers expected
         self.split = False  # there were flows whose two tuples are in different zones
         self.templates: list[Template] = []  # wishes of CT rules; packets hold their number, from 1 (Trip.template)
         self._template_of: dict[Template, int] = {}
@@ -215,6 +222,7 @@ class Conntrack:
         self.gre_stream = get("gre_timeout_stream", 180) * SECOND
         self.verify_checksums = bool(get("checksum", 1))
         self.accounting = bool(get("acct", 0))
+        self.stamping = bool(get("timestamp", 0))
         self.max = get("max", 262144)
 
     def _knob(self, name: str, default: int) -> int:
@@ -283,6 +291,8 @@ class Conntrack:
         self.zone[f], self.status[f], self.mark[f] = zone, 0, 0
         self.deadline[f], self.created[f], self.born[f] = FOREVER, now, born
         self.masq[f], self.stored[f], self.counted[f] = -1, False, self.accounting
+        self.stamped[f] = self.stamping
+        self.helper[f] = self.parent[f] = 0
         self.packets[f] = self.bytes[f] = 0
         return f
 
@@ -419,6 +429,8 @@ class Conntrack:
             self.status[flow] |= DYING
             self._dead.append(flow)
             self._unmap(flow)
+            if self.helper[flow] or self.status[flow] & SEQ_ADJUST:
+                self.node.helpers.forget(flow)
 
     def _map_key(self, flow: int) -> int:
         return self.source_key(self.original(flow), int(self.zone[flow]))
@@ -468,6 +480,8 @@ class Conntrack:
         for there, back in ("osrc", "rsrc"), ("odst", "rdst"), ("osport", "rsport"), ("odport", "rdport"):
             two |= getattr(self, there)[flows] != getattr(self, back)[flows]
         self.table.remove(np.concatenate([2 * flows + 1, 2 * flows[two]]))
+        for flow in flows[(self.helper[flows] != 0) | ((self.status[flows] & SEQ_ADJUST) != 0)].tolist():
+            self.node.helpers.forget(flow)
         self.stored[flows] = False
         self.status[flows] |= DYING
         self._dead.extend(flows.tolist())
@@ -698,6 +712,9 @@ class Conntrack:
             at = p.ct[rows[some]], p.reply[rows[some]].astype(np.intp)
             np.add.at(self.packets, at, 1)
             np.add.at(self.bytes, at, p.length[rows[some]])
+        if self.related:
+            some = rows[p.state[rows] == NEW]
+            p.state[some[(self.status[p.ct[some]] & EXPECTED) != 0]] = RELATED
 
     def _open_many(self, p: Packets, rows: Rows) -> tuple[NDArray[np.int32], Mask]:
         """Begin a flow with each of these packets, for all of which there is room, in no zone.
@@ -723,9 +740,10 @@ class Conntrack:
         self.osrc[f], self.odst[f], self.osport[f], self.odport[f] = p.src[rows], p.dst[rows], low, high
         self.rsrc[f], self.rdst[f], self.rsport[f], self.rdport[f] = p.dst[rows], p.src[rows], back_low, back_high
         self.proto[f] = proto
-        self.zone[f] = self.status[f] = self.mark[f] = 0
+        self.zone[f] = self.status[f] = self.mark[f] = self.helper[f] = self.parent[f] = 0
         self.deadline[f], self.created[f], self.born[f] = FOREVER, p.time[rows], p.serial[rows]
         self.masq[f], self.stored[f], self.counted[f] = -1, False, self.accounting
+        self.stamped[f] = self.stamping
         self.packets[f] = self.bytes[f] = 0
         ids[which] = 2 * f
         tcp = np.flatnonzero(proto == TCP)
@@ -765,6 +783,13 @@ class Conntrack:
         now = int(p.time[row])
         zone = 0 if trip.template is None else self._zone(trip, row)
         flow = self.begin((int(p.src[row]), int(p.dst[row]), *ports, proto), now, zone, int(p.serial[row]))
+        expected = self.node.helpers.match(self.original(flow), zone, now) if self.node.helpers.expected else None
+        if expected is not None:
+            self.node.helpers.begin(trip, row, flow, expected)
+        elif trip.template is not None and trip.template[row]:
+            helper = self.templates[trip.template[row] - 1].helper
+            if helper:
+                self.node.helpers.attach(flow, helper)
         if proto == TCP and not self.tcp.opens(flow, p, row):
             self.kill(flow)
             return -1
@@ -877,6 +902,8 @@ class Conntrack:
 
     def confirm(self, trip: Trip, rows: Rows) -> Rows:
         """First packets that came this far make their flow findable; a clash with another flow drops the packet."""
+        if self.node.helpers.attended:
+            rows = self.node.helpers.attend(trip, rows)
         p = trip.pkts
         ct = p.ct[rows]
         mine = np.flatnonzero((ct >= 0) & ~p.reply[rows])
@@ -913,10 +940,11 @@ class Conntrack:
         """The table as `conntrack -L -o extended` prints it."""
         out = []
         for flow in np.flatnonzero(self.stored & (self.deadline > now) & ((self.status & CONFIRMED) != 0)).tolist():
-            out.append(self._line(flow, now))
+            out.append(self.line(flow, now))
         return "\n".join(out) + ("\n" if out else "")
 
-    def _line(self, flow: int, now: int) -> str:
+    def line(self, flow: int, now: int, *, started: bool = False) -> str:
+        """One connection as `conntrack -L -o extended` prints it.   started: and when it began, where that is kept"""
         proto, status, zone = int(self.proto[flow]), int(self.status[flow]), int(self.zone[flow])
         words = [f"ipv4     2 {PROTOCOLS.get(proto, 'unknown'):<8} {proto}"]
         words.append(str((int(self.deadline[flow]) - now) // SECOND))
@@ -937,10 +965,23 @@ class Conntrack:
         words.append(f"mark={self.mark[flow]}")
         if zone and not zone >> 16:
             words.append(f"zone={zone}")
+        if self.stamped[flow]:
+            words.append(f"delta-time={(now - int(self.created[flow])) // SECOND}")
+            if started:
+                moment = (int(self.created[flow]) + (self.node.epoch or 0)) // SECOND
+                words.append(f"[start={time.asctime(time.gmtime(moment))}]")
+        if self.helper[flow]:
+            words.append(f"helper={self.node.helpers.name(self.helper[flow])}")
         return " ".join([*words, "use=1"])
+
+    @staticmethod
+    def identity(flow: int) -> int:
+        """A number that names the connection (in Linux a keyed hash: any number will do)."""
+        return (flow + 1) * 0x9E3779B1 & 0xFFFFFFFF
 
     def read(self, text: str, file: str, problems: list[Problem], now: int = 0) -> None:
         """Take over a table as `conntrack -L` or `-L -o extended` printed it."""
+        expected: list[tuple[int, str]] = []
         for n, line in enumerate(text.splitlines(), 1):
             if not line.strip() or line.startswith(("#", "conntrack v")):
                 continue
@@ -948,13 +989,25 @@ class Conntrack:
                 problems.append(Problem(UNSUPPORTED, "IPv6 connections", file, n, line, hint="leave the line out"))
                 continue
             try:
+                if " master-src=" in line:
+                    expected.append((n, line))
+                    continue
                 self._read_line(line, now)
+            except Unsupported as error:
+                problems.append(Problem(UNSUPPORTED, error.problems[0].what, file, n, line, hint="leave the line out"))
             except (ValueError, KeyError, IndexError):
                 problems.append(
                     Problem(
                         REFUSED, "not a line of `conntrack -L`", file, n, line, hint="use `conntrack -L -o extended`"
                     )
                 )
+        for n, line in expected:
+            try:
+                self.node.helpers.read_line(line, now)
+            except Unsupported as error:
+                problems.append(Problem(UNSUPPORTED, error.problems[0].what, file, n, line, hint="leave the line out"))
+            except (ValueError, KeyError, IndexError):
+                problems.append(Problem(REFUSED, "not a line of `conntrack -L expect`", file, n, line))
         self.end_run()
 
     def _read_line(self, line: str, now: int) -> None:
@@ -969,6 +1022,7 @@ class Conntrack:
         tuples: list[dict[str, int]] = []
         status = CONFIRMED | SEEN_REPLY | SRC_NAT_DONE | DST_NAT_DONE
         other: dict[str, int] = {}
+        helper = ""
         for word in rest:
             if word == "[UNREPLIED]":
                 status &= ~SEEN_REPLY
@@ -983,6 +1037,8 @@ class Conntrack:
                     tuples[-1][name] = a << 24 | b << 16 | c << 8 | d
                 elif name in ("sport", "dport", "type", "code", "id", "packets", "bytes"):
                     tuples[-1][name] = int(value)
+                elif name == "helper":
+                    helper = value
                 else:
                     other[name] = int(value) if re.fullmatch(r"\d+", value) else 0
         there, back = (_tuple_of(t, proto) for t in tuples)
@@ -1004,65 +1060,18 @@ class Conntrack:
             for d, t in enumerate(tuples):
                 self.packets[flow, d], self.bytes[flow, d] = t.get("packets", 0), t.get("bytes", 0)
         if proto == TCP:
-            self.tcp.misc[flow] = 0
-            self.tcp.td[flow] = 0
-            self.tcp.misc[flow, 9] = STATES.index(state) if state else 3
-            self.tcp.misc[flow, 5] = 5
+            self.tcp.adopt(flow, STATES.index(state) if state else 3)
         elif proto in self.trackers:
             self.trackers[proto].restore(flow, state)
             if self.trackers[proto].abrupt:
                 self.abrupt.add(proto)
         if not self.store(flow, now):
             self.kill(flow)
-        elif status & SRC_NAT:
+            return
+        if status & SRC_NAT:
             self.remember_source(flow)
-
-    def run(self, argv: list[str], now: int) -> str:
-        """`conntrack -L`, `-F`, `-C` and `-D` with tuple filters."""
-        words = argv[1:]
-        if "-L" in words or "--dump" in words:
-            text = self.dump(now)
-            return text if "extended" in words else text.replace("ipv4     2 ", "")
-        if "-C" in words or "--count" in words:
-            return f"{len(self.dump(now).splitlines())}\n"
-        if "-F" in words or "--flush" in words:
-            self.kill_where(np.ones(self.capacity, bool))
-            self.end_run()
-            return ""
-        if "-D" in words or "--delete" in words:
-            return self._delete(words, now)
-        raise Unsupported(f"conntrack {' '.join(words)}", hint="netemu knows -L, -C, -D and -F")
-
-    def _delete(self, words: list[str], now: int) -> str:
-        mask = self.stored & (self.deadline > now)
-        names = {
-            "-s": "osrc", "--src": "osrc", "--orig-src": "osrc", "-d": "odst", "--dst": "odst", "--orig-dst": "odst",
-            "-r": "rsrc", "--reply-src": "rsrc", "-q": "rdst", "--reply-dst": "rdst", "--sport": "osport",
-            "--orig-port-src": "osport", "--dport": "odport", "--orig-port-dst": "odport", "-m": "mark",
-            "--mark": "mark", "-p": "proto", "--proto": "proto",
-        }  # fmt: skip
-        k = 0
-        while k < len(words):
-            word = words[k]
-            if word in ("-D", "--delete", "-f", "ipv4"):
-                k += 1
-                continue
-            if word not in names or k + 1 == len(words):
-                raise Unsupported(f"conntrack -D {word}", hint="netemu filters by " + ", ".join(sorted(names)))
-            value, column = words[k + 1], names[word]
-            if column in ("osrc", "odst", "rsrc", "rdst"):
-                number = int.from_bytes(bytes(int(x) for x in value.split(".")), "big")
-            elif column == "proto":
-                number = _NUMBERS.get(value, -1) if not value.isdigit() else int(value)
-            else:
-                number = int(value, 0)
-            mask = mask & (getattr(self, column) == number)
-            k += 2
-        lines = [self._line(int(f), now).replace("ipv4     2 ", "") for f in np.flatnonzero(mask)]
-        if not self.kill_where(mask):
-            raise Refused("conntrack: 0 flow entries have been deleted.", status=1)
-        self.end_run()
-        return "\n".join(lines) + "\n"
+        if helper:
+            self.node.helpers.attach(flow, helper, learning=True)
 
     def check(self) -> None:
         """Do the columns and the hash table say the same?"""

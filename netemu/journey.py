@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from netemu import clock
 from netemu import routing as R
 from netemu.answers import Answers
-from netemu.conntrack import DST_NAT, DST_NAT_DONE, SEEN_REPLY, SRC_NAT, SRC_NAT_DONE, dotted, grouped
+from netemu.conntrack import DST_NAT, DST_NAT_DONE, SEEN_REPLY, SEQ_ADJUST, SRC_NAT, SRC_NAT_DONE, dotted, grouped
 from netemu.fragments import Assembly, cut
 from netemu.packets import (
     ACK,
@@ -662,9 +662,12 @@ class Road:
         node = self.node
         ct = node.conntrack
         end = len(rows)
-        ids = ct.look_up(p, rows, self._wishes(p, rows)) if ct.on else np.full(len(rows), -1, np.int32)
+        wishes = self._wishes(p, rows)
+        ids = ct.look_up(p, rows, wishes) if ct.on else np.full(len(rows), -1, np.int32)
         known = ids >= 0
         flows = np.where(known, ids >> 1, -1)
+        if node.helpers.attended or wishes is not None:
+            end = min(end, max(_first(self._attended(p, rows, flows, wishes), end), 1))
         ending = np.zeros(len(rows), bool)  # packets that may end their connection
         if known.any():
             where = np.flatnonzero(known)
@@ -727,6 +730,17 @@ class Road:
         p.dst[moved] = np.where(reply, ct.osrc[flows], ct.rsrc[flows])
         p.dport[moved] = np.where(reply, ct.osport[flows], ct.rsport[flows])
         return p, np.arange(p.n)
+
+    def _attended(self, p: Packets, rows: Rows, flows: NDArray[np.integer], wishes: I16 | None) -> Mask:
+        """bool[len(rows)]: helpers look into the packet, or expect it. They see the others' doing: it goes alone."""
+        ct, helpers = self.node.conntrack, self.node.helpers
+        out: Mask = (flows >= 0) & ((ct.helper[flows] != 0) | ((ct.status[flows] & SEQ_ADJUST) != 0))
+        if helpers.expected:
+            out |= ((flows < 0) | (ct.deadline[flows] <= p.time[rows])) & helpers.wanted(p, rows)
+        if wishes is not None:
+            looking = [k for k, template in enumerate(ct.templates, 1) if template.helper]
+            out |= np.isin(wishes, looking) & (p.proto[rows] != TCP)  # of TCP the first packet says nothing
+        return out
 
     def _wishes(self, p: Packets, rows: Rows) -> I16 | None:
         """What CT rules will wish for packets from links, as numbers of templates; None: nothing."""

@@ -133,7 +133,8 @@ class Happened:
 class Recording:
     """What a kernel did with a case. `trouble`: it could not be played, and why.
 
-    tables   conntrack, counters, and where the case has them ipset, ipvs, connections, stats: as the tools print them
+    tables   conntrack, counters, and where the case has them expect, ipset, ipvs, connections, stats: as the tools
+             print them
     read     when each table was read, in seconds after the start
     """
 
@@ -444,7 +445,8 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mkdir -p /run/m/lib/modules; ln -s /usr/lib/uml/modules/$(uname -r) /run/m/lib/modules/
 printf '#!/bin/sh\\nexec /sbin/modprobe -d /run/m "$@"\\n' > /run/modprobe; chmod +x /run/modprobe
 echo /run/modprobe > /proc/sys/kernel/modprobe
-for m in tun nf_tables nfnetlink_log nf_log_syslog nf_conntrack_netlink ip_vs; do /run/modprobe $m; done
+for m in tun nf_tables nfnetlink_log nf_log_syslog nf_conntrack_netlink ip_vs \\
+  nf_nat_ftp nf_nat_tftp nf_nat_irc nf_nat_sip; do /run/modprobe $m; done
 ip link set lo up
 {shlex.join(words)}
 sync; poweroff -f
@@ -864,6 +866,8 @@ class Comparison:
             theirs = recording.tables[name]
             if name == "conntrack":
                 self._rows(name, conntrack_rows(theirs, Drawn()), conntrack_rows(node.dump(name), drawn))
+            elif name == "expect":
+                self._rows("expectations", expect_rows(theirs), expect_rows(node.dump("expectations")))
             elif name == "ipset":
                 self._rows(name, ipset_rows(theirs), ipset_rows(node.dump("ipset-save")))
             elif name == "connections":
@@ -933,6 +937,12 @@ def conntrack_rows(text: str, drawn: Drawn) -> list[Row]:
                 parts[at["id"]] = "id=" + drawn.text(found[1], value["dst"], value["id"], value["src"], "0")
         out.append((" ".join([found[1], found[2], *parts]), left))
     return out
+
+
+def expect_rows(text: str) -> list[Row]:
+    """(entry, seconds left) of each line of `conntrack -L expect`."""
+    parts = (line.strip().partition(" ") for line in text.splitlines())
+    return [(rest, int(left)) for left, _, rest in parts if left.isdigit()]
 
 
 def ipset_rows(text: str) -> list[Row]:
@@ -1175,6 +1185,7 @@ def choose(kernel: str, case: Case) -> str:
 PRINTED = {
     "conntrack": "conntrack -L -o extended",
     "counters": "iptables-save -c",
+    "expect": "conntrack -L expect",
     "ipset": "ipset save",
     "ipvs": "ipvsadm -Ln",
     "connections": "ipvsadm -Lnc",

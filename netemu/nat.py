@@ -54,6 +54,7 @@ from netemu.trip import Trip
 
 if TYPE_CHECKING:
     from netemu.conntrack import Conntrack
+    from netemu.helpers import Expectation
     from netemu.node import Node
 
 ACCEPT, DROP = 1, 0
@@ -340,9 +341,21 @@ class Nat:
             if manip == SOURCE:
                 ct.remember_source(flow)
         ct.status[flow] |= done
-        if manip == SOURCE:
+        if manip == SOURCE and trip.hook in ("POSTROUTING", "INPUT"):
             # nothing but the confirmation follows, so the tuple is taken from now on
             ct.store(flow, int(trip.pkts.time[row]))
+
+    def follow(self, trip: Trip, row: int, flow: int, e: Expectation) -> None:
+        """A new connection that a helper expected goes the way of its master's packets, both ends rewritten."""
+        ct = self.node.conntrack
+        assert e.direction is not None
+        src, dst, *_ = ct.original(e.master) if e.direction else ct.reply(e.master)
+        address, port = e.saved
+        address = src if address < 0 else address
+        trip.pkts.ct[row] = flow  # until tracking says that the packet may begin it
+        self._set_up(trip, row, SOURCE, Range(lo=dst, hi=dst))
+        self._set_up(trip, row, DESTINATION, Range(lo=address, hi=address, port_lo=port, port_hi=port))
+        trip.pkts.ct[row] = -1
 
     # ---- many choices ------------------------------------------------------------------------------------------
 

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from netemu import clock
 from netemu.conntrack import STATE_NAMES, Conntrack, dotted
+from netemu.conntracktool import ConntrackTool
 from netemu.doubt import FAIL, UNCERTAIN, Doubts, put_aside, remarks
 from netemu.errors import Problem, Refused, Unsupported, raise_all
+from netemu.helpers import Helpers
 from netemu.ipset import Sets
 from netemu.ipvs import Ipvs
 from netemu.ipvsadm import Ipvsadm
@@ -211,7 +213,9 @@ class Journeys(Sequence[Journey]):
             a, b = int(old[place[k]]), int(new[place[k]])
             if not isinstance(step, Step):
                 step = self.paths.steps[int(step[place[k]])]
-            if field.endswith(("src", "dst")):
+            if field == "text":
+                out.append(Rewrite(step, field, self.paths.texts[a] or "", self.paths.texts[b] or ""))
+            elif field.endswith(("src", "dst")):
                 out.append(Rewrite(step, field, dotted(a), dotted(b)))
             else:
                 out.append(Rewrite(step, field, a, b))
@@ -350,6 +354,7 @@ class Node:
         self.cpu = model.cpu
         self.sets = Sets(self.kernel, seed)
         self.conntrack = Conntrack(self)
+        self.helpers = Helpers(self)
         self.nat = Nat(self)
         self.ipvs = Ipvs(self)
         self.ipvsadm = Ipvsadm(self.ipvs)
@@ -604,7 +609,7 @@ class Node:
             "iptables-legacy": lambda a: self.tables.run(a, self.now),
             "ipset": lambda a: self.sets.run(a, self.now),
             "ipvsadm": lambda a: self.ipvsadm.run(a, self.now),
-            "conntrack": lambda a: self.conntrack.run(a, self.now),
+            "conntrack": lambda a: ConntrackTool(self).run(a, self.now),
             "sysctl": self.sysctl.run,
             "ip": self.routing.run,
         }
@@ -625,14 +630,15 @@ class Node:
     def dump(self, what: str) -> str:
         """A table as its tool prints it, at the time of the last event.
 
-        iptables-save (with counters), ip6tables-save, ipset-save, conntrack (-L -o extended), ipvsadm-save (-Sn),
-        ipvsadm-list (-Ln), ipvsadm-stats, ipvsadm-connections (-Lnc)
+        iptables-save (with counters), ip6tables-save, ipset-save, conntrack (-L -o extended),
+        expectations (-L expect), ipvsadm-save (-Sn), ipvsadm-list (-Ln), ipvsadm-stats, ipvsadm-connections (-Lnc)
         """
         dumps: dict[str, Callable[[], str]] = {
             "iptables-save": self.tables.save,
             "ip6tables-save": lambda: "",
             "ipset-save": lambda: self.sets.save(self.now),
             "conntrack": lambda: self.conntrack.dump(self.now),
+            "expectations": lambda: self.helpers.dump(self.now),
             "ipvsadm-save": self.ipvsadm.save,
             "ipvsadm-list": self.ipvsadm.list,
             "ipvsadm-stats": self.ipvsadm.stats,

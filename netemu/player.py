@@ -578,6 +578,8 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
         tables[name] = (round(ticks.now(), 6), text)  # a tool takes longest to start, so this is near
 
     read("conntrack", ["conntrack", "-L", "-o", "extended"])
+    if any("--helper" in rules for rules in plan["texts"].values()):
+        read("expect", ["conntrack", "-L", "expect"])
     if plan["sets"]:
         read("ipset", ["ipset", "save"])
     if "ipvsadm.save" in plan["texts"]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from netemu.conntrack import Template
 from netemu.grammar import Bad, Extension, Given, NotModelled, RuleContext
 from netemu.hashing import jhash2
+from netemu.helpers import UNMODELLED, protocols_of
 from netemu.matches.headers import Tcp
 from netemu.nat import Range
 from netemu.packets import (
@@ -1192,20 +1193,6 @@ class Notrack(Target, name="NOTRACK", tables=("raw",), hooks=("PREROUTING", "OUT
 
 
 CT_EVENTS = ("new", "related", "destroy", "reply", "assured", "protoinfo", "helper", "mark", "natseqinfo", "secmark")
-#: the connection tracking helpers that Linux has, and the protocols of each
-HELPERS = {
-    "ftp": (6,),
-    "tftp": (17,),
-    "sip": (6, 17),
-    "irc": (6,),
-    "amanda": (17,),
-    "netbios-ns": (17,),
-    "snmp": (17,),
-    "pptp": (6,),
-    "sane": (6,),
-    "RAS": (17,),
-    "Q.931": (6,),
-}
 
 
 @dataclass(frozen=True)
@@ -1265,7 +1252,7 @@ class Ct(Target, name="CT", tables=("raw",), hooks=("PREROUTING", "OUTPUT")):
     def unknown(self, rule: RuleContext) -> str:
         """Why Linux does not find the helper or the timeout policy."""
         helper, proto = self.template.helper, 0 if rule.proto_inverted else rule.proto
-        if helper and proto not in HELPERS.get(helper, ()):
+        if helper and proto not in protocols_of(helper):
             return f"no helper `{helper}' for protocol {proto or 'any'}"
         if self.template.timeout and not proto:
             return "CT --timeout needs -p"
@@ -1278,7 +1265,7 @@ class Ct(Target, name="CT", tables=("raw",), hooks=("PREROUTING", "OUTPUT")):
             raise NotModelled(
                 f"target `CT` with --timeout {t.timeout}", "--timeout", "timeouts come from the node's sysctls alone"
             )
-        if t.helper:
+        if t.helper in UNMODELLED:
             raise NotModelled(f"target `CT` with --helper {t.helper}", t.helper)
 
     def check(self, rule: RuleContext) -> str:

@@ -20,6 +20,7 @@ from netemu.packets import ACK, ESTABLISHED, FIN, I64, INVALID, NEW, RST, SYN, U
 
 if TYPE_CHECKING:
     from netemu.conntrack import Conntrack
+    from netemu.helpers import Shift
 
 Flows = NDArray[np.intp]
 I8 = NDArray[np.int8]
@@ -133,10 +134,11 @@ def after(a: int, b: int) -> bool:
 class Watched:
     """One connection taken out of the columns, as plain numbers. td: eight, those of the original direction first."""
 
-    __slots__ = ("deadline", "flow", "last", "misc", "status", "td")
+    __slots__ = ("deadline", "flow", "last", "misc", "shifts", "status", "td")
 
     def __init__(self, flow: int, td: list[int], misc: list[int], last: list[int], status: int, deadline: int) -> None:
         self.flow, self.td, self.misc, self.last, self.status, self.deadline = flow, td, misc, last, status, deadline
+        self.shifts: tuple[Shift, Shift] | None = None
 
 
 class Tracker:
@@ -249,6 +251,11 @@ class Tracker:
         ct.deadline[flows[known]] = pkts.time[rows[known]] + np.where(syn[known], opened, picked)
         return may, followed
 
+    def adopt(self, flow: int, state: int) -> None:
+        """A connection that is known from elsewhere, in this state; nothing is known of its windows."""
+        self.misc[flow] = self.td[flow] = self.last[flow] = 0
+        self.misc[flow, 5], self.misc[flow, 9] = I_NONE, state
+
     # ---- one segment -------------------------------------------------------------------------------------------
 
     def one(self, ct: Conntrack, flow: int, pkts: Packets, row: int, reply: bool) -> int:
@@ -268,7 +275,11 @@ class Tracker:
             flows, self.td[flows].reshape(-1, 8), self.misc[flows], self.last[flows], ct.status[flows],
             ct.deadline[flows],
         )  # fmt: skip
-        return [Watched(*one) for one in zip(*[c.tolist() for c in columns], strict=True)]
+        out = [Watched(*one) for one in zip(*[c.tolist() for c in columns], strict=True)]
+        if ct.node.helpers.attended:
+            for one in out:
+                one.shifts = ct.node.helpers.shifts(one.flow)
+        return out
 
     def _keep(self, ct: Conntrack, watched: list[Watched]) -> None:
         """Put connections back into the columns."""
@@ -393,6 +404,9 @@ class Tracker:
         sack = ack
         if doff > 20 and misc[theirs] & SACK_PERM:
             sack = _sack(pkts, row, ack)
+        if watched.shifts is not None:  # a helper's changes come behind us: count as the sender of those bytes does
+            by = watched.shifts[1 - me].of((ack - 1) & M32)
+            ack, sack = (ack - by) & M32, (sack - by) & M32
         if td[s + 2] == 0:
             if flags & SYN:
                 self._learn(watched, pkts, row, me, end, win, doff)

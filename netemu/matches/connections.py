@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -714,9 +713,8 @@ class Helper(Match, name="helper"):
 
     @staticmethod
     def of_flow(ct: Conntrack, flow: int) -> str:
-        """The helper of the connection that expected this one; "" for none."""
-        name_of: Callable[[int], str] | None = getattr(ct, "helper_of_master", None)
-        return name_of(flow) if name_of is not None else ""
+        """Name of the helper that looks into the connection that told of this one; "" for none."""
+        return ct.node.helpers.name(ct.parent.item(flow))
 
 
 @dataclass(frozen=True)

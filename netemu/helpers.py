@@ -1,0 +1,645 @@
+"""Connection helpers: what a protocol says, on one connection, of connections to come.
+
+    a packet leaves --> Helper.look --> Expectation: a connection like this belongs to that one
+                            |                 ^
+                            |                 '-- a new connection that fits is RELATED, and goes where its master goes
+                            '--> the text, where NAT made it untrue: another address and port. Where that is longer or
+                                 shorter, the numbers of all later segments are moved by the difference (`Shift`)
+
+A helper looks into a connection when a rule said so (`-j CT --helper ftp`). It stands where packets leave or are
+delivered, just before their connection is confirmed. Connections with a helper go through one packet at a time; the
+others do not notice.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from netemu.clock import SECOND
+from netemu.conntrack import CONFIRMED, DST_NAT, DYING, EXPECTED, SEQ_ADJUST, SRC_NAT, Tuple, dotted
+from netemu.errors import Unsupported
+from netemu.packets import ACK, ESTABLISHED, ICMP, TCP, UDP, Mask, Packets, Rows, checksum, patched
+from netemu.paths import Step
+from netemu.tcp import after, before
+
+if TYPE_CHECKING:
+    from netemu.node import Node
+    from netemu.trip import Trip
+
+M32 = 0xFFFFFFFF
+ORIGINAL, REPLY = 0, 1
+ANY = -1  # a part of an expected tuple that may be anything
+_MOVED = Step(None, "conntrack: numbers moved")
+
+#: helpers that Linux has and netemu does not look with: name -> protocols
+UNMODELLED: dict[str, tuple[int, ...]] = {
+    "amanda": (UDP,),
+    "netbios-ns": (UDP,),
+    "snmp": (UDP,),
+    "pptp": (TCP,),
+    "RAS": (UDP,),
+    "Q.931": (TCP,),
+}
+HELPERS: dict[str, Helper] = {}
+NAMES: list[str] = [""]  # by the number that stands in conntrack's columns; 0 is no helper
+
+
+# ---- what is expected ------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Expectation:
+    """A connection to come.
+
+    shape      what its first packet will look like, as a tuple; ANY where that is open (source address, source port)
+    master     the connection that told of it      zone  the master's
+    helper     who expects it                      kind  class of expectation: each has its own limit and time
+    deadline   until when, ns                      permanent  it may come any number of times
+    gives      helper that looks into the new connection too ("" none)
+    direction  in which direction of the master's the new connection goes; None: NAT leaves it alone
+    saved      address and port that were really meant, before NAT (address ANY: the master's)
+    """
+
+    shape: Tuple
+    master: int
+    zone: int
+    helper: str
+    kind: int = 0
+    deadline: int = 0
+    permanent: bool = False
+    gives: str = ""
+    direction: int | None = None
+    saved: tuple[int, int] = (ANY, 0)
+    inactive: bool = False
+
+    @property
+    def mask(self) -> Tuple:
+        """Which bits of the tuple count."""
+        src, _, sport, _, _ = self.shape
+        return 0 if src == ANY else M32, M32, 0 if sport == ANY else 0xFFFF, 0xFFFF, 0xFF
+
+    def fits(self, t: Tuple) -> bool:
+        """May this tuple be of the connection?"""
+        return all(mine in (ANY, theirs) for mine, theirs in zip(self.shape, t, strict=True))
+
+    def clashes(self, other: Expectation) -> bool:
+        """Some connection would fit both."""
+        pairs = zip(self.shape, other.shape, strict=True)
+        return self.zone == other.zone and all(a == b or ANY in (a, b) for a, b in pairs)
+
+    def text(self, now: int, original: Tuple) -> str:
+        """As `conntrack -L expect` prints it.   original: the master's tuple"""
+        src, dst, sport, dport, proto = (max(part, 0) for part in self.shape)
+        masks = self.mask
+        words = [f"{max(self.deadline - now, 0) // SECOND} proto={proto} src={dotted(src)} dst={dotted(dst)}"]
+        words.append(f"sport={sport} dport={dport} mask-src={dotted(masks[0])} mask-dst={dotted(masks[1])}")
+        words.append(f"sport={masks[2]} dport={masks[3]}")
+        words.append(f"master-src={dotted(original[0])} master-dst={dotted(original[1])}")
+        words.append(f"sport={original[2]} dport={original[3]}")
+        flags = [name for name, on in (("PERMANENT", self.permanent), ("INACTIVE", self.inactive)) if on]
+        if flags:
+            words.append(",".join(flags))
+        if self.zone:
+            words.append(f"zone={self.zone & 0xFFFF}")
+        return " ".join([*words, f"class={self.kind} helper={self.helper}"])
+
+
+@dataclass
+class Shift:
+    """How far the bytes of one direction were moved: before `position`, and after it."""
+
+    position: int = 0
+    before: int = 0
+    after: int = 0
+
+    def of(self, seq: int) -> int:
+        """How far the byte with this number, as its sender counts, is moved."""
+        return self.after if after(seq, self.position) else self.before
+
+    def back(self, seq: int) -> int:
+        """The same for a number as the receiver counts."""
+        return self.of((seq - self.before) & M32)
+
+    def longer(self, seq: int, by: int) -> None:
+        """The text of the segment that begins at `seq` has grown by so much. Told again, nothing changes."""
+        if self.before == self.after or before(self.position, seq):
+            self.position, self.before, self.after = seq, self.after, self.after + by
+
+
+@dataclass
+class Attended:
+    """What is remembered of a connection that a helper looks into.
+
+    notes   the helper's own, for each direction       shifts  for each direction
+    """
+
+    helper: Helper | None
+    notes: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+    learning: list[bool] = field(default_factory=lambda: [False, False])
+    shifts: tuple[Shift, Shift] = field(default_factory=lambda: (Shift(), Shift()))
+
+
+# ---- looking ---------------------------------------------------------------------------------------------------------
+
+
+class Look:
+    """One packet, as a helper sees it: its text, its connection, and what may be done.
+
+    data   the bytes behind the transport header      way  0 original direction, 1 reply
+    """
+
+    def __init__(self, helpers: Helpers, trip: Trip, row: int, flow: int, attended: Attended) -> None:
+        self.helpers, self.trip, self.row, self.flow, self.attended = helpers, trip, row, flow, attended
+        self.node = helpers.node
+        p = trip.pkts
+        self.way = int(p.reply[row])
+        self.seq = int(p.seq[row])
+        self.now = int(p.time[row])
+        self.established = p.state[row] == ESTABLISHED
+        self.start = int(p.ihl[row]) + (int(p.doff[row]) if p.proto[row] == TCP else 8)
+        self.data = p.bytes(row)[self.start :]
+
+    @property
+    def tuples(self) -> tuple[Tuple, Tuple]:
+        """The connection's original and reply tuples."""
+        ct = self.node.conntrack
+        return ct.original(self.flow), ct.reply(self.flow)
+
+    @property
+    def translated(self) -> bool:
+        """NAT rewrites this connection."""
+        return bool(self.node.conntrack.status[self.flow] & (SRC_NAT | DST_NAT))
+
+    def expectation(self, src: int, dst: int, dport: int, proto: int, kind: int = 0) -> Expectation:
+        """One that is not registered yet; any source port."""
+        zone = int(self.node.conntrack.zone[self.flow])
+        assert self.attended.helper is not None
+        return Expectation((src, dst, ANY, dport, proto), self.flow, zone, self.attended.helper.name, kind)
+
+    def expect(self, e: Expectation) -> bool:
+        """Register it; False when there is no room for it or another one stands in its way."""
+        return self.helpers.expect(e, self) == ""
+
+    def expect_at_free_port(self, e: Expectation) -> int:
+        """Register it at its own port or, where another one has that, at one drawn above; the port, 0: none."""
+        src, dst, sport, first, proto = e.shape
+        port, tries = first, min(0xFFFF - first, 128)
+        while True:
+            e.shape = src, dst, sport, port, proto
+            why = self.helpers.expect(e, self)
+            if not why:
+                return port
+            tries -= 1
+            if why != "busy" or tries < 0:
+                return 0
+            if self.node.kernel == "6.1":
+                port += 1
+            else:
+                draw = int(self.trip.random(np.array([self.row]), 0x4558 + tries)[0])
+                port = first + draw % (0xFFFF - first)
+
+    def mangle(self, at: int, size: int, text: bytes) -> None:
+        """Put `text` in the place of `size` bytes of data; lengths, checksums and later numbers follow."""
+        p, row, was = self.trip.pkts, self.row, self.data[at : at + size]
+        packet = bytearray(p.bytes(row))
+        place = self.start + at
+        packet[place : place + size] = text
+        ihl, udp = int(p.ihl[row]), p.proto[row] == UDP
+        summed = not udp or packet[ihl + 6 : ihl + 8] != b"\0\0"
+        if udp:
+            struct.pack_into("!H", packet, ihl + 4, len(packet) - ihl)
+        p.rebuild(row, with_sums(packet, ihl, summed))
+        self.data = self.data[:at] + text + self.data[at + size :]
+        if len(text) != size and not udp:
+            self.node.conntrack.status[self.flow] |= SEQ_ADJUST
+            self.attended.shifts[self.way].longer(self.seq, len(text) - size)
+        if was != text and self.trip.remember:
+            texts = [self.trip.paths.text_id(part.decode("latin-1")) for part in (was, text)]
+            old, new = (np.array([number]) for number in texts)
+            assert self.attended.helper is not None
+            step = Step(None, f"conntrack: {self.attended.helper.name} text rewritten")
+            self.trip.changes.append((step, "text", np.array([row]), old, new))
+
+
+def with_sums(packet: bytearray, ihl: int, summed: bool) -> bytes:
+    """The packet with its length and checksums made right; summed: the transport one too."""
+    struct.pack_into("!H", packet, 2, len(packet))
+    packet[10:12] = b"\0\0"
+    struct.pack_into("!H", packet, 10, checksum(bytes(packet[:ihl])))
+    if summed:
+        place = ihl + (16 if packet[9] == TCP else 6)
+        packet[place : place + 2] = b"\0\0"
+        pseudo = bytes(packet[12:20]) + struct.pack("!BBH", 0, packet[9], len(packet) - ihl)
+        total = checksum(pseudo + bytes(packet[ihl:]))
+        struct.pack_into("!H", packet, place, total or (0xFFFF if packet[9] == UDP else 0))
+    return bytes(packet)
+
+
+def _move_sack(packet: bytearray, at: int, doff: int, shift: Shift) -> None:
+    """Move the edges of SACK blocks in the TCP header at `at`, as acknowledgements are."""
+    k, end = at + 20, at + doff
+    while k < end and packet[k]:
+        if packet[k] == 1:
+            k += 1
+            continue
+        size = packet[k + 1] if k + 1 < end else 0
+        if size < 2 or k + size > end:
+            return
+        if packet[k] == 5 and size % 8 == 2:
+            for place in range(k + 2, k + size, 4):
+                (edge,) = struct.unpack_from("!I", packet, place)
+                struct.pack_into("!I", packet, place, (edge - shift.back(edge)) & M32)
+        k += size
+
+
+class Helper:
+    """One helper. `look` says of one packet whether it may go on.
+
+    protocols  of the connections that it can look into
+    limits     for each class of expectation: how many of one connection (0: any number), and for how many seconds
+    """
+
+    name: ClassVar[str]
+    protocols: ClassVar[tuple[int, ...]] = (TCP,)
+    limits: ClassVar[tuple[tuple[int, int], ...]] = ((1, 300),)
+
+    def __init_subclass__(cls, *, name: str) -> None:
+        cls.name = name
+        HELPERS[name] = cls()
+        NAMES.append(name)
+
+    def look(self, at: Look) -> bool:
+        """False: the packet is dropped."""
+        raise NotImplementedError
+
+
+class Ftp(Helper, name="ftp"):
+    """FTP: PORT and EPRT of the client, 227 and 229 of the server, at the beginning of a line.
+
+    That a segment begins a line is known when the one before it ended one, so the first of each direction is not read.
+    """
+
+    CLIENT: ClassVar = (b"PORT", b"EPRT")
+    SERVER: ClassVar = (b"227 ", b"229 ")
+    NUMBERS: ClassVar = re.compile(rb"(\d*),(\d*),(\d*),(\d*),(\d*),(\d*)")
+
+    def look(self, at: Look) -> bool:
+        if not at.established or not at.data:
+            return True
+        lines, learning = at.attended.notes[at.way], at.attended.learning
+        ends_line = at.data.endswith(b"\n")
+        follows = (at.seq + len(at.data)) & M32
+        begins_line = at.seq in lines
+        if not begins_line and learning[at.way]:
+            begins_line, learning[at.way] = True, False
+        go = True
+        if begins_line:
+            found = self._search(at.data, at.way)
+            if found is not None:
+                if not found[0]:
+                    return False
+                go = self._expect(at, *found)
+        if ends_line and follows not in lines:
+            if len(lines) < 2:
+                lines.append(follows)
+            else:
+                lines[0 if before(lines[0], lines[1]) else 1] = follows
+        return go
+
+    def _search(self, data: bytes, way: int) -> tuple[bytes, int, int, int, int] | None:
+        """(command, where its argument stands, its length, address or ANY, port), or None. No command: half of one."""
+        half = b"", 0, 0, 0, 0
+        for command in self.SERVER if way else self.CLIENT:
+            size = len(command)
+            if len(data) <= size:
+                if command.upper().startswith(data.upper()):
+                    return half
+                continue
+            if data[:size].upper() != command:
+                continue
+            argument = self._argument(command, data)
+            return half if argument is None else (command, *argument)
+        return None
+
+    def _argument(self, command: bytes, data: bytes) -> tuple[int, int, int, int] | None:
+        size = len(command)
+        if command == b"227 ":
+            digit = re.search(rb"\d", data[size:])
+            start = size + digit.start() if digit else -1
+        else:
+            start = data.find(b"(" if command == b"229 " else b" ", size, len(data) - 1) + 1 or -1
+        if start < 0:
+            return None
+        if command in (b"PORT", b"227 "):
+            m = self.NUMBERS.match(data, start)
+            end = m.end() if m else len(data)
+            if not m or end >= len(data) or (data[end : end + 1] in b"," if command != b"PORT" else data[end] != 13):
+                return None
+            n = [int(part or b"0") & M32 for part in m.groups()]
+            address = (n[0] << 24 | n[1] << 16 | n[2] << 8 | n[3]) & M32
+            return start, end - start, address, (n[4] << 8 | n[5]) & 0xFFFF
+        mark = data[start : start + 1]
+        if not mark or mark.isdigit() or not 33 <= mark[0] <= 126:
+            return None
+        d = re.escape(mark)
+        pattern = d + d + d if command == b"229 " else d + b"1" + d + rb"(\d*)\.(\d*)\.(\d*)\.(\d*)" + d
+        m = re.compile(pattern + rb"(\d+)" + d).match(data, start)
+        port = int(m.groups()[-1]) & 0xFFFF if m else 0
+        if m is None or not port:
+            return None
+        n = [int(part or b"0") & M32 for part in m.groups()[:-1]]
+        address = (n[0] << 24 | n[1] << 16 | n[2] << 8 | n[3]) & M32 if n else ANY
+        return start, m.end() - start, address, port
+
+    def _expect(self, at: Look, command: bytes, start: int, size: int, address: int, port: int) -> bool:
+        tuples = at.tuples
+        mine, theirs = tuples[at.way], tuples[1 - at.way]
+        if address not in (ANY, mine[0]):
+            return True  # another host's address: whoever means that is on its own
+        e = at.expectation(theirs[0], theirs[1], port, TCP)
+        if not at.translated:
+            return at.expect(e)
+        e.saved, e.direction = (ANY, port), 1 - at.way
+        port = at.expect_at_free_port(e)
+        if not port:
+            return False
+        new = theirs[1]
+        if command in (b"PORT", b"227 "):
+            text = ",".join(map(str, (*new.to_bytes(4, "big"), port >> 8, port & 255)))
+        else:
+            text = f"|||{port}|" if command == b"229 " else f"|1|{dotted(new)}|{port}|"
+        at.mangle(start, size, text.encode())
+        return True
+
+
+class Tftp(Helper, name="tftp"):
+    """TFTP: the answer to a request to read or write comes from a port of its own."""
+
+    protocols = (UDP,)
+
+    def look(self, at: Look) -> bool:
+        if at.data[:2] not in (b"\0\1", b"\0\2"):
+            return True
+        original, reply = at.tuples
+        e = at.expectation(reply[0], reply[1], reply[3], UDP)
+        if at.translated:
+            e.saved, e.direction = (ANY, original[2]), REPLY
+        return at.expect(e)
+
+
+class Irc(Helper, name="irc"):
+    """IRC: `DCC SEND`, `CHAT` and the like of a client tell where it listens."""
+
+    limits = ((8, 300),)
+    WORDS: ClassVar = (b"SEND ", b"CHAT ", b"MOVE ", b"TSEND ", b"SCHAT ")
+    OFFER: ClassVar = re.compile(rb"(\d*) *(\d*)")
+
+    def look(self, at: Look) -> bool:
+        if at.way == REPLY or not at.established or not at.data:
+            return True
+        data, k = at.data, 0
+        end = len(data)
+        while k < end - 10 and data[k] in b" \r\n":
+            k += 1
+        if k < end - 10:
+            if data[k : k + 8].upper() != b"PRIVMSG ":
+                return True
+            k += 8
+        while k < end - 26:
+            k = data.find(b" :", k, end - 25) + 2
+            if k < 2 or data[k : k + 5] != b"\1DCC ":
+                return True
+            k += 5
+            for word in self.WORDS:
+                if not data.startswith(word, k):
+                    continue
+                k += len(word)
+                offer = self._offer(data, k)
+                if offer is not None:
+                    start, size, address, port = offer
+                    if port and address in (at.tuples[ORIGINAL][0], at.tuples[REPLY][1]):
+                        return self._expect(at, start, size, port)
+        return True
+
+    def _offer(self, data: bytes, k: int) -> tuple[int, int, int, int] | None:
+        """(where address and port stand, their length, address, port) of the offer whose first word begins at `k`."""
+        start = data.find(b" ", k) + 1
+        if not start or (start - 1 > k and start - 1 > len(data) - 12) or b"\n" not in data[start:]:
+            return None
+        m = self.OFFER.match(data, start)
+        assert m is not None
+        return start, m.end() - start, int(m[1] or b"0") & M32, int(m[2] or b"0") & 0xFFFF
+
+    def _expect(self, at: Look, start: int, size: int, port: int) -> bool:
+        here = at.tuples[REPLY][1]
+        e = at.expectation(ANY, here, port, TCP)
+        if not at.translated:
+            return at.expect(e)
+        e.saved, e.direction = (ANY, port), REPLY
+        port = at.expect_at_free_port(e)
+        if port:
+            at.mangle(start, size, f"{here} {port}".encode())
+        return bool(port)
+
+
+def protocols_of(name: str) -> tuple[int, ...]:
+    """The protocols that the helper of this name looks into; none where Linux has no such helper."""
+    return HELPERS[name].protocols if name in HELPERS else UNMODELLED.get(name, ())
+
+
+# ---- all of them -----------------------------------------------------------------------------------------------------
+
+
+class Helpers:
+    """The connections that helpers look into, and what they expect.
+
+    attended   connection -> what is remembered of it
+    expected   newest first
+    """
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.attended: dict[int, Attended] = {}
+        self.expected: list[Expectation] = []
+
+    def attach(self, flow: int, name: str, *, learning: bool = False) -> None:
+        """A helper looks into this connection from now on.   learning: it is under way already
+
+        Raises Unsupported for a helper that is not modelled
+        """
+        if name not in HELPERS:
+            raise Unsupported(f"helper {name}", hint="netemu knows " + ", ".join(HELPERS))
+        self.node.conntrack.helper[flow] = NAMES.index(name)
+        self.attended[flow] = Attended(HELPERS[name], learning=[learning, learning])
+
+    def forget(self, flow: int) -> None:
+        """The connection is gone, and what it told of is not expected any more."""
+        if self.attended.pop(flow, None) is not None:
+            self.expected = [e for e in self.expected if e.master != flow]
+
+    @staticmethod
+    def name(number: int) -> str:
+        """Of the helper with this number in conntrack's columns; "" for 0."""
+        return NAMES[number]
+
+    def shifts(self, flow: int) -> tuple[Shift, Shift] | None:
+        """How far the numbers of a connection were moved."""
+        attended = self.attended.get(flow)
+        return attended.shifts if attended else None
+
+    # ---- packets that leave
+
+    def attend(self, trip: Trip, rows: Rows) -> Rows:
+        """Look into the packets of attended connections before those are confirmed; the rows that go on."""
+        p, ct = trip.pkts, self.node.conntrack
+        flows = p.ct[rows]
+        mine = (flows >= 0) & (p.proto[rows] != ICMP)
+        mine &= (ct.helper[flows] != 0) | ((ct.status[flows] & SEQ_ADJUST) != 0)
+        died = False
+        for row in rows[mine].tolist():
+            died |= not self._look(trip, row)
+        return trip.travelling(rows) if died else rows
+
+    def _look(self, trip: Trip, row: int) -> bool:
+        p, ct = trip.pkts, self.node.conntrack
+        flow = int(p.ct[row])
+        attended = self.attended[flow]
+        looped = trip.hook == "INPUT" and p.link_in[row] == 0
+        moved = ct.status[flow] & SEQ_ADJUST and not looped
+        helper = attended.helper
+        if helper is not None:
+            if p.cap[row] < p.length[row] and row not in p.rebuilt:
+                trip.node.caveat(f"helper {helper.name} cannot read packets that were not captured whole")
+            elif not helper.look(Look(self, trip, row, flow, attended)):
+                trip.end(np.array([row]), f"conntrack: helper {helper.name} drops it")
+                return False
+        if moved and p.proto[row] == TCP:
+            self._move(trip, row, attended.shifts)
+        return True
+
+    def _move(self, trip: Trip, row: int, shifts: tuple[Shift, Shift]) -> None:
+        """Move the numbers of a segment by what was added to the texts before it, or taken away."""
+        p = trip.pkts
+        way = int(p.reply[row])
+        mine, theirs = shifts[way], shifts[1 - way]
+        seq, ack = int(p.seq[row]), int(p.ack[row])
+        by = mine.of(seq)
+        back = theirs.back(ack) if p.flags[row] & ACK else 0
+        packet = bytearray(p.bytes(row))
+        at = int(p.ihl[row])
+        old = struct.unpack_from(f"!{int(p.doff[row]) // 2}H", packet, at)
+        struct.pack_into("!II", packet, at + 4, (seq + by) & M32, (ack - back) & M32)
+        if p.flags[row] & ACK:
+            _move_sack(packet, at, int(p.doff[row]), theirs)
+        new = list(struct.unpack_from(f"!{len(old)}H", packet, at))
+        if tuple(new) == old:
+            return
+        struct.pack_into("!H", packet, at + 16, patched(old[8], old, tuple(new)))
+        p.rebuild(row, bytes(packet))
+        if trip.remember:
+            one = np.array([row])
+            for name, was in ("seq", seq), ("ack", ack):
+                now = getattr(p, name)[one]
+                if int(now[0]) != was:
+                    trip.changes.append((_MOVED, name, one, np.array([was], np.uint32), now))
+
+    # ---- what is expected
+
+    def live(self, now: int) -> list[Expectation]:
+        """What is expected at `now`, newest first."""
+        self.expected = [e for e in self.expected if e.deadline > now]
+        return self.expected
+
+    def dump(self, now: int) -> str:
+        """The expectations as `conntrack -L expect` prints them."""
+        original = self.node.conntrack.original
+        return "".join(e.text(now, original(e.master)) + "\n" for e in self.live(now))
+
+    def read_line(self, line: str, now: int) -> None:
+        """Take over a line of `conntrack -L expect`. Raises ValueError, KeyError; Unsupported behind NAT."""
+        ct = self.node.conntrack
+        said: dict[str, list[str]] = {}
+        for word in line.split():
+            name, _, value = word.partition("=")
+            said.setdefault(name, []).append(value)
+        proto, zone = int(said["proto"][0]), int(said.get("zone", ["0"])[0])
+
+        def number(name: str, k: int = 0) -> int:
+            return int(ipaddress.IPv4Address(said[name][k])) if "." in said[name][k] else int(said[name][k])
+
+        master = (number("master-src"), number("master-dst"), number("sport", -1), number("dport", -1), 0)
+        flows = [f for f in np.flatnonzero(ct.stored).tolist() if ct.original(f)[:4] == master[:4]]
+        flows = [f for f in flows if int(ct.zone[f]) == zone and ct.helper[f]]
+        if not flows:
+            raise ValueError("there is no such master")
+        if ct.status[flows[0]] & (SRC_NAT | DST_NAT):
+            raise Unsupported("an expectation of a translated connection (it does not say what was meant)")
+        src = number("src") if number("mask-src") else ANY
+        sport = number("sport") if number("sport", 1) else ANY
+        shape = (src, number("dst"), sport, number("dport"), proto)
+        left = int(line.split()[0]) * SECOND
+        flags = {"PERMANENT", "INACTIVE"} & set(re.split(r"[ ,]", line))
+        e = Expectation(shape, flows[0], zone, said["helper"][0], number("class"), now + left, "PERMANENT" in flags)
+        e.inactive = "INACTIVE" in flags
+        self.expected.append(e)
+
+    def expect(self, e: Expectation, at: Look) -> str:
+        """Register an expectation; what stands in its way: "" nothing, "busy" another one, "full"."""
+        now = at.now
+        for other in self.live(now):
+            if other.master == e.master and other.shape == e.shape and other.zone == e.zone:
+                if other.kind != e.kind:
+                    return "already"
+                self.expected.remove(other)
+                break
+            if other.clashes(e):
+                return "busy"
+        most, seconds = HELPERS[e.helper].limits[e.kind]
+        same = [x for x in self.expected if x.master == e.master and x.kind == e.kind]
+        if most and len(same) >= most:
+            self.expected.remove(same[-1])
+        if len(self.expected) >= self.node.sysctl.int("net.netfilter.nf_conntrack_expect_max"):
+            return "full"
+        e.deadline = now + seconds * SECOND
+        self.expected.insert(0, e)
+        whom = "anyone" if e.shape[0] == ANY else dotted(e.shape[0])
+        text = f"conntrack: {e.helper} expects {whom} > {dotted(e.shape[1])}:{e.shape[3]}"
+        at.trip.step(np.array([at.row]), Step(None, text))
+        return ""
+
+    def match(self, t: Tuple, zone: int, now: int) -> Expectation | None:
+        """The expectation that a new connection fulfils. Unless it is a permanent one, that is its end."""
+        ct = self.node.conntrack
+        for e in self.live(now):
+            if e.zone == zone and e.fits(t):
+                if e.inactive or not ct.status[e.master] & CONFIRMED or ct.status[e.master] & DYING:
+                    return None
+                if not e.permanent:
+                    self.expected.remove(e)
+                return e
+        return None
+
+    def wanted(self, p: Packets, rows: Rows) -> Mask:
+        """bool[len(rows)]: what these packets begin may be expected (by destination and port)."""
+        to = {e.shape[1] << 16 | e.shape[3] for e in self.expected}
+        keys = (p.dst[rows].astype(np.uint64) << np.uint64(16)) | p.dport[rows]
+        return np.isin(keys, np.array(sorted(to), np.uint64))
+
+    def begin(self, trip: Trip, row: int, flow: int, e: Expectation) -> None:
+        """An expected connection begins: it has its master's mark, and goes the way that its master's packets go."""
+        ct = self.node.conntrack
+        ct.status[flow] |= EXPECTED
+        ct.parent[flow] = ct.helper[e.master]
+        ct.mark[flow] = ct.mark[e.master]
+        ct.related = True
+        gives = e.gives or (e.helper if self.node.kernel == "6.1" else "")  # 6.1.176 has the master's look into it too
+        if gives:
+            self.attach(flow, gives)
+        if e.direction is not None:
+            self.node.nat.follow(trip, row, flow, e)
