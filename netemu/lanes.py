@@ -76,7 +76,7 @@ class Program:
 
     in_lane          bool: what the rule at this place of the stretch does can be done in a lane
     op, goes         what a match leads to, and where a CALL goes    form   which of `forms` says what is asked
-    steps            number of its step on a path                    packets, bytes   counts not yet in the rules
+    steps            number of its step on a path
     """
 
     op: NDArray[np.uint8]
@@ -120,7 +120,8 @@ class Program:
         n = len(self._rules)
         self.in_lane = self.op[: end - start + 1] != WALK
         self.steps = np.arange(n, dtype=np.int32) + np.int32(trip.paths.steps.reserve(n, self.step))
-        self.packets, self.bytes = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self._counted: list[tuple[Places, I32]] = []  # places that packets matched at, and the packets' lengths
+        self._waiting = 0
 
     # ---- compiling ---------------------------------------------------------------------------------------------
 
@@ -215,15 +216,26 @@ class Program:
         chain, number = self._where[place]
         return rule_step(self.table.name, chain, number, self._rules[place])
 
+    def count(self, places: Places, lengths: I32) -> None:
+        """Packets matched there."""
+        self._counted.append((places, lengths))
+        self._waiting += len(places)
+        if self._waiting > max(len(self._rules), 1 << 20):
+            self.settle()
+
     def settle(self) -> None:
         """Write the counts to the rules."""
-        for place in np.flatnonzero(self.packets).tolist():
+        if not self._counted:
+            return
+        places, lengths = (np.concatenate(parts) for parts in zip(*self._counted, strict=True))
+        self._counted, self._waiting = [], 0
+        packets = np.bincount(places)
+        size = np.bincount(places, lengths).astype(np.int64)
+        for place in np.flatnonzero(packets).tolist():
             rule = self._rules[place]
             if rule is not None:
-                rule.packets += self.packets.item(place)
-                rule.bytes += self.bytes.item(place)
-        self.packets[:] = 0
-        self.bytes[:] = 0
+                rule.packets += packets.item(place)
+                rule.bytes += size.item(place)
 
     # ---- running -----------------------------------------------------------------------------------------------
 
@@ -246,7 +258,6 @@ class _Run:
         self.program, self.trip, self.rows = program, trip, rows
         n = len(rows)
         self.pc = places.copy()
-        self.path = trip.pkts.path[rows]
         self.length = trip.pkts.length[rows]
         self.evaluated = np.zeros(n, np.int32)
         self.fate = np.zeros(n, np.int8)
@@ -271,7 +282,7 @@ class _Run:
             at_end = op[pc] == END
             if at_end.any():
                 over = open_[at_end]
-                self.path[over] = self.trip.paths.grown(self.path[over], self.program.steps[pc[at_end]])
+                self.trip.step(self.rows[over], self.program.steps[pc[at_end]])
                 self._leave(over)
                 open_, pc = open_[~at_end], pc[~at_end]
             if len(open_):
@@ -283,9 +294,7 @@ class _Run:
                 if len(open_):
                     self._match(open_)
             open_ = np.flatnonzero(self.fate == 0)
-        p = self.trip.pkts
-        p.path[self.rows] = self.path
-        p.evaluated[self.rows] += self.evaluated
+        self.trip.pkts.evaluated[self.rows] += self.evaluated
         return self.fate
 
     def _ask(self, lanes: Places, pc: Places) -> Mask | None:
@@ -319,9 +328,8 @@ class _Run:
         """They match: count, write the step, do what the rule says."""
         program = self.program
         pc = self.pc[lanes]
-        np.add.at(program.packets, pc, 1)
-        np.add.at(program.bytes, pc, self.length[lanes])
-        self.path[lanes] = self.trip.paths.grown(self.path[lanes], program.steps[pc])
+        program.count(pc, self.length[lanes])
+        self.trip.step(self.rows[lanes], program.steps[pc])
         ops = program.op[pc]
         first = ops.item(0)
         if (ops == first).all():

@@ -7,7 +7,7 @@ settled flow share one entry, and adding a step to many packets is one look-up f
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,20 @@ class Rewrite:
     field: str
     old: int | str
     new: int | str
+
+
+#: places among those asked for, and the step that they took (or each its own)
+Added = tuple[NDArray[np.intp], int | NDArray[np.integer]]
+_TRAIL = np.uint64(0x9E6C63D0876A9A47)
+
+
+def _word(steps: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Step numbers, well mixed."""
+    x = (steps + np.uint64(1)) * np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(31)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(29)
+    return x
 
 
 class Steps:
@@ -89,6 +103,9 @@ class Paths:
         self._children: dict[int, int] = {}  # the same, of those that were asked for one by one
         self._parent = np.zeros(64, np.int32)
         self._last = np.full(64, -1, np.int32)
+        self._trails = Table(2)  # (trail, path before it) -> its place in _ways
+        self._ways = np.zeros(64, np.int32)
+        self._words: dict[int, np.uint64] = {}
         self._unfolded: dict[int, tuple[Step, ...]] = {0: ()}
         self.texts: list[str | None] = [None]
         self._text_ids: dict[str, int] = {}
@@ -131,6 +148,42 @@ class Paths:
             return
         pkts.path[rows] = self.grown(old, step if isinstance(step, np.ndarray) else np.int64(sid))
 
+    def trail(self, trail: NDArray[np.uint64], step: int | NDArray[np.integer]) -> None:
+        """Mix a step into each word of `trail` (in place): the same steps in the same order give the same word."""
+        trail *= _TRAIL
+        if isinstance(step, np.ndarray):
+            trail += _word(step.astype(np.uint64))
+            return
+        word = self._words.get(step)
+        if word is None:
+            word = self._words[step] = _word(np.array([step], np.uint64))[0]
+        trail += word
+
+    def walked(
+        self, before: NDArray[np.int32], trail: NDArray[np.uint64], log: Callable[[NDArray[np.intp]], Iterator[Added]]
+    ) -> NDArray[np.int32]:
+        """The paths that packets have come.
+
+        before   int32[n]  the path of each when its trail began      trail  uint64[n]  what `trail` made of its steps
+        log      says again what steps some of them (by place) took: (which of those, the step or each one's own), ...
+        Cost     one hash look-up each; a trail that nobody came before is walked again, step by step
+        """
+        known = len(self._trails)
+        ids = self._trails.add((trail, before.view(np.uint32).astype(np.uint64)))
+        new = np.flatnonzero(ids >= known)
+        if len(new):
+            _, first = np.unique(ids[new], return_index=True)
+            some = new[first]
+            paths = before[some]
+            for which, step in log(some):
+                paths[which] = self.grown(paths[which], step)
+            if len(self._trails) > len(self._ways):
+                more = max(len(self._trails) - len(self._ways), len(self._ways))
+                self._ways = np.concatenate([self._ways, np.zeros(more, np.int32)])
+            self._ways[ids[some]] = paths
+        ways: NDArray[np.int32] = self._ways[ids]
+        return ways
+
     def _child(self, parent: int, sid: int) -> int:
         key = parent << 32 | sid
         n = self._children.get(key)
@@ -142,7 +195,7 @@ class Paths:
                 self._parent[n], self._last[n] = parent, sid
         return n
 
-    def grown(self, parents: NDArray[np.int32], steps: NDArray[np.integer] | np.integer) -> NDArray[np.int32]:
+    def grown(self, parents: NDArray[np.int32], steps: NDArray[np.integer] | int | np.integer) -> NDArray[np.int32]:
         """The paths that are `parents` and one step more."""
         before = len(self._known)
         keys = (parents.astype(np.int64) << 32 | steps).view(np.uint64)
