@@ -86,7 +86,7 @@ class Trip:
         assert self._log is not None
         self._log.append((rows, step))
         first, n = rows.item(0), len(rows)
-        if rows.item(-1) - first + 1 == n:  # ascending, so these are all that lie between
+        if isinstance(step, int) and rows.item(-1) - first + 1 == n:  # ascending, so these are all that lie between
             self.paths.trail(self._trail[first : first + n], step)
         else:
             trail = self._trail.take(rows)
