@@ -6,14 +6,13 @@ carries the columns, says at which hook they are, and is the one place that writ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from netemu.packets import DROPPED, I16, I32, U8, U32, U64, Mask, Packets, Rows
-from netemu.paths import Added, Paths, Step
+from netemu.paths import Noted, Paths, Step
 
 if TYPE_CHECKING:
     from netemu.fragments import Assembly
@@ -110,14 +109,20 @@ class Trip:
         if len(moved) < len(rows):
             rows, trail = rows[moved], trail[moved]
 
-        def again(places: NDArray[np.intp]) -> Iterator[Added]:
+        def again(places: NDArray[np.intp]) -> Noted:
             where = np.full(self.pkts.n, -1, np.int32)
             where[rows[places]] = np.arange(len(places), dtype=np.int32)
+            whose, steps = [], []
             for noted, step in log:
                 at = where.take(noted)
                 some = np.flatnonzero(at >= 0)
                 if len(some):
-                    yield at[some].astype(np.intp), step[some] if isinstance(step, np.ndarray) else step
+                    whose.append(at.take(some).astype(np.uint16))
+                    if isinstance(step, np.ndarray):
+                        steps.append(step.take(some).astype(np.int32))
+                    else:
+                        steps.append(np.full(len(some), step, np.int32))
+            return np.concatenate(whose), np.concatenate(steps)
 
         if len(rows):
             self.pkts.path[rows] = self.paths.walked(self.pkts.path[rows], trail, again)
