@@ -104,13 +104,19 @@ class Program:
         self._askers: dict[tuple[type, bool], _Asker] = {}
         self._links: dict[tuple[bool, ...], int] = {}
         self._wishes: dict[Translation, int] = {}
-        columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
-        placed = self._lay_out(columns, chain, start, end)
-        columns["goes"] = [placed.get(name, 0) for name in columns["goes"]]
+        values: dict[str, tuple[list[int], list[Any]]] = {name: ([], []) for name in _COLUMNS}  # places, values there
+        placed = self._lay_out(values, chain, start, end)
+        calls, names = values["goes"]
+        values["goes"] = calls, [placed[name] for name in names]
         for name, dtype in _COLUMNS.items():
-            setattr(self, name, np.array(columns[name], dtype))
-        most = max(map(len, self._asks), default=0)
-        self.which = [np.array([a[k] if len(a) > k else 0 for a in self._asks], np.intp) for k in range(most)]
+            column = np.zeros(len(self._rules), dtype)
+            places, there = values[name]
+            column[places] = there
+            setattr(self, name, column)
+        self.which = [
+            np.array([asks[k] if len(asks) > k else 0 for asks in self._asks], np.intp)
+            for k in range(max(map(len, self._asks), default=0))
+        ]
         self.forms = [_Form(self, key) for key in self._forms]
         self.links = np.array(list(self._links) or [()], bool)
         self.wishes = Wishes([target.choice for target in self._wishes])
@@ -125,15 +131,20 @@ class Program:
 
     # ---- compiling ---------------------------------------------------------------------------------------------
 
-    def _lay_out(self, columns: dict[str, list[Any]], chain: Chain, start: int, end: int) -> dict[str, int]:
+    def _lay_out(
+        self, columns: dict[str, tuple[list[int], list[Any]]], chain: Chain, start: int, end: int
+    ) -> dict[str, int]:
         calls: list[str] = []
 
         def put(chain: Chain, number: int, rule: Rule | None, **values: Any) -> None:
+            place = len(self._rules)
             self._rules.append(rule)
             self._where.append((chain, number))
             self._asks.append(values.pop("asks", ()))
-            for name, column in columns.items():
-                column.append(values.get(name, 0))
+            for name, value in values.items():
+                places, there = columns[name]
+                places.append(place)
+                there.append(value)
 
         for number, rule in enumerate(chain.rules[start:end], start + 1):
             if not self._acts(rule):
@@ -191,9 +202,9 @@ class Program:
         for column, mask, value, want in tests:
             name = COLUMN_NAMES[column]
             form.append((name, mask == -1, want))
-            values[f"{name}_value"] = value & M32
+            values[name + "_value"] = value & M32
             if mask != -1:
-                values[f"{name}_mask"] = mask & M32
+                values[name + "_mask"] = mask & M32
         for column, _, allowed in links:
             name = COLUMN_NAMES[column]
             form.append((name, None, True))
