@@ -192,6 +192,7 @@ class Conntrack:
         self._oldest: list[tuple[int, int]] = []  # (born, flow) of those that may be thrown out first
         self._elders: deque[tuple[int, int]] = deque()  # and of the others, in this order
         self.next_sweep = 0
+        self._scratch = np.zeros(capacity, np.int32)
         self.on = False
         self.related = False  # there were connections that helpers expected
         self.split = False  # there were flows whose two tuples are in different zones
@@ -388,19 +389,26 @@ class Conntrack:
         self.stored[flow] = True
         return True
 
+    def until_repeated(self, flows: NDArray[np.integer]) -> int:
+        """How many of them stand there before one that was there already."""
+        if len(self._scratch) < self.capacity:
+            self._scratch = np.zeros(self.capacity, np.int32)
+        places = np.arange(len(flows), dtype=np.int32)
+        self._scratch[flows] = places
+        again = self._scratch[flows] != places
+        if not again.any():
+            return len(flows)
+        self._scratch[flows[::-1]] = places[::-1]
+        return int((self._scratch[flows] != places).argmax())
+
     def store_many(self, flows: NDArray[np.integer]) -> int:
         """`store` for flows that are not stored, in their order, up to the first of which it must be asked itself:
         another flow seems to hold one of its tuples. Returns how many were stored."""
         zone = self.zone[flows]
         if self.split or (zone >> 16).any():
             return 0
-        _, first = np.unique(flows, return_index=True)
-        n = len(flows)
-        if len(first) < n:  # one of them stands there twice
-            again = np.ones(n, bool)
-            again[first] = False
-            n = int(again.argmax())
-            flows, zone = flows[:n], zone[:n]
+        n = self.until_repeated(flows)
+        flows, zone = flows[:n], zone[:n]
         proto = self.proto[flows].astype(np.uint64) << np.uint64(16) | zone
         ids = np.empty(2 * n, np.int64)
         words = np.empty((2, 2 * n), np.uint64)

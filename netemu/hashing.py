@@ -367,7 +367,9 @@ class Table:
         top = int(numbers.max()) + 1
         if ids is not None:
             known = numbers[numbers + 1 < len(self._used)]
-            if self._used[known + 1].any() or len(np.unique(numbers)) < len(numbers):
+            given = np.zeros(top, bool)
+            given[numbers] = True
+            if self._used[known + 1].any() or np.count_nonzero(given) < len(numbers):
                 self._slots[place[fresh]] = _TOMB
                 self._tombs += len(fresh)
                 raise ValueError("a number is in use")

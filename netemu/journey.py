@@ -616,12 +616,15 @@ class Road:
         if now >= node.conntrack.next_sweep:
             node.conntrack.sweep(now)
         node.now = max(node.now, int(p.time[rows[-1]]))
+        if len(rows) > 1:
+            trip.write_later()
         if p.arrived[rows[0]] < 0:
             self.send(trip, rows)
         else:
             self.receive(trip, rows)
         if trip.owed or trip.silent:
             self.answers.pay(trip)
+        trip.write(rows)
         node.conntrack.end_run()
 
     def run_end(self, p: Packets, start: int, limit: int) -> int:

@@ -76,7 +76,7 @@ class Program:
 
     in_lane          bool: what the rule at this place of the stretch does can be done in a lane
     op, goes         what a match leads to, and where a CALL goes    form   which of `forms` says what is asked
-    steps            number of its step on a path                    packets, bytes   counts not yet in the rules
+    steps            number of its step on a path
     """
 
     op: NDArray[np.uint8]
@@ -104,13 +104,19 @@ class Program:
         self._askers: dict[tuple[type, bool], _Asker] = {}
         self._links: dict[tuple[bool, ...], int] = {}
         self._wishes: dict[Translation, int] = {}
-        columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
-        placed = self._lay_out(columns, chain, start, end)
-        columns["goes"] = [placed.get(name, 0) for name in columns["goes"]]
+        values: dict[str, tuple[list[int], list[Any]]] = {name: ([], []) for name in _COLUMNS}  # places, values there
+        placed = self._lay_out(values, chain, start, end)
+        calls, names = values["goes"]
+        values["goes"] = calls, [placed[name] for name in names]
         for name, dtype in _COLUMNS.items():
-            setattr(self, name, np.array(columns[name], dtype))
-        most = max(map(len, self._asks), default=0)
-        self.which = [np.array([a[k] if len(a) > k else 0 for a in self._asks], np.intp) for k in range(most)]
+            column = np.zeros(len(self._rules), dtype)
+            places, there = values[name]
+            column[places] = there
+            setattr(self, name, column)
+        self.which = [
+            np.array([asks[k] if len(asks) > k else 0 for asks in self._asks], np.intp)
+            for k in range(max(map(len, self._asks), default=0))
+        ]
         self.forms = [_Form(self, key) for key in self._forms]
         self.links = np.array(list(self._links) or [()], bool)
         self.wishes = Wishes([target.choice for target in self._wishes])
@@ -120,19 +126,25 @@ class Program:
         n = len(self._rules)
         self.in_lane = self.op[: end - start + 1] != WALK
         self.steps = np.arange(n, dtype=np.int32) + np.int32(trip.paths.steps.reserve(n, self.step))
-        self.packets, self.bytes = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self._counted: list[tuple[Places, I32]] = []  # places that packets matched at, and the packets' lengths
+        self._waiting = 0
 
     # ---- compiling ---------------------------------------------------------------------------------------------
 
-    def _lay_out(self, columns: dict[str, list[Any]], chain: Chain, start: int, end: int) -> dict[str, int]:
+    def _lay_out(
+        self, columns: dict[str, tuple[list[int], list[Any]]], chain: Chain, start: int, end: int
+    ) -> dict[str, int]:
         calls: list[str] = []
 
         def put(chain: Chain, number: int, rule: Rule | None, **values: Any) -> None:
+            place = len(self._rules)
             self._rules.append(rule)
             self._where.append((chain, number))
             self._asks.append(values.pop("asks", ()))
-            for name, column in columns.items():
-                column.append(values.get(name, 0))
+            for name, value in values.items():
+                places, there = columns[name]
+                places.append(place)
+                there.append(value)
 
         for number, rule in enumerate(chain.rules[start:end], start + 1):
             if not self._acts(rule):
@@ -190,9 +202,9 @@ class Program:
         for column, mask, value, want in tests:
             name = COLUMN_NAMES[column]
             form.append((name, mask == -1, want))
-            values[f"{name}_value"] = value & M32
+            values[name + "_value"] = value & M32
             if mask != -1:
-                values[f"{name}_mask"] = mask & M32
+                values[name + "_mask"] = mask & M32
         for column, _, allowed in links:
             name = COLUMN_NAMES[column]
             form.append((name, None, True))
@@ -215,15 +227,26 @@ class Program:
         chain, number = self._where[place]
         return rule_step(self.table.name, chain, number, self._rules[place])
 
+    def count(self, places: Places, lengths: I32) -> None:
+        """Packets matched there."""
+        self._counted.append((places, lengths))
+        self._waiting += len(places)
+        if self._waiting > max(len(self._rules), 1 << 20):
+            self.settle()
+
     def settle(self) -> None:
         """Write the counts to the rules."""
-        for place in np.flatnonzero(self.packets).tolist():
+        if not self._counted:
+            return
+        places, lengths = (np.concatenate(parts) for parts in zip(*self._counted, strict=True))
+        self._counted, self._waiting = [], 0
+        packets = np.bincount(places)
+        size = np.bincount(places, lengths).astype(np.int64)
+        for place in np.flatnonzero(packets).tolist():
             rule = self._rules[place]
             if rule is not None:
-                rule.packets += self.packets.item(place)
-                rule.bytes += self.bytes.item(place)
-        self.packets[:] = 0
-        self.bytes[:] = 0
+                rule.packets += packets.item(place)
+                rule.bytes += size.item(place)
 
     # ---- running -----------------------------------------------------------------------------------------------
 
@@ -246,7 +269,6 @@ class _Run:
         self.program, self.trip, self.rows = program, trip, rows
         n = len(rows)
         self.pc = places.copy()
-        self.path = trip.pkts.path[rows]
         self.length = trip.pkts.length[rows]
         self.evaluated = np.zeros(n, np.int32)
         self.fate = np.zeros(n, np.int8)
@@ -271,7 +293,7 @@ class _Run:
             at_end = op[pc] == END
             if at_end.any():
                 over = open_[at_end]
-                self.path[over] = self.trip.paths.grown(self.path[over], self.program.steps[pc[at_end]])
+                self.trip.step(self.rows[over], self.program.steps[pc[at_end]])
                 self._leave(over)
                 open_, pc = open_[~at_end], pc[~at_end]
             if len(open_):
@@ -283,9 +305,7 @@ class _Run:
                 if len(open_):
                     self._match(open_)
             open_ = np.flatnonzero(self.fate == 0)
-        p = self.trip.pkts
-        p.path[self.rows] = self.path
-        p.evaluated[self.rows] += self.evaluated
+        self.trip.pkts.evaluated[self.rows] += self.evaluated
         return self.fate
 
     def _ask(self, lanes: Places, pc: Places) -> Mask | None:
@@ -319,9 +339,8 @@ class _Run:
         """They match: count, write the step, do what the rule says."""
         program = self.program
         pc = self.pc[lanes]
-        np.add.at(program.packets, pc, 1)
-        np.add.at(program.bytes, pc, self.length[lanes])
-        self.path[lanes] = self.trip.paths.grown(self.path[lanes], program.steps[pc])
+        program.count(pc, self.length[lanes])
+        self.trip.step(self.rows[lanes], program.steps[pc])
         ops = program.op[pc]
         first = ops.item(0)
         if (ops == first).all():

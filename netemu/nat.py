@@ -146,7 +146,6 @@ class Nat:
         self._wished: dict[int, Range] = {}  # row -> what its rule wishes for, during a walk
         self._asked: _Asked | None = None  # the same of a walk of many rows
         self._alone: dict[Range, Wishes] = {}
-        self._scratch = np.zeros(64, np.int32)
 
     # ---- at the four hooks -------------------------------------------------------------------------------------
 
@@ -186,7 +185,7 @@ class Nat:
     def _ask(self, trip: Trip, rows: Rows, manip: str) -> bool:
         """Walk the nat chain for these rows; a flow that no target decides gets a null binding. True if one died."""
         p, ct = trip.pkts, self.node.conntrack
-        if len(rows) > 1 and self._share_flows(p.ct[rows]):
+        if len(rows) > 1 and ct.until_repeated(p.ct[rows]) < len(rows):
             # the second packet of an undecided flow sees what the first one decided
             died = False
             for row in rows:
@@ -205,14 +204,6 @@ class Nat:
         for row in on.tolist():
             self._set_up(trip, row, manip, wished.get(row))
         return len(on) < len(rows)
-
-    def _share_flows(self, flows: NDArray[np.integer]) -> bool:
-        """Does a flow stand there twice?"""
-        if len(self._scratch) < self.node.conntrack.capacity:
-            self._scratch = np.zeros(self.node.conntrack.capacity, np.int32)
-        places = np.arange(len(flows), dtype=np.int32)
-        self._scratch[flows] = places
-        return bool((self._scratch[flows] != places).any())
 
     def choose(self, trip: Trip, rows: Rows, manip: str, wish: Range, step: Step) -> NDArray[np.int8]:
         """A target's wish for new flows: int8[len(rows)] of ACCEPT or DROP (there is no address to be had).

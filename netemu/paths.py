@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,21 @@ class Rewrite:
     new: int | str
 
 
+#: places of packets among those asked for (no more than 65,536), and a step that each of them took
+Noted = tuple[NDArray[np.uint16], NDArray[np.int32]]
+T = TypeVar("T", bound=np.generic)
+_TRAIL = np.uint64(0x9E6C63D0876A9A47)
+
+
+def _word(steps: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Step numbers, well mixed."""
+    x = (steps + np.uint64(1)) * np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(31)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(29)
+    return x
+
+
 class Steps:
     """Steps by number. A block of numbers may be reserved for steps that are made when somebody looks at one."""
 
@@ -80,21 +96,28 @@ class Steps:
 
 
 class Paths:
-    """Interned paths and texts. Path 0 is the empty path, text 0 is no text."""
+    """Interned paths and texts. Path 0 is the empty path, text 0 is no text.
+
+    A path is another path and what came after it: one step (`_child`), or all the steps of a run (`walked`).
+    """
 
     def __init__(self) -> None:
         self.steps = Steps()
         self._step_ids: dict[Step, int] = {}
-        self._known = Table(1)  # parent << 32 | step -> path - 1
-        self._children: dict[int, int] = {}  # the same, of those that were asked for one by one
-        self._parent = np.zeros(64, np.int32)
-        self._last = np.full(64, -1, np.int32)
+        self._children: dict[int, int] = {}  # parent << 32 | step -> path
+        self._trails = Table(2)  # (trail, path before it) -> its number among the trails
+        self._path_of = np.zeros(64, np.int32)  # by trail
+        self._words: dict[int, np.uint64] = {}
+        # by path: the one before it, and where its steps begin in `_walked`; they end where those of the next begin
+        self._parent, self._begin = np.zeros(64, np.int32), np.zeros(65, np.int64)
+        self._walked = np.zeros(256, np.int32)
+        self._count = 1
         self._unfolded: dict[int, tuple[Step, ...]] = {0: ()}
         self.texts: list[str | None] = [None]
         self._text_ids: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return len(self._known) + 1
+        return self._count
 
     def step_id(self, step: Step) -> int:
         """Number of `step`, the same for equal steps."""
@@ -114,70 +137,99 @@ class Paths:
     def extend(self, pkts: Packets, rows: NDArray[np.intp], step: Step | NDArray[np.integer]) -> None:
         """Add `step` to the path of each of `rows`; or each row's own, given as an array of step numbers.
 
-        Cost: one look-up for all that share a path; where they do not, one hash look-up each.
+        Cost: one dict look-up for each distinct path and step. For many rows, `trail` and `walked` are the way.
         """
         if not len(rows):
             return
-        each = isinstance(step, np.ndarray)
-        sid = int(step[0]) if isinstance(step, np.ndarray) else self.step_id(step)
         if len(rows) == 1:
             row = rows.item()
+            sid = int(step[0]) if isinstance(step, np.ndarray) else self.step_id(step)
             pkts.path[row] = self._child(pkts.path.item(row), sid)
             return
-        old = pkts.path[rows]
-        first = old.item(0)
-        if not each and (old == first).all():
-            pkts.path[rows] = self._child(first, sid)
+        steps = step if isinstance(step, np.ndarray) else np.int64(self.step_id(step))
+        keys, back = np.unique(pkts.path[rows].astype(np.int64) << 32 | steps, return_inverse=True)
+        child = [self._child(key >> 32, key & 0xFFFFFFFF) for key in keys.tolist()]
+        pkts.path[rows] = np.array(child, np.int32)[back]
+
+    def trail(self, trail: NDArray[np.uint64], step: int | NDArray[np.integer]) -> None:
+        """Mix a step into each word of `trail` (in place): the same steps in the same order give the same word."""
+        trail *= _TRAIL
+        if isinstance(step, np.ndarray):
+            trail += _word(step.astype(np.uint64))
             return
-        pkts.path[rows] = self.grown(old, step if isinstance(step, np.ndarray) else np.int64(sid))
+        word = self._words.get(step)
+        if word is None:
+            word = self._words[step] = _word(np.array([step], np.uint64))[0]
+        trail += word
+
+    def walked(
+        self, before: NDArray[np.int32], trail: NDArray[np.uint64], log: Callable[[NDArray[np.intp]], Noted]
+    ) -> NDArray[np.int32]:
+        """The paths that packets have come.
+
+        before   int32[n]  the path of each when its trail began      trail  uint64[n]  what `trail` made of its steps
+        log      says again what steps some of them (by place) took, in the order in which they took them
+        Cost     one hash look-up each; a trail that nobody came before is walked again, step by step
+        """
+        known = len(self._trails)
+        ids = self._trails.add((trail, before.view(np.uint32).astype(np.uint64)))
+        new = np.flatnonzero(ids >= known)
+        if len(new):
+            # of those that came the same new way the first; ids were given in arrival order
+            first = np.zeros(len(self._trails) - known, np.intp)
+            first[ids[new[::-1]] - known] = new[::-1]
+            places, steps = log(first)
+            order = np.argsort(places, kind="stable")  # by packet, and each packet's in the order in which they came
+            if len(self._trails) > len(self._path_of):
+                self._path_of = _longer(self._path_of, len(self._trails))
+            self._path_of[known : known + len(first)] = self._add(
+                before[first], steps[order], np.bincount(places, minlength=len(first))
+            )
+        paths: NDArray[np.int32] = self._path_of[ids]
+        return paths
 
     def _child(self, parent: int, sid: int) -> int:
         key = parent << 32 | sid
         n = self._children.get(key)
         if n is None:
-            before = len(self._known)
-            n = self._children[key] = self._known.add_one(key) + 1
-            if n > before:
-                self._room(n + 1)
-                self._parent[n], self._last[n] = parent, sid
+            n = self._children[key] = self._count
+            self._add(np.array([parent], np.int32), np.array([sid], np.int32), np.ones(1, np.intp))
         return n
 
-    def grown(self, parents: NDArray[np.int32], steps: NDArray[np.integer] | np.integer) -> NDArray[np.int32]:
-        """The paths that are `parents` and one step more."""
-        before = len(self._known)
-        keys = (parents.astype(np.int64) << 32 | steps).view(np.uint64)
-        paths = self._known.add((keys,)) + np.int32(1)
-        new = np.flatnonzero(paths > before)
-        if len(new):
-            self._room(len(self._known) + 1)
-            self._parent[paths[new]] = parents[new]
-            self._last[paths[new]] = np.broadcast_to(steps, len(parents))[new]
-        return paths
-
-    def _room(self, n: int) -> None:
-        size = len(self._parent)
-        if n > size:
-            more = np.zeros(max(n - size, size), np.int32)
-            self._parent, self._last = np.concatenate([self._parent, more]), np.concatenate([self._last, more])
+    def _add(self, parents: NDArray[np.int32], steps: NDArray[np.int32], counts: NDArray[np.intp]) -> NDArray[np.int32]:
+        """New paths: as many steps after each parent as `counts` says."""
+        first, n = self._count, len(parents)
+        self._count += n
+        if self._count >= len(self._parent):
+            self._parent, self._begin = _longer(self._parent, self._count + 1), _longer(self._begin, self._count + 2)
+        begin = self._begin.item(first)
+        end = begin + len(steps)
+        if end > len(self._walked):
+            self._walked = _longer(self._walked, end)
+        self._walked[begin:end] = steps
+        self._parent[first : self._count] = parents
+        self._begin[first + 1 : self._count + 1] = begin + np.cumsum(counts)
+        return np.arange(first, self._count, dtype=np.int32)
 
     def unrolled(self, paths: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The steps of many paths: (numbers of all steps, path after path, first to last; how many each path has)."""
-        here = paths.astype(np.int64)
-        at = np.arange(len(here))
+        here, at = paths.astype(np.int64), np.arange(len(paths))
         sizes = np.zeros(len(here), np.int64)
-        levels: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = []
-        while True:
-            going = np.flatnonzero(here)
-            if not len(going):
-                break
-            at, here = at.take(going), here.take(going)
-            levels.append((at, self._last.take(here)))
-            sizes[at] += 1
+        levels = []  # from the end: whose, where its steps begin in _walked, how many
+        while len(here):
+            begin = self._begin.take(here)
+            count = self._begin.take(here + 1) - begin
+            levels.append((at, begin, count))
+            sizes[at] += count
             here = self._parent.take(here).astype(np.int64)
-        ends = np.cumsum(sizes)
-        out = np.empty(int(ends[-1]) if len(ends) else 0, np.int64)
-        for level, (who, steps) in enumerate(levels):
-            out[ends.take(who) - 1 - level] = steps
+            going = np.flatnonzero(here)
+            at, here = at.take(going), here.take(going)
+        place = np.cumsum(sizes)
+        out = np.empty(int(place[-1]) if len(place) else 0, np.int64)
+        for at, begin, count in levels:
+            place[at] -= count
+            nth = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+            out[np.repeat(place.take(at), count) + nth] = self._walked.take(np.repeat(begin, count) + nth)
         return out, sizes
 
     def unfold(self, path: int) -> tuple[Step, ...]:
@@ -187,7 +239,15 @@ class Paths:
             chain: list[Step] = []
             p = path
             while p:
-                chain.append(self.steps[self._last.item(p)])
+                own = self._walked[self._begin.item(p) : self._begin.item(p + 1)].tolist()
+                chain[:0] = [self.steps[n] for n in own]
                 p = self._parent.item(p)
-            got = self._unfolded[path] = tuple(reversed(chain))
+            got = self._unfolded[path] = tuple(chain)
         return got
+
+
+def _longer(column: NDArray[T], n: int) -> NDArray[T]:
+    """The same with room for at least `n`."""
+    out = np.zeros(max(n, 2 * len(column)), column.dtype)
+    out[: len(column)] = column
+    return out

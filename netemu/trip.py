@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netemu.packets import DROPPED, I16, I32, U8, U32, U64, Mask, Packets, Rows
-from netemu.paths import Paths, Step
+from netemu.paths import Noted, Paths, Step
 
 if TYPE_CHECKING:
     from netemu.fragments import Assembly
@@ -71,10 +71,61 @@ class Trip:
         self.doubts: dict[int, str] = {}
         self.open_doubts: list[tuple[Rows, str, str]] = []
         self.moved: set[int] = set()
+        self._log: list[tuple[Rows, int | NDArray[np.integer]]] | None = None  # steps noted: see write_later
+        self._trail: U64 = np.zeros(0, np.uint64)
 
     def step(self, rows: Rows, step: Step | I32) -> None:
         """Write `step` on the path of `rows` (an array: each row's own, by number)."""
-        self.paths.extend(self.pkts, rows, step)
+        if self._log is None:
+            self.paths.extend(self.pkts, rows, step)
+        elif len(rows):
+            self._note(rows, self.paths.step_id(step) if isinstance(step, Step) else step)
+
+    def _note(self, rows: Rows, step: int | NDArray[np.integer]) -> None:
+        assert self._log is not None
+        self._log.append((rows, step))
+        first, n = rows.item(0), len(rows)
+        if isinstance(step, int) and rows.item(-1) - first + 1 == n:  # ascending, so these are all that lie between
+            self.paths.trail(self._trail[first : first + n], step)
+        else:
+            trail = self._trail.take(rows)
+            self.paths.trail(trail, step)
+            self._trail[rows] = trail
+
+    def write_later(self) -> None:
+        """From here on steps are only noted, until `write` finds the paths of many rows together."""
+        self._log = []
+        if len(self._trail) < self.pkts.n:
+            self._trail = np.zeros(self.pkts.n, np.uint64)
+
+    def write(self, rows: Rows) -> None:
+        """Put on the paths of `rows` what was noted. It is all of the rows that steps were noted of."""
+        if self._log is None:
+            return
+        trail = self._trail.take(rows)
+        self._trail[rows] = 0
+        log, self._log = self._log, None
+        moved = np.flatnonzero(trail)
+        if len(moved) < len(rows):
+            rows, trail = rows[moved], trail[moved]
+
+        def again(places: NDArray[np.intp]) -> Noted:
+            where = np.full(self.pkts.n, -1, np.int32)
+            where[rows[places]] = np.arange(len(places), dtype=np.int32)
+            whose, steps = [], []
+            for noted, step in log:
+                at = where.take(noted)
+                some = np.flatnonzero(at >= 0)
+                if len(some):
+                    whose.append(at.take(some).astype(np.uint16))
+                    if isinstance(step, np.ndarray):
+                        steps.append(step.take(some).astype(np.int32))
+                    else:
+                        steps.append(np.full(len(some), step, np.int32))
+            return np.concatenate(whose), np.concatenate(steps)
+
+        if len(rows):
+            self.pkts.path[rows] = self.paths.walked(self.pkts.path[rows], trail, again)
 
     def rewrite(self, rows: Rows, field: str, new: NDArray[np.generic] | int, step: Step | I32) -> None:
         """Set a header column (src dst sport dport ttl tos mark icmp_id) of `rows`, and remember what it was."""
