@@ -998,7 +998,7 @@ class Ipvs:
             scheduler = service.scheduler
             if isinstance(scheduler, AddressCache):
                 scheduler.expiration = self._on(f"{scheduler.name}_expiration") * SECOND
-            if end - begin > FEW and scheduler.MANY:
+            if end - begin > FEW and scheduler.MANY and not heeds[begin]:
                 some = rows[order[begin:end]]
                 places = scheduler.choose_many(p.src[some], p.sport[some], p.dst[some])
                 listed = np.array([*(d.number for d in service.destinations), -1], np.int32)
