@@ -389,7 +389,7 @@ COMMIT
 """
 
 
-@settings(max_examples=int(__import__("os").environ.get("N", "20")))
+@settings(max_examples=20)
 @given(data=st.data(), quick=st.booleans())
 def test_many_packets_are_one_packet_repeated(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, quick: bool
