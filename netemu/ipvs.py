@@ -2042,9 +2042,9 @@ class Ipvs:
         """How many of `rows` may be asked together: requests of a run are dealt with apart from its replies.
 
         So a run ends before a packet whose connection had one the other way in it, when either changes the state;
-        before a new connection after a reply that changed a server's load, and the other way round, where the choice is
-        by load; before what may be the answer to a new connection; after a SYN on a connection that exists; at the first timeout that the run
-        itself may begin; and where the counters are read for `ipvsadm --rate`.
+        before a new connection after a reply that changed a server's load, and the other way round, where the choice
+        is by load; before what may be the answer to a new connection; after a SYN on a connection that exists; at the
+        first timeout that the run itself may begin; and where the counters are read for `ipvsadm --rate`.
         """
         t = self.conns
         end = len(rows)
