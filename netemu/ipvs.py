@@ -61,6 +61,7 @@ NEVER = 1 << 62
 ESP, AH = 50, 51
 NAMES = {TCP: "tcp", UDP: "udp", SCTP: "sctp"}
 SERVED = np.isin(np.arange(256), list(NAMES))
+WATCHED = SERVED | (np.arange(256) == ICMP)  # what no fragment of may pass its hooks
 HANDLED = np.isin(np.arange(256), [*NAMES, ESP, AH])  # IPVS looks for connections of the last two, and finds none
 ERROR = np.isin(np.arange(256), (3, 4, 11))  # ICMP errors that it looks into
 FTP, FTP_DATA = 21, 20
