@@ -1660,9 +1660,10 @@ def crc32c(data: bytes) -> int:
 # ---- cases -------------------------------------------------------------------------------------------------------
 
 
-def case(rng: Random, kernel: str, number: int = 0, events: int = 80) -> Case:
+def case(rng: Random, kernel: str, number: int = 0, events: int = 80, about: str = "") -> Case:
     """A node and its traffic. `number` decides what is featured; everything else comes from `rng`.
 
+    about   "ipvs": every node has virtual services, and few rules; "sets": every node has sets and rules that ask them
     Raises  NetemuError when netemu does not load what the makers made: a defect of one of them
     """
 
@@ -1673,10 +1674,16 @@ def case(rng: Random, kernel: str, number: int = 0, events: int = 80) -> Case:
     features = [nth(list(r)) for r in (MATCHES, TARGETS, SETS, SCHEDULERS)]
     may = "match:ipvs" not in ABSENT[kernel]
     services = may and (rng.random() < 0.5 or number < len(SCHEDULERS) or features[0] == "ipvs")
+    chatty = rng.choice([0.25, 0.5, 0.8])
+    if about == "ipvs":
+        services, chatty = may, chatty / 4
+    elif about == "sets":
+        services = False
+        features[:2] = ["set", rng.choice(("SET", features[1]))]
     texts = {"node.toml": make_links(s, services)}
     if features[0] == "set" or features[1] == "SET" or rng.random() < 0.6:
         texts["ipset.save"] = make_sets(s, features[2])
-    texts["iptables.save"] = make_tables(s, features[0], features[1], rng.choice([0.25, 0.5, 0.8]))
+    texts["iptables.save"] = make_tables(s, features[0], features[1], chatty)
     if services:
         texts["ipvsadm.save"] = make_services(s, features[3])
     texts = {name: text for name, text in texts.items() if text}
@@ -1741,9 +1748,9 @@ class Bag:
         )
 
 
-def numbered(kernel: str, seed: str, number: int, events: int = 80) -> Case:
+def numbered(kernel: str, seed: str, number: int, events: int = 80, about: str = "") -> Case:
     """Case `number` of a seed: the same ever after, as long as the makers stay as they are."""
-    return case(Random(f"{seed}/{kernel}/{number}"), KERNELS[kernel], number, events)
+    return case(Random(f"{seed}/{kernel}/{number}"), KERNELS[kernel], number, events, about)
 
 
 #: what every test run plays: so many cases of each kernel, of this seed (`netemu fuzz` goes on as long as it is told)
@@ -1751,7 +1758,7 @@ BUDGET, BUDGET_SEED = {"host": 30, "uml": 16}, "ci"
 AGAIN = 2  # more recordings of a case that disagrees
 
 
-def batch(kernel: str, seed: str, numbers: Sequence[int], events: int = 80) -> Bag:
+def batch(kernel: str, seed: str, numbers: Sequence[int], events: int = 80, about: str = "") -> Bag:
     """Play these cases in one start of the kernel and compare.
 
     What disagrees is played again, to know whether the kernel does the same every time. A disagreement counts where no
@@ -1762,7 +1769,7 @@ def batch(kernel: str, seed: str, numbers: Sequence[int], events: int = 80) -> B
     bag, made = Bag(), []
     for number in numbers:
         try:
-            made.append(numbered(kernel, seed, number, events))
+            made.append(numbered(kernel, seed, number, events, about))
         except NetemuError as e:
             bag.refused[f"fuzz-{KERNELS[kernel]}-{number}"] = f"netemu: {e}"
     suspects: list[tuple[Case, Recording, list[Disagreement]]] = []
@@ -1798,14 +1805,19 @@ def disagreements(one: Case, recording: Recording) -> list[Disagreement]:
 
 
 def hunt(
-    kernels: Sequence[str], seed: str, minutes: float, folder: Path | None, say: Callable[[str], None] = print
+    kernels: Sequence[str],
+    seed: str,
+    minutes: float,
+    folder: Path | None,
+    say: Callable[[str], None] = print,
+    about: str = "",
 ) -> Bag:
     """Batch after batch on each kernel until the time is over; each disagreement is shrunk and kept in `folder`."""
     bag, start, number = Bag(), time.monotonic(), 0
     size = 24
     while time.monotonic() - start < 60 * minutes:
         for kernel in kernels:
-            one = batch(kernel, seed, range(number, number + size))
+            one = batch(kernel, seed, range(number, number + size), 200 if about else 80, about)
             bag.add(one)
             say(f"{kernel} {number}-{number + size - 1}: {one}")
             for name, why in one.refused.items():
@@ -1829,6 +1841,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.output) if args.output else None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    bag = hunt(wanted, str(args.seed), args.minutes, folder, lambda text: print(text, file=sys.stderr, flush=True))
+    said = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    bag = hunt(wanted, str(args.seed), args.minutes, folder, said, args.about or "")
     print(bag)
     return 1 if bag.found else 0

@@ -853,20 +853,31 @@ class KeyedSet(Set):
         word0, word1, valid = self._shown(trip, rows, dirs)
         silent = self._silent
         out = np.full(len(rows), -1, np.int32)
-        open_ = np.arange(len(rows)) if valid is None else np.flatnonzero(valid)
+        open_: NDArray[np.intp] | None = None  # places not decided yet, None: all
+        if valid is not None and not valid.all():
+            open_ = np.flatnonzero(valid)
+            word0, word1 = word0.take(open_), None if word1 is None else word1.take(open_)
         for mask0, const0, mask1, const1 in self._columns:
-            if not len(open_):
+            if not len(word0):
                 break
-            key0 = (word0.take(open_) & mask0) | const0
-            columns: Columns = (key0,) if word1 is None else (key0, (word1.take(open_) & mask1) | const1)
+            key0 = word0 & mask0
+            key0 |= const0
+            columns: Columns = (key0,) if word1 is None else (key0, (word1 & mask1) | const1)
             found = self.table.find(columns)
             if not silent:
-                found = self._judge(trip.pkts, rows.take(open_), found, options)
-            out[open_] = found
+                found = self._judge(trip.pkts, rows if open_ is None else rows.take(open_), found, options)
+            if open_ is None:
+                out = found
+            else:
+                out[open_] = found
+            if len(self._columns) == 1:
+                break
             more = found == -1
             if self.blocks is not None:
                 more &= self.blocks.find((key0,)) < 0
-            open_ = open_[more]
+            on = np.flatnonzero(more)
+            open_ = on if open_ is None else open_.take(on)
+            word0, word1 = word0.take(on), None if word1 is None else word1.take(on)
         return out
 
     def _hit(self, trip: Trip, row: int, dirs: tuple[str, ...], options: SetOptions) -> int:

@@ -61,6 +61,7 @@ NEVER = 1 << 62
 ESP, AH = 50, 51
 NAMES = {TCP: "tcp", UDP: "udp", SCTP: "sctp"}
 SERVED = np.isin(np.arange(256), list(NAMES))
+WATCHED = SERVED | (np.arange(256) == ICMP)  # what no fragment of may pass its hooks
 HANDLED = np.isin(np.arange(256), [*NAMES, ESP, AH])  # IPVS looks for connections of the last two, and finds none
 ERROR = np.isin(np.arange(256), (3, 4, 11))  # ICMP errors that it looks into
 FTP, FTP_DATA = 21, 20
@@ -998,7 +999,7 @@ class Ipvs:
             scheduler = service.scheduler
             if isinstance(scheduler, AddressCache):
                 scheduler.expiration = self._on(f"{scheduler.name}_expiration") * SECOND
-            if end - begin > FEW and scheduler.MANY:
+            if end - begin > FEW and scheduler.MANY and not heeds[begin]:
                 some = rows[order[begin:end]]
                 places = scheduler.choose_many(p.src[some], p.sport[some], p.dst[some])
                 listed = np.array([*(d.number for d in service.destinations), -1], np.int32)
@@ -2042,9 +2043,9 @@ class Ipvs:
         """How many of `rows` may be asked together: requests of a run are dealt with apart from its replies.
 
         So a run ends before a packet whose connection had one the other way in it, when either changes the state;
-        before a new connection after a reply that changed a server's load, and the other way round; before what may
-        be the answer to a new connection; after a SYN on a connection that exists; at the first timeout that the run
-        itself may begin; and where the counters are read for `ipvsadm --rate`.
+        before a new connection after a reply that changed a server's load, and the other way round, where the choice
+        is by load; before what may be the answer to a new connection; after a SYN on a connection that exists; at the
+        first timeout that the run itself may begin; and where the counters are read for `ipvsadm --rate`.
         """
         t = self.conns
         end = len(rows)
@@ -2070,18 +2071,11 @@ class Ipvs:
         if len(answered):
             sharp[answered] = ~self._same_state(p, rows[answered], back[answered], True)
         if sharp.any() and len(asked) and len(answered):
-            conn = np.maximum(to, back)
-            way = np.zeros(t.capacity, np.uint8)
-            edgy = np.zeros(t.capacity, bool)
-            edgy[conn[sharp]] = True
-            for k in np.flatnonzero((conn >= 0) & edgy[conn]).tolist():
-                if k >= end:
-                    break
-                mine = 1 if to[k] >= 0 else 2
-                if way[conn[k]] not in (0, mine):
-                    end = k
-                    break
-                way[conn[k]] = mine
+            edgy = np.maximum(to, back)[sharp]
+            there, here = asked[t.among(to[asked], edgy)], answered[t.among(back[answered], edgy)]
+            met, one, other = np.intersect1d(to[there], back[here], return_indices=True)  # the first of each
+            if len(met):
+                end = min(end, int(np.maximum(there[one], here[other]).min()))
         new = np.flatnonzero(served & (to < 0) & (back < 0))
         if not len(new):
             return end
@@ -2089,10 +2083,10 @@ class Ipvs:
         fresh = new[wanted]
         if len(fresh):
             moved = answered[sharp[answered]]
+            moved = moved[self._heeds[self._service_stat[t.dest[back[moved]]]]]
             if len(moved):  # the later of the first two that meet
                 end = min(end, _meeting(fresh, moved))
-            rest = new[~wanted]
-            rest = rest[self._servers.find((p.src[rows[rest]].astype(np.uint64),)) >= 0] if len(rest) else rest
+            rest = new[self._servers.find((p.src[rows[new]].astype(np.uint64),)) >= 0]
             if len(rest):
                 clients = (p.src[rows[fresh]].astype(np.int64) << 16) | p.sport[rows[fresh]]
                 targets = (p.dst[rows[rest]].astype(np.int64) << 16) | p.dport[rows[rest]]

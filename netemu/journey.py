@@ -35,6 +35,7 @@ from netemu import routing as R
 from netemu.answers import Answers
 from netemu.conntrack import DST_NAT, DST_NAT_DONE, SEEN_REPLY, SEQ_ADJUST, SRC_NAT, SRC_NAT_DONE, dotted, grouped
 from netemu.fragments import Assembly, cut
+from netemu.ipvs import WATCHED
 from netemu.packets import (
     ACK,
     DELIVERED,
@@ -251,7 +252,18 @@ class Road:
                 return trip.travelling(rows)
         return rows
 
+    def _whole_for_ipvs(self, trip: Trip, rows: Rows) -> Rows:
+        """IPVS sees no fragment either of what it could serve, nor of ICMP: it puts them together itself."""
+        p = trip.pkts
+        pieces = ((p.frag[rows] & (OFFSET_MASK | MORE_FRAGMENTS)) != 0) & WATCHED[p.proto[rows]] & ~p.ipvs[rows]
+        if not pieces.any():
+            return rows
+        for row in rows[pieces].tolist():
+            self._gather(trip, row, f"ipvs {trip.hook}")
+        return trip.travelling(rows)
+
     def _ipvs_reply(self, trip: Trip, rows: Rows) -> Rows:
+        rows = self._whole_for_ipvs(trip, rows)
         self.node.ipvs.reply(trip, rows)
         return trip.travelling(rows)
 
@@ -262,6 +274,7 @@ class Road:
         return on
 
     def _ipvs_icmp(self, trip: Trip, rows: Rows) -> Rows:
+        rows = self._whole_for_ipvs(trip, rows)
         on, sent = self.node.ipvs.forward_icmp(trip, rows)
         if len(sent):
             self._reinject(trip, sent)
@@ -558,13 +571,13 @@ class Road:
         if not pieces.any():
             return rows
         for row in rows[pieces].tolist():
-            self._gather(trip, row)
+            self._gather(trip, row, trip.hook if self.node.conntrack.on else "")
         return trip.travelling(rows)
 
-    def _gather(self, trip: Trip, row: int) -> None:
+    def _gather(self, trip: Trip, row: int, where: str) -> None:
+        """A fragment waits, or makes its packet whole. Everybody who puts fragments together has those of his own."""
         p = trip.pkts
         one = np.array([row])
-        where = trip.hook if self.node.conntrack.on else ""
         name = (int(p.src[row]), int(p.dst[row]), int(p.ident[row]), int(p.proto[row]), where)
         now = int(p.time[row])
         held = self.fragments.get(name)

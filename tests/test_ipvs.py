@@ -35,6 +35,7 @@ from netemu.ipvs import (
 )
 from netemu.ipvsadm import _dest_order, _merge_sorted
 from netemu.node import Journey
+from netemu.schedulers import SCHEDULERS
 
 NODE = """
 kernel = "6.1"
@@ -380,49 +381,82 @@ def test_schedule_icmp_asks_a_scheduler_about_the_quoted_packet(tmp_path: Path) 
 # ---- many at once -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15)
-@given(data=st.data())
-def test_many_packets_are_one_packet_repeated(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+CLIENTS = [CLIENT, "198.51.100.8", "198.51.100.9"]
+MARKED = """*mangle
+:PREROUTING ACCEPT [0:0]
+-A PREROUTING -d 10.96.0.11/32 -j MARK --set-mark 7
+COMMIT
+"""
+
+
+@settings(max_examples=20)
+@given(data=st.data(), quick=st.booleans())
+def test_many_packets_are_one_packet_repeated(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, quick: bool
+) -> None:
+    """Services of every scheduler and kind side by side; `quick`: however few the packets are, they go in columns."""
     folder = tmp_path_factory.mktemp("node")
-    scheduler = data.draw(st.sampled_from(["rr", "wrr", "wlc", "sed", "lblc", "mh"]))
-    extra = data.draw(st.sampled_from(["", " -p 60", " -o"]))
-    text = "".join(
-        f"-A {name} -s {scheduler}{options}\n"
-        + "".join(f"-a {name} -r {server}:8080 -m -w {w}{more}\n" for server, w, more in servers)
-        for name, options, servers in (
-            (f"-t {VIP}:80", extra.replace(" -o", ""), [(ONE, 1, " -x 3 -y 1"), (TWO, 2, "")]),
-            (f"-u {VIP}:80", extra, [(ONE, 2, ""), (TWO, 1, "")]),
-            (f"-t {VIP}:81", "", []),
-        )
-    )
-    client = st.sampled_from([CLIENT, "198.51.100.8"])
-    port = st.sampled_from([4000, 4001])
-    flags = st.sampled_from(["S", "A", "A", "PA", "FA", "R", "SA"])
+    names = sorted(SCHEDULERS)
+    text, last = "", 0  # the port of TWO in the first service
+    for name, kinds in (
+        (f"-t {VIP}:80", ["", "", " -p 60"]),
+        (f"-u {VIP}:80", ["", "", " -p 60", " -o"]),
+        (f"-t {VIP}:82", [""]),
+        ("-f 7", ["", "", " -p 60"]),
+        (f"-t {VIP}:81", [""]),
+    ):
+        text += f"-A {name} -s {data.draw(st.sampled_from(names))}{data.draw(st.sampled_from(kinds))}\n"
+        for server in (ONE, TWO) if not name.endswith("81") else ():
+            port = "0" if name == "-f 7" else "8080"
+            how = data.draw(st.sampled_from(["-m", "-m", "-m", "-g", "-i"]))
+            more = data.draw(st.sampled_from(["", "", " -x 3 -y 1"]))
+            last = last or (8080 if server == TWO and how == "-m" else 80 * (server == TWO))
+            text += f"-a {name} -r {server}:{port} {how} -w {data.draw(st.integers(0, 3))}{more}\n"
+    client, port = st.sampled_from(CLIENTS), st.sampled_from([4000, 4001, 4002])
+    flags = st.sampled_from(["S", "S", "S", "A", "A", "PA", "FA", "R", "SA"])
+    vip = st.sampled_from([VIP, VIP, "10.96.0.11"])
     packet = st.one_of(
         st.builds(
-            lambda c, s, p, f: ("eth0", tcp(c, s, VIP, p, f)), client, port, st.sampled_from([80, 80, 80, 81]), flags
+            lambda c, s, v, p, f, t: ("eth0", tcp(c, s, v, p, f, ttl=t)),
+            client, port, vip, st.sampled_from([80, 80, 82, 81]), flags, st.sampled_from([64, 64, 64, 64, 1]),
         ),
-        st.builds(lambda c, s: ("eth0", udp(c, s, VIP, 80)), client, port),
+        st.builds(lambda c, s, v: ("eth0", udp(c, s, v, 80)), client, port, vip),
         st.builds(lambda c, s, r, f: ("cni0", tcp(r, 8080, c, s, f)), client, port, st.sampled_from([ONE, TWO]), flags),
         st.builds(lambda c, s, r: ("cni0", udp(r, 8080, c, s)), client, port, st.sampled_from([ONE, TWO])),
-    )
+    )  # fmt: skip
     packets = data.draw(st.lists(packet, min_size=2, max_size=60))
-    knobs = {name: data.draw(st.integers(0, 1)) for name in ("conn_reuse_mode", "sloppy_tcp", "nat_icmp_send")}
-    one = World(folder, text, **knobs)
-    wanted = [one.send(b, link) for link, b in packets]
+    knobs = {
+        name: data.draw(st.sampled_from([0, 0, 1]))
+        for name in ("conn_reuse_mode", "sloppy_tcp", "nat_icmp_send", "conntrack", "expire_nodest_conn")
+    }
+    knobs["secure_tcp"] = data.draw(st.sampled_from([0, 3]))
+    gap = data.draw(st.sampled_from([1_000_000, 1_000_000, 700_000_000]))
+    tables = MARKED + data.draw(st.sampled_from(["", MASQUERADE]))
+
+    def world() -> World:
+        made = World(folder, text, tables, **knobs)
+        if delete:  # its connections wait
+            made.run(delete)
+        return made
+
+    delete = data.draw(st.sampled_from(["", "", f"-d -t {VIP}:80 -r {TWO}:{last}"]))
+    one = world()
+    wanted = [one.send(b, link, wait=gap / 1e9) for link, b in packets]
     for run_length in (None, 7):
-        many = World(folder, text, **knobs).node
+        many = world().node
         file = io.BytesIO()
         with CaptureWriter(file, many.routing.names) as writer:
             for k, (link, b) in enumerate(packets, 1):
-                writer.write(link, k * 1_000_000, b)
-        got = many.replay(read_capture(io.BytesIO(file.getvalue())), run_length)
+                writer.write(link, k * gap, b)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("netemu.ipvs.FEW", 0 if quick else 6)
+            got = many.replay(read_capture(io.BytesIO(file.getvalue())), run_length)
         many.ipvs.check()
         for k, want in enumerate(wanted):
             assert (got[k].fate, got[k].out) == (want.fate, want.out), k
             assert list(map(str, got[k].steps)) == list(map(str, want.steps)), k
-        for dump in ("ipvsadm-list", "ipvsadm-stats", "ipvsadm-connections"):
-            assert many.dump(dump) == one.node.dump(dump)
+        for dump in ("ipvsadm-list", "ipvsadm-stats", "ipvsadm-connections", "conntrack"):
+            assert sorted(many.dump(dump).splitlines()) == sorted(one.node.dump(dump).splitlines())
 
 
 # ---- ipvsadm ----------------------------------------------------------------------------------------------------

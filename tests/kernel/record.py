@@ -913,6 +913,40 @@ def ipvs_persistent(kernel: str) -> Story:
 
 
 @story("6.1")
+def ipvs_fragments(kernel: str) -> Story:
+    s = Story(
+        "ipvs/fragments",
+        kernel,
+        """Without connection tracking it is IPVS that puts fragments together on their way through FORWARD and OUTPUT:
+        of answers of its servers, and of everything else that it might serve. Others it lets be.""",
+        links=LINKS + VIP,
+        iptables="filter FORWARD policy ACCEPT",
+        ipvs="""-A -u 10.96.0.1:53 -s rr
+            -a -u 10.96.0.1:53 -r 10.0.0.5:53 -m -w 1""",
+    )
+    s.sends("eth0", udp(OUT, 4000, "10.96.0.1", 53, b"?" * 40))
+    for packet in (
+        udp(SRV, 53, OUT, 4000, b"!" * 100, frag=0, ident=7),
+        udp(SRV, 5353, OUT, 4000, b"?" * 100, frag=0, ident=8),
+        tcp(SRV, 5353, OUT, 4000, data=b"?" * 100, frag=0, ident=9),
+        icmp(SRV, OUT, data=b"?" * 100, frag=0, ident=10),
+        ip(SRV, OUT, 47, b"\0" * 100, frag=0, ident=11),
+        ip(SRV, OUT, 132, b"\0" * 100, frag=0, ident=12),
+        ip(SRV, OUT, 50, b"\0" * 100, frag=0, ident=13),
+    ):
+        for piece in pieces(packet, 48):
+            s.sends("lan0", piece)
+    first, *_ = pieces(udp(SRV, 53, OUT, 4000, b"!" * 100, frag=0, ident=20), 48)
+    s.sends("lan0", first)
+    for piece in pieces(udp(OUT, 4000, "10.96.0.1", 53, b"?" * 100, frag=0, ident=21), 48):
+        s.sends("eth0", piece)
+    s.sends(None, udp(NODE, 53, OUT, 4000, b"!" * 100, frag=0, ident=22))
+    for piece in pieces(udp(NODE, 53, OUT, 4000, b"!" * 100, frag=0, ident=23), 48):
+        s.sends(None, piece)
+    return s
+
+
+@story("6.1")
 def ipvs_ignore_tunneled(kernel: str) -> Story:
     s = Story(
         "ipvs/ignore-tunneled",
