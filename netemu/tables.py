@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netemu.doubt import stand_in, unmodelled_match, unmodelled_target
@@ -394,7 +395,8 @@ class Tables:
     def restore(self, text: str, options: Sequence[str] = (), file: str = "") -> None:
         """Do what `iptables-restore` does with the text: stop at the first problem; tables before it are in force.
 
-        options  -n (--noflush), -c (--counters: take those of the text), -T TABLE, -t (--test), -v, -w
+        options  -n (--noflush), -c (--counters: take those of the text), -T TABLE, -t (--test), -v, -w, and the name of
+                 a file that holds the text instead
         Raises   Refused with the tool's exit status; Unsupported
         """
         problems: list[Problem] = []
@@ -411,7 +413,17 @@ class Tables:
                 reading.test = True
             elif word in ("-T", "--table") and words:
                 reading.only = words.pop(0)
-            elif word not in ("-v", "--verbose", "-w", "--wait"):
+            elif word in ("-M", "--modprobe", "-W", "--wait-interval") and words:
+                words.pop(0)
+            elif word in ("-w", "--wait"):
+                words = words[1:] if words and words[0].isdecimal() else words
+            elif not word.startswith("-") and not reading.file:
+                reading.file = word
+                try:
+                    text = Path(word).read_text(encoding="utf-8", errors="surrogateescape")
+                except OSError as lost:
+                    raise Refused(f"Can't open {word}: {lost.strerror}", status=1) from None
+            elif word not in ("-v", "--verbose", "-4", "--ipv4"):
                 raise Refused(f"iptables-restore: unrecognized option '{word}'", status=1)
         reading.read(text)
         if any(p.kind == REFUSED for p in problems):
@@ -474,17 +486,21 @@ class Tables:
 
     # ---- commands ----------------------------------------------------------------------------------------------
 
-    def run(self, argv: list[str], now: int) -> str:
-        """Run an `iptables` command (or `iptables-save [-c] [-t TABLE]`); returns what it prints.
+    def run(self, argv: list[str], now: int, text: str = "") -> str:
+        """Run an `iptables` command, `iptables-save [-c] [-t TABLE]` or `iptables-restore [FILE]`; what it prints.
 
+        text     what iptables-restore finds on its standard input
         Raises   Refused with the tool's words and exit status; Unsupported
         """
         self.walk.settle()
         words = list(argv)
-        if words and words[0].rsplit("/", 1)[-1] in _PROGRAMS:
+        if words and words[0].rsplit("/", 1)[-1] in PROGRAMS:
             program = words.pop(0).rsplit("/", 1)[-1]
             if program.endswith("-save"):
                 return self._run_save(words)
+            if program.endswith("-restore"):
+                self.restore(text, words)
+                return ""
         name = "filter"
         for at, word in enumerate(words):
             if word in ("-t", "--table") and at + 1 < len(words):
@@ -541,7 +557,8 @@ class Tables:
         return self.save(counters, table)
 
 
-_PROGRAMS = ("iptables", "iptables-legacy", "iptables-save", "iptables-legacy-save")
+#: the programs of iptables, by both of their names
+PROGRAMS = tuple(f"iptables{kind}{job}" for kind in ("", "-legacy") for job in ("", "-save", "-restore"))
 
 
 # ---- what the kernel checks -----------------------------------------------------------------------------------------
@@ -719,8 +736,9 @@ class _Restore:
             try:
                 self.line(line, at)
             except Bad as bad:
-                self.status = self.status or (1 if isinstance(bad, Failed) else 2)
-                self.problem(bad.what, at, bad.word, bad.hint)
+                failed = isinstance(bad, Failed)
+                self.status = self.status or (1 if failed else 2)
+                self.problem(f"line {number} failed: {bad.what}" if failed else bad.what, at, bad.word, bad.hint)
             except NotModelled as gap:
                 self.problem(gap.what, at, gap.word, gap.hint, UNSUPPORTED)
             if self.strict and self.problems:
@@ -873,6 +891,7 @@ _CLUSTER = re.compile(r"-[nvxf46]+[nvxf46LSFZX]")
 _INVERTIBLE = frozenset(("-s", "-d", "-p", "-i", "-o", "-f"))
 _WITH_RULE = frozenset("ACDIR")
 
+_STANDARD = frozenset(("ACCEPT", "DROP", "RETURN", "QUEUE"))  # targets that are no extensions
 #: protocols whose match needs no `-m`: the first option that only it knows brings it in
 _IMPLICIT = frozenset(("tcp", "udp", "icmp", "sctp", "dccp", "esp", "ah", "ipcomp"))
 
@@ -1299,22 +1318,26 @@ class _Command:
             del chain.rules[at - 1]
             return _Done(True)
         rules = self.rules(p, origin)
-        chain = self.chain(p.operands[0])
         for rule in rules:
-            del chain.rules[self.find(chain, rule)]
+            chain, at = self.find(p.operands[0], rule)
+            del chain.rules[at]
         return _Done(True)
 
     def do_C(self, p: _Parsed, origin: Origin) -> _Done:
-        rules = self.rules(p, origin)
-        chain = self.chain(p.operands[0])
-        for rule in rules:
-            self.find(chain, rule)
+        for rule in self.rules(p, origin):
+            self.find(p.operands[0], rule)
         return _Done(False)
 
-    def find(self, chain: Chain, rule: Rule) -> int:
-        for at, other in enumerate(chain.rules):
+    def find(self, name: str, rule: Rule) -> tuple[Chain, int]:
+        """The chain, and where such a rule stands in it."""
+        chain = self.draft.chains.get(name)
+        for at, other in enumerate(chain.rules if chain else ()):
             if other.text == rule.text:
-                return at
+                assert chain is not None
+                return chain, at
+        extension = rule.target is not None and rule.target.name not in _STANDARD
+        if chain is not None and (extension or rule.jump):
+            raise Failed("No chain/target/match by that name.", hint="there is no such rule in that chain")
         raise Failed("Bad rule (does a matching rule exist in that chain?).")
 
     def do_N(self, p: _Parsed, origin: Origin) -> _Done:
@@ -1340,7 +1363,7 @@ class _Command:
             raise Failed("File exists.", new)
         chain = self.chain(old)
         if chain.policy is not None:
-            raise Failed(f"No chain/target/match by that name: {old} is a built-in chain", old)
+            raise Failed("No chain/target/match by that name.", old, f"{old} is a built-in chain")
         del self.draft.chains[old]
         chain.name = new
         self.draft.chains[new] = chain
@@ -1357,12 +1380,16 @@ class _Command:
         if p.operands and chains[0].policy is not None:
             raise Failed("Invalid argument: can't delete built-in chain", chains[0].name)
         used = {rule.jump for chain in self.draft.chains.values() for rule in chain.rules}
+        wrong = None  # the tool goes on with the others, and tells of the last
         for chain in chains:
             if chain.name in used:
-                raise Failed("Too many links.", chain.name)
-            if chain.rules:
-                raise Failed("Directory not empty.", chain.name)
-            del self.draft.chains[chain.name]
+                wrong = Failed("Too many links.", chain.name)
+            elif chain.rules:
+                wrong = Failed("Directory not empty.", chain.name)
+            else:
+                del self.draft.chains[chain.name]
+        if wrong:
+            raise wrong
         return _Done(True)
 
     def do_P(self, p: _Parsed, origin: Origin) -> _Done:
