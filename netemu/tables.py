@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from netemu import listing
 from netemu.doubt import stand_in, unmodelled_match, unmodelled_target
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported
 from netemu.grammar import Bad, Extension, Failed, Given, NotModelled, RuleContext
@@ -1443,9 +1444,9 @@ class _Command:
         return self.listed(p, [*([] if only else head), *out])
 
     def do_L(self, p: _Parsed, origin: Origin) -> _Done:
-        """Always numeric, conditions beyond the columns as iptables-save words."""
+        """As `iptables -L` prints it. Names of hosts, networks and services are not looked up, with or without -n."""
         out: list[str] = []
-        counted, numbered = "-v" in p.flags, "--line-numbers" in p.flags
+        counted, numbered, exact = "-v" in p.flags, "--line-numbers" in p.flags, "-x" in p.flags
         uses = [rule.jump for chain in self.draft.chains.values() for rule in chain.rules if rule.jump]
         for chain in self.some(p):
             if out:
@@ -1453,32 +1454,37 @@ class _Command:
             if chain.policy is None:
                 out.append(f"Chain {chain.name} ({uses.count(chain.name)} references)")
             else:
-                counts = f" {chain.packets} packets, {chain.bytes} bytes" if counted else ""
-                out.append(f"Chain {chain.name} (policy {POLICY_NAMES[chain.policy]}{counts})")
+                counts = [_count(n, exact).strip() for n in (chain.packets, chain.bytes)]
+                told = f" {counts[0]} packets, {counts[1]} bytes" if counted else ""
+                out.append(f"Chain {chain.name} (policy {POLICY_NAMES[chain.policy]}{told})")
             num = "num  " if numbered else ""
+            head = "target     prot opt "
             if counted:
-                head = " pkts bytes target     prot opt in     out     source               destination         "
-            else:
-                head = "target     prot opt source               destination         "
-            out.append(num + head)
+                sizes = f"{'pkts':>8s} {'bytes':>10s} " if exact else f"{'pkts':>5s} {'bytes':>5s} "
+                head = f"{sizes}{head}{'in':<6s} {'out':<6s}  "
+            out.append(f"{num}{head}{'source':<19s}  {'destination':<19s} ")
             for number, rule in enumerate(chain.rules, 1):
-                num = f"{number:<5d}" if numbered else ""
-                out.append(num + self.row(rule, counted))
+                num = f"{number:<4d} " if numbered else ""
+                out.append(num + self.row(rule, p.flags))
         return self.listed(p, out)
 
-    def row(self, rule: Rule, counted: bool) -> str:
+    def row(self, rule: Rule, flags: set[str]) -> str:
+        numeric = "-n" in flags
         name = rule.jump or (rule.target.name if rule.target else "")
-        proto = f"{'!' if rule.proto[1] else ''}{rule.proto[0]}" if rule.proto else "0"
+        number, inverted = rule.proto or (0, False)
+        proto = str(number) if numeric else ("all" if number == 0 else PROTOCOL_NAMES.get(number, str(number)))
         fragment = {None: "--", True: "-f", False: "!f"}[rule.fragment]
-        nets = [_net_text(net) for net in (rule.src, rule.dst)]
-        links = [("!" if link[1] else "") + link[0] if link else "*" for link in (rule.link_in, rule.link_out)]
-        row = f"{name:<9s}  {proto:<4s} {fragment} "
-        if counted:
-            row = f"{rule.packets:>5d} {rule.bytes:>5d} {row}{links[0]:<6s} {links[1]:<6s} "
-        row += f" {nets[0]:<19s}  {nets[1]:<19s} "
-        more = [match.words() for match in rule.matches]
-        more += [rule.target.words()] if rule.target and rule.target.words() else []
-        return row + "".join(f" {word}" for word in more if word) + ("[goto] " if rule.goto else "")
+        anywhere = "0.0.0.0/0" if numeric else "anywhere"
+        nets = [(_turned(net is not None and net[2]), _net_text(net) or anywhere) for net in (rule.src, rule.dst)]
+        row = f"{name:<9s} {_turned(inverted)}{proto:<4s} {fragment} "
+        if "-v" in flags:
+            counts = "".join(_count(n, "-x" in flags) for n in (rule.packets, rule.bytes))
+            any_link = "*" if numeric else "any"
+            links = [f"{'!' * link[1]}{link[0]}" if link else any_link for link in (rule.link_in, rule.link_out)]
+            row = f"{counts}{row} {links[0]:<6s} {links[1]:<6s} "
+        row += "".join(f"{bang}{net:<19s} " for bang, net in nets) + "[goto] " * rule.goto
+        more = [listing.listed(extension) for extension in (*rule.matches, *([rule.target] if rule.target else []))]
+        return row + "".join(f" {text}" for text in more if text)
 
     def listed(self, p: _Parsed, lines: list[str]) -> _Done:
         changed = False
@@ -1494,12 +1500,30 @@ def _zeroed(rule: Rule) -> Rule:
     return new
 
 
+def _count(n: int, exact: bool) -> str:
+    """A counter as `-L -v` prints it, whole with -x.
+
+    >>> _count(99999, False), _count(100_000, False), _count(100_000, True), _count(12_345_678, False)
+    ('99999 ', ' 100K ', '  100000 ', '  12M ')
+    """
+    if exact:
+        return f"{n:>8d} "
+    unit, units = "", iter("KMGT")
+    limit = 99_999
+    while n > limit and unit != "T":
+        n, unit, limit = (n + 500) // 1000, next(units), 9_999
+    return f"{n:>{5 - len(unit)}d}{unit} "
+
+
+def _turned(inverted: bool) -> str:
+    """What stands before a column of `-L`."""
+    return "!" if inverted else " "
+
+
 def _net_text(net: tuple[int, int, bool] | None) -> str:
-    if net is None:
-        return "0.0.0.0/0"
-    address, mask, inverted = net
-    plen = "" if mask == 0xFFFFFFFF else f"/{_mask_text(mask)}"
-    return f"{'!' if inverted else ''}{dotted(address)}{plen}"
+    if net is None or not net[1]:
+        return ""
+    return dotted(net[0]) + (f"/{_mask_text(net[1])}" if net[1] != 0xFFFFFFFF else "")
 
 
 def _knows(registry: dict[str, Any]) -> str:

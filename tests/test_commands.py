@@ -36,7 +36,8 @@ RULES = [
     "-j ACCEPT", "-s 10.0.0.0/8 -j DROP", "-p tcp --dport 80 -j RETURN", "-j A", "-g B", "-j C", "-j D",
     "-p udp -m multiport --ports 1,2 -j B", "-m mark --mark 1", "-j MARK --set-mark 1", "-j NOPE", "-m no",
     "--dport 5", "-p tcp -j REJECT --reject-with tcp-reset", "-i eth0 -j ACCEPT", "-o eth0 ! -d 10.0.0.1",
-    "-s 10.0.0.1,10.0.0.2 -j C",
+    "-s 10.0.0.1,10.0.0.2 -j C", "! -p tcp ! -i eth1 ! -s 10.0.0.0/8", "-p tcp ! -d 1.2.3.4 -m limit --limit 3/min",
+    "-m comment --comment x -m conntrack --ctstate NEW",
     "-p icmp --icmp-type 8 -c 5 500 -j ACCEPT", "-j ACCEPT -j DROP", "-s 300.0.0.1", "-p 300", "-j TTL --ttl-set 0",
 ]  # fmt: skip
 
@@ -62,7 +63,7 @@ def command(rng: Random) -> tuple[str, str]:
         "F": f"{rng.choice(['-F', '--flush'])} {rng.choice([chain, chain, ''])}",
         "Z": f"{rng.choice(['-Z', '--zero'])} {rng.choice([chain, '', chain + ' ' + number])}",
         "S": f"{rng.choice(['-S', '--list-rules', '-v -S'])} {rng.choice([chain, '', chain + ' ' + number])}",
-        "L": f"-n {rng.choice(['-L', '--list'])} {chain}",
+        "L": f"-n {rng.choice(['', '-v ', '-v -x ', '--line-numbers '])}{rng.choice(['-L', '--list'])} {chain}",
     }
     if kind != "*":
         return f"iptables {table}{word[kind]}".strip(), ""
@@ -117,7 +118,7 @@ def test_commands_do_the_same(seed: int, host_kernel: None) -> None:
         our_status, said, complaint = ours(node, line, text)
         assert our_status == status, (line, text, err, complaint)
         assert plain(node.tables.save(False)) == plain(saved), (line, text)
-        if re.search(r" (-S|--list-rules)\b", line):
+        if re.search(r" (-S|--list-rules|-L|--list)\b", line):
             assert said == out, line
         elif line.startswith("iptables-save"):
             assert uncommented(said) == uncommented(out), line
