@@ -195,7 +195,7 @@ class Answers:
         if p.cap[row] < p.length[row] or p.frag[row] & (OFFSET_MASK | MORE_FRAGMENTS):
             return False
         if p.proto[row] in (TCP, UDP, ICMP):
-            return bool(p.length[row] >= p.ihl[row] + 8) and not segment_ok(packet)
+            return not segment_ok(packet)
         body = packet[int(p.ihl[row]) :]
         return int(p.proto[row]) not in UNSUMMED[kernel] and bool(body) and checksum(body) != 0
 

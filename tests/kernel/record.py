@@ -700,6 +700,10 @@ def found_reject_of_other_protocols(kernel: str) -> Story:
         s.sends("lan0", ip(SRV, OUT, proto, b"\xff\xfe\0\x01" + bytes(20)))
     s.sends("lan0", ip(SRV, OUT, 4, b""))
     s.sends("lan0", ip(SRV, OUT, 4, b"\xff\xfe\x01"))
+    for proto in (6, 17, 1):  # too short for their header
+        for body in (b"", b"\x9c\x40\0\x35", b"\x9c\x40\0\x35\0\0\0", b"\xff\xfe\0\x01"):
+            s.sends("lan0", ip(SRV, OUT, proto, body))
+    s.sends("lan0", ip(SRV, OUT, 6, b"\x9c\x40\0\x35" + bytes(12)))
     s.sends("lan0", ip(SRV, OUT, 17, b"\x10\0\0\x35\0\x0c\0\0abcd"))
     s.sends("lan0", ip(SRV, OUT, 17, b"\x10\0\0\x35\0\x0c\0\x01abcd"))
     return s
