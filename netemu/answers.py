@@ -19,8 +19,10 @@ from netemu import clock
 from netemu import routing as R
 from netemu.fragments import ip_packet
 from netemu.packets import (
+    DCCP,
     DONT_FRAGMENT,
     DROPPED,
+    GRE,
     HOST,
     ICMP,
     ICMP_ERRORS,
@@ -29,9 +31,11 @@ from netemu.packets import (
     REJECTED,
     RELATED,
     RST,
+    SCTP,
     SYN,
     TCP,
     UDP,
+    UDPLITE,
     Packets,
     Rows,
     checksum,
@@ -48,6 +52,9 @@ LONG_AGO = (1 << 31) * SECOND
 LO = 0
 #: ICMP types that Linux sends no error about: the errors, those that never were, and router advertisement, solicitation
 NEVER_ANSWERED = (1, 2, *ICMP_ERRORS, 6, 7, 9, 10)
+
+#: kernel -> protocols that are known to have no checksum over all their bytes (50 and 51: ESP and AH)
+UNSUMMED = {"6.1": (DCCP, GRE, 50, 51, SCTP, UDPLITE), "6.18": (GRE, 50, 51, SCTP, UDPLITE)}
 
 
 class Limits:
@@ -144,7 +151,7 @@ class Answers:
 
         They quote the packet as it is now, but leave when the run is over (`pay`), in the order of the packets. A
         redirect leaves at once: it is not limited, and goes on its way before the packet does.
-        verify     not about packets with a wrong TCP, UDP or ICMP checksum
+        verify     not about packets with a wrong checksum
         routeless  there is no route: these have a limit of their own
         """
         now = []
@@ -163,7 +170,7 @@ class Answers:
         if not self._may_complain(trip, row):
             return None
         quote = p.bytes(row)
-        if verify and not p.local[row] and self._wrong_sum(p, row, quote):
+        if verify and not p.local[row] and self._wrong_sum(p, row, quote, trip.node.kernel):
             return None
         src = int(p.dst[row]) if trip.route_kind[row] == R.LOCAL else 0
         dst = int(p.src[row])
@@ -181,11 +188,16 @@ class Answers:
         return ip_packet(src, dst, ICMP, bytes(body), tos=tos, ttl=self.default_ttl)
 
     @staticmethod
-    def _wrong_sum(p: Packets, row: int, packet: bytes) -> bool:
-        """The transport checksum of a packet can be checked, and is wrong."""
-        known = p.proto[row] in (TCP, UDP, ICMP) and p.length[row] >= p.ihl[row] + 8
-        whole = p.cap[row] >= p.length[row] and not p.frag[row] & (OFFSET_MASK | MORE_FRAGMENTS)
-        return bool(known and whole) and not segment_ok(packet)
+    def _wrong_sum(p: Packets, row: int, packet: bytes, kernel: str) -> bool:
+        """The checksum of a whole packet is wrong. Linux takes the bytes behind any IP header to have one, but for the
+        protocols of UNSUMMED.
+        """
+        if p.cap[row] < p.length[row] or p.frag[row] & (OFFSET_MASK | MORE_FRAGMENTS):
+            return False
+        if p.proto[row] in (TCP, UDP, ICMP):
+            return not segment_ok(packet)
+        body = packet[int(p.ihl[row]) :]
+        return int(p.proto[row]) not in UNSUMMED[kernel] and bool(body) and checksum(body) != 0
 
     def pay(self, trip: Trip) -> None:
         """The run is over: send the ICMP errors that `trip` owes, as far as Linux's limits let them."""
@@ -230,7 +242,7 @@ class Answers:
             if (
                 (p.proto[row] != TCP or p.frag[row] & OFFSET_MASK or flags & RST or p.pkttype[row] != HOST)
                 or trip.route_kind[row] in (R.BROADCAST, R.MULTICAST)
-                or (not p.local[row] and self._wrong_sum(p, row, p.bytes(row)))
+                or (not p.local[row] and self._wrong_sum(p, row, p.bytes(row), trip.node.kernel))
             ):
                 trip.silent.append(row)
                 continue

@@ -414,7 +414,13 @@ def _iprange(s: Scene) -> Clause:
 def _owner(s: Scene) -> Clause | None:
     if not s.only({"OUTPUT", "POSTROUTING"}):
         return None
-    return Clause(f"-m owner {s.no}--socket-exists")
+    who = s.of("--socket-exists", "--uid-owner 0", "--uid-owner 1-9", "--gid-owner 0-4", "--gid-owner 5 --suppl-groups")
+    return Clause(f"-m owner {s.no}{who}")
+
+
+@match("cpu")
+def _cpu(s: Scene) -> Clause:
+    return Clause(f"-m cpu {s.no}--cpu 4095")  # the one that plays may be any; it is not this
 
 
 @match("mac")
@@ -1167,12 +1173,14 @@ VS_SYSCTLS: list[tuple[str, list[int]]] = [
 
 def make_links(s: Scene, services: bool) -> str:
     """node.toml."""
-    out = [f'kernel = "{s.kernel}"']
+    out = [f'kernel = "{s.kernel}"', "cpu = 0"]
     for n, name in enumerate(LINKS):
         plens = [f'"{a}/24"' for a in OWN[name]]
         out += ["[[link]]", f'name = "{name}"', f'mac = "02:00:00:00:00:0{n + 1}"', f"addresses = [{', '.join(plens)}]"]
         if s.chance(0.15):
             out.append(f"mtu = {s.of(576, 1000, 1400)}")
+        if s.chance(0.1):
+            out.append("group = 1")
     vips = ", ".join(f'"{v}/32"' for v in VIPS)
     out += [
         "[[link]]",
@@ -1181,6 +1189,7 @@ def make_links(s: Scene, services: bool) -> str:
         f"up = {s.of('false', 'true')}",
         f"addresses = [{vips}]",
     ]
+    out += ["[[socket]]", "uid = 0"]  # the player is root
     out += ["[[route]]", 'to = "default"', 'via = "10.0.0.254"', 'dev = "eth0"']
     # (nothing is unreachable or prohibited: the limit on saying so runs on the real clock)
     for route in (

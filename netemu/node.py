@@ -33,7 +33,7 @@ from netemu.packets import FATES, HOST, I16, I64, OTHERHOST, Mask, Packets, Rows
 from netemu.paths import Paths, Rewrite, Step
 from netemu.routing import Routing
 from netemu.sysctl import Sysctl
-from netemu.tables import Tables
+from netemu.tables import PROGRAMS, Tables
 from netemu.targets import Netmap, Translation
 from netemu.trip import Trip
 
@@ -591,9 +591,11 @@ class Node:
             self.ipvs.advance(now)
         self.now = now
 
-    def run(self, command: str, at: float | None = None) -> str:
-        """Run a command of the node's own tools: iptables, ipset, ipvsadm, conntrack, sysctl, ip.
+    def run(self, command: str, at: float | None = None, text: str = "") -> str:
+        """Run a command of the node's own tools: iptables, iptables-save, iptables-restore, ipset, ipvsadm, conntrack,
+        sysctl, ip.
 
+        text    what iptables-restore finds on its standard input, unless the command names a file
         Returns what the tool prints. Raises Refused (with the tool's exit status) or Unsupported.
         """
         self.advance(at)
@@ -605,8 +607,7 @@ class Node:
             return ""
         tool = Path(argv[0]).name
         tools: dict[str, Callable[[list[str]], str]] = {
-            "iptables": lambda a: self.tables.run(a, self.now),
-            "iptables-legacy": lambda a: self.tables.run(a, self.now),
+            **dict.fromkeys(PROGRAMS, lambda a: self.tables.run(a, self.now, text)),
             "ipset": lambda a: self.sets.run(a, self.now),
             "ipvsadm": lambda a: self.ipvsadm.run(a, self.now),
             "conntrack": lambda a: ConntrackTool(self).run(a, self.now),

@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from netemu import listing
 from netemu.doubt import stand_in, unmodelled_match, unmodelled_target
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported
 from netemu.grammar import Bad, Extension, Failed, Given, NotModelled, RuleContext
@@ -394,7 +396,8 @@ class Tables:
     def restore(self, text: str, options: Sequence[str] = (), file: str = "") -> None:
         """Do what `iptables-restore` does with the text: stop at the first problem; tables before it are in force.
 
-        options  -n (--noflush), -c (--counters: take those of the text), -T TABLE, -t (--test), -v, -w
+        options  -n (--noflush), -c (--counters: take those of the text), -T TABLE, -t (--test), -v, -w, and the name of
+                 a file that holds the text instead
         Raises   Refused with the tool's exit status; Unsupported
         """
         problems: list[Problem] = []
@@ -411,7 +414,17 @@ class Tables:
                 reading.test = True
             elif word in ("-T", "--table") and words:
                 reading.only = words.pop(0)
-            elif word not in ("-v", "--verbose", "-w", "--wait"):
+            elif word in ("-M", "--modprobe", "-W", "--wait-interval") and words:
+                words.pop(0)
+            elif word in ("-w", "--wait"):
+                words = words[1:] if words and words[0].isdecimal() else words
+            elif not word.startswith("-") and not reading.file:
+                reading.file = word
+                try:
+                    text = Path(word).read_text(encoding="utf-8", errors="surrogateescape")
+                except OSError as lost:
+                    raise Refused(f"Can't open {word}: {lost.strerror}", status=1) from None
+            elif word not in ("-v", "--verbose", "-4", "--ipv4"):
                 raise Refused(f"iptables-restore: unrecognized option '{word}'", status=1)
         reading.read(text)
         if any(p.kind == REFUSED for p in problems):
@@ -474,17 +487,21 @@ class Tables:
 
     # ---- commands ----------------------------------------------------------------------------------------------
 
-    def run(self, argv: list[str], now: int) -> str:
-        """Run an `iptables` command (or `iptables-save [-c] [-t TABLE]`); returns what it prints.
+    def run(self, argv: list[str], now: int, text: str = "") -> str:
+        """Run an `iptables` command, `iptables-save [-c] [-t TABLE]` or `iptables-restore [FILE]`; what it prints.
 
+        text     what iptables-restore finds on its standard input
         Raises   Refused with the tool's words and exit status; Unsupported
         """
         self.walk.settle()
         words = list(argv)
-        if words and words[0].rsplit("/", 1)[-1] in _PROGRAMS:
+        if words and words[0].rsplit("/", 1)[-1] in PROGRAMS:
             program = words.pop(0).rsplit("/", 1)[-1]
             if program.endswith("-save"):
                 return self._run_save(words)
+            if program.endswith("-restore"):
+                self.restore(text, words)
+                return ""
         name = "filter"
         for at, word in enumerate(words):
             if word in ("-t", "--table") and at + 1 < len(words):
@@ -541,7 +558,8 @@ class Tables:
         return self.save(counters, table)
 
 
-_PROGRAMS = ("iptables", "iptables-legacy", "iptables-save", "iptables-legacy-save")
+#: the programs of iptables, by both of their names
+PROGRAMS = tuple(f"iptables{kind}{job}" for kind in ("", "-legacy") for job in ("", "-save", "-restore"))
 
 
 # ---- what the kernel checks -----------------------------------------------------------------------------------------
@@ -719,8 +737,9 @@ class _Restore:
             try:
                 self.line(line, at)
             except Bad as bad:
-                self.status = self.status or (1 if isinstance(bad, Failed) else 2)
-                self.problem(bad.what, at, bad.word, bad.hint)
+                failed = isinstance(bad, Failed)
+                self.status = self.status or (1 if failed else 2)
+                self.problem(f"line {number} failed: {bad.what}" if failed else bad.what, at, bad.word, bad.hint)
             except NotModelled as gap:
                 self.problem(gap.what, at, gap.word, gap.hint, UNSUPPORTED)
             if self.strict and self.problems:
@@ -873,6 +892,7 @@ _CLUSTER = re.compile(r"-[nvxf46]+[nvxf46LSFZX]")
 _INVERTIBLE = frozenset(("-s", "-d", "-p", "-i", "-o", "-f"))
 _WITH_RULE = frozenset("ACDIR")
 
+_STANDARD = frozenset(("ACCEPT", "DROP", "RETURN", "QUEUE"))  # targets that are no extensions
 #: protocols whose match needs no `-m`: the first option that only it knows brings it in
 _IMPLICIT = frozenset(("tcp", "udp", "icmp", "sctp", "dccp", "esp", "ah", "ipcomp"))
 
@@ -1299,22 +1319,26 @@ class _Command:
             del chain.rules[at - 1]
             return _Done(True)
         rules = self.rules(p, origin)
-        chain = self.chain(p.operands[0])
         for rule in rules:
-            del chain.rules[self.find(chain, rule)]
+            chain, at = self.find(p.operands[0], rule)
+            del chain.rules[at]
         return _Done(True)
 
     def do_C(self, p: _Parsed, origin: Origin) -> _Done:
-        rules = self.rules(p, origin)
-        chain = self.chain(p.operands[0])
-        for rule in rules:
-            self.find(chain, rule)
+        for rule in self.rules(p, origin):
+            self.find(p.operands[0], rule)
         return _Done(False)
 
-    def find(self, chain: Chain, rule: Rule) -> int:
-        for at, other in enumerate(chain.rules):
+    def find(self, name: str, rule: Rule) -> tuple[Chain, int]:
+        """The chain, and where such a rule stands in it."""
+        chain = self.draft.chains.get(name)
+        for at, other in enumerate(chain.rules if chain else ()):
             if other.text == rule.text:
-                return at
+                assert chain is not None
+                return chain, at
+        extension = rule.target is not None and rule.target.name not in _STANDARD
+        if chain is not None and (extension or rule.jump):
+            raise Failed("No chain/target/match by that name.", hint="there is no such rule in that chain")
         raise Failed("Bad rule (does a matching rule exist in that chain?).")
 
     def do_N(self, p: _Parsed, origin: Origin) -> _Done:
@@ -1340,7 +1364,7 @@ class _Command:
             raise Failed("File exists.", new)
         chain = self.chain(old)
         if chain.policy is not None:
-            raise Failed(f"No chain/target/match by that name: {old} is a built-in chain", old)
+            raise Failed("No chain/target/match by that name.", old, f"{old} is a built-in chain")
         del self.draft.chains[old]
         chain.name = new
         self.draft.chains[new] = chain
@@ -1357,12 +1381,16 @@ class _Command:
         if p.operands and chains[0].policy is not None:
             raise Failed("Invalid argument: can't delete built-in chain", chains[0].name)
         used = {rule.jump for chain in self.draft.chains.values() for rule in chain.rules}
+        wrong = None  # the tool goes on with the others, and tells of the last
         for chain in chains:
             if chain.name in used:
-                raise Failed("Too many links.", chain.name)
-            if chain.rules:
-                raise Failed("Directory not empty.", chain.name)
-            del self.draft.chains[chain.name]
+                wrong = Failed("Too many links.", chain.name)
+            elif chain.rules:
+                wrong = Failed("Directory not empty.", chain.name)
+            else:
+                del self.draft.chains[chain.name]
+        if wrong:
+            raise wrong
         return _Done(True)
 
     def do_P(self, p: _Parsed, origin: Origin) -> _Done:
@@ -1416,9 +1444,9 @@ class _Command:
         return self.listed(p, [*([] if only else head), *out])
 
     def do_L(self, p: _Parsed, origin: Origin) -> _Done:
-        """Always numeric, conditions beyond the columns as iptables-save words."""
+        """As `iptables -L` prints it. Names of hosts, networks and services are not looked up, with or without -n."""
         out: list[str] = []
-        counted, numbered = "-v" in p.flags, "--line-numbers" in p.flags
+        counted, numbered, exact = "-v" in p.flags, "--line-numbers" in p.flags, "-x" in p.flags
         uses = [rule.jump for chain in self.draft.chains.values() for rule in chain.rules if rule.jump]
         for chain in self.some(p):
             if out:
@@ -1426,32 +1454,37 @@ class _Command:
             if chain.policy is None:
                 out.append(f"Chain {chain.name} ({uses.count(chain.name)} references)")
             else:
-                counts = f" {chain.packets} packets, {chain.bytes} bytes" if counted else ""
-                out.append(f"Chain {chain.name} (policy {POLICY_NAMES[chain.policy]}{counts})")
+                counts = [_count(n, exact).strip() for n in (chain.packets, chain.bytes)]
+                told = f" {counts[0]} packets, {counts[1]} bytes" if counted else ""
+                out.append(f"Chain {chain.name} (policy {POLICY_NAMES[chain.policy]}{told})")
             num = "num  " if numbered else ""
+            head = "target     prot opt "
             if counted:
-                head = " pkts bytes target     prot opt in     out     source               destination         "
-            else:
-                head = "target     prot opt source               destination         "
-            out.append(num + head)
+                sizes = f"{'pkts':>8s} {'bytes':>10s} " if exact else f"{'pkts':>5s} {'bytes':>5s} "
+                head = f"{sizes}{head}{'in':<6s} {'out':<6s}  "
+            out.append(f"{num}{head}{'source':<19s}  {'destination':<19s} ")
             for number, rule in enumerate(chain.rules, 1):
-                num = f"{number:<5d}" if numbered else ""
-                out.append(num + self.row(rule, counted))
+                num = f"{number:<4d} " if numbered else ""
+                out.append(num + self.row(rule, p.flags))
         return self.listed(p, out)
 
-    def row(self, rule: Rule, counted: bool) -> str:
+    def row(self, rule: Rule, flags: set[str]) -> str:
+        numeric = "-n" in flags
         name = rule.jump or (rule.target.name if rule.target else "")
-        proto = f"{'!' if rule.proto[1] else ''}{rule.proto[0]}" if rule.proto else "0"
+        number, inverted = rule.proto or (0, False)
+        proto = str(number) if numeric else ("all" if number == 0 else PROTOCOL_NAMES.get(number, str(number)))
         fragment = {None: "--", True: "-f", False: "!f"}[rule.fragment]
-        nets = [_net_text(net) for net in (rule.src, rule.dst)]
-        links = [("!" if link[1] else "") + link[0] if link else "*" for link in (rule.link_in, rule.link_out)]
-        row = f"{name:<9s}  {proto:<4s} {fragment} "
-        if counted:
-            row = f"{rule.packets:>5d} {rule.bytes:>5d} {row}{links[0]:<6s} {links[1]:<6s} "
-        row += f" {nets[0]:<19s}  {nets[1]:<19s} "
-        more = [match.words() for match in rule.matches]
-        more += [rule.target.words()] if rule.target and rule.target.words() else []
-        return row + "".join(f" {word}" for word in more if word) + ("[goto] " if rule.goto else "")
+        anywhere = "0.0.0.0/0" if numeric else "anywhere"
+        nets = [(_turned(net is not None and net[2]), _net_text(net) or anywhere) for net in (rule.src, rule.dst)]
+        row = f"{name:<9s} {_turned(inverted)}{proto:<4s} {fragment} "
+        if "-v" in flags:
+            counts = "".join(_count(n, "-x" in flags) for n in (rule.packets, rule.bytes))
+            any_link = "*" if numeric else "any"
+            links = [f"{'!' * link[1]}{link[0]}" if link else any_link for link in (rule.link_in, rule.link_out)]
+            row = f"{counts}{row} {links[0]:<6s} {links[1]:<6s} "
+        row += "".join(f"{bang}{net:<19s} " for bang, net in nets) + "[goto] " * rule.goto
+        more = [listing.listed(extension) for extension in (*rule.matches, *([rule.target] if rule.target else []))]
+        return row + "".join(f" {text}" for text in more if text)
 
     def listed(self, p: _Parsed, lines: list[str]) -> _Done:
         changed = False
@@ -1467,12 +1500,30 @@ def _zeroed(rule: Rule) -> Rule:
     return new
 
 
+def _count(n: int, exact: bool) -> str:
+    """A counter as `-L -v` prints it, whole with -x.
+
+    >>> _count(99999, False), _count(100_000, False), _count(100_000, True), _count(12_345_678, False)
+    ('99999 ', ' 100K ', '  100000 ', '  12M ')
+    """
+    if exact:
+        return f"{n:>8d} "
+    unit, units = "", iter("KMGT")
+    limit = 99_999
+    while n > limit and unit != "T":
+        n, unit, limit = (n + 500) // 1000, next(units), 9_999
+    return f"{n:>{5 - len(unit)}d}{unit} "
+
+
+def _turned(inverted: bool) -> str:
+    """What stands before a column of `-L`."""
+    return "!" if inverted else " "
+
+
 def _net_text(net: tuple[int, int, bool] | None) -> str:
-    if net is None:
-        return "0.0.0.0/0"
-    address, mask, inverted = net
-    plen = "" if mask == 0xFFFFFFFF else f"/{_mask_text(mask)}"
-    return f"{'!' if inverted else ''}{dotted(address)}{plen}"
+    if net is None or not net[1]:
+        return ""
+    return dotted(net[0]) + (f"/{_mask_text(net[1])}" if net[1] != 0xFFFFFFFF else "")
 
 
 def _knows(registry: dict[str, Any]) -> str:

@@ -270,7 +270,7 @@ def _connlabel(match: Any, trip: Trip, row: int) -> str:
     flow = int(trip.pkts.ct[row])
     if flow < 0:
         return "it has no connection"
-    _, bits = match.of_flow(trip.node.conntrack, flow)
+    bits = match.labels(trip.node.conntrack).of(trip.node.conntrack, flow)
     return f"the connection's labels are {','.join(str(n) for n in range(128) if bits >> n & 1) or 'none'} now"
 
 

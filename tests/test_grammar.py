@@ -125,7 +125,7 @@ def test_refusals_are_the_tools_own(written: str, says: str) -> None:
 
 
 def test_what_linux_has_and_netemu_has_not_is_named() -> None:
-    said = refusal("-m cpu --cpu 0", kind="Unsupported")
-    assert "match `cpu`" in said and "which processor handles a packet is chance" in said
+    said = refusal("-m osf --genre Linux", kind="Unsupported")
+    assert "match `osf`" in said and "no part of a node's dumps" in said
     said = refusal("-j CLUSTERIP --new", kind="Unsupported")
     assert "target `CLUSTERIP`" in said and "ACCEPT" in said

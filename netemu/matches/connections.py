@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from netemu.clock import jiffies
+from netemu.clock import NEVER, jiffies
 from netemu.grammar import Bad, Given, RuleContext
 from netemu.hashing import jhash2
 from netemu.ipvs import MASQ, ROUTE, TUNNEL
@@ -629,15 +629,38 @@ EMPTY = '""'
 
 # ---- labels, helpers, clusters --------------------------------------------------------------------------------------
 
-#: 128 labels of each connection, by the node's connection table: flow -> (serial number of its first packet, bits)
-_LABELS: WeakKeyDictionary[Conntrack, dict[int, tuple[int, int]]] = WeakKeyDictionary()
+
+class Labels:
+    """The 128 labels of each connection of a node.
+
+    A connection has room for labels when a rule asked for some as it began; in an older one none can be set.
+    """
+
+    def __init__(self) -> None:
+        self.bits: dict[int, tuple[int, int]] = {}  # flow -> (serial number of its first packet, bits)
+        self.users: set[int] = set()  # rules in force
+        self.spans: list[list[int]] = []  # serial numbers of packets between which there were some
+
+    def of(self, ct: Conntrack, flow: int) -> int:
+        """The labels of a connection, as bits."""
+        born, bits = self.bits.get(flow, (-1, 0))
+        return bits if born == int(ct.born[flow]) else 0
+
+    def room(self, ct: Conntrack, flow: int) -> bool:
+        """Can it be given a label? (Where no rule stands in a table, and for connections that a dump held: yes.)"""
+        born = int(ct.born[flow])
+        return born < 0 or not self.spans or any(first <= born < last for first, last in self.spans)
+
+
+_LABELS: WeakKeyDictionary[Conntrack, Labels] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class Connlabel(Match, name="connlabel"):
     """--label N [--set]: the connection carries label N; with --set, it gets it.
 
-    A packet without a connection has no label. Names of labels come from a file that no dump holds: numbers only.
+    A packet without a connection has no label, and a connection older than all such rules gets none. Names of labels
+    come from a file that no dump holds: numbers only.
     """
 
     SPEC: ClassVar = {"--label": Option(invert=True), "--set": Option(0)}
@@ -669,20 +692,32 @@ class Connlabel(Match, name="connlabel"):
         flow = trip.pkts.ct.item(row)
         if flow < 0:
             return self.invert
-        labels, bits = self.of_flow(trip.node.conntrack, flow)
+        ct = trip.node.conntrack
+        labels = self.labels(ct)
+        bits = labels.of(ct, flow)
         if bits >> self.label & 1:
             return not self.invert
-        if not self.set:
+        if not self.set or not labels.room(ct, flow):
             return self.invert
-        labels[flow] = int(trip.node.conntrack.born[flow]), bits | 1 << self.label
+        labels.bits[flow] = int(ct.born[flow]), bits | 1 << self.label
         return not self.invert
 
     @staticmethod
-    def of_flow(ct: Conntrack, flow: int) -> tuple[dict[int, tuple[int, int]], int]:
-        """All labels of the node, and the bits of this connection."""
-        labels = _LABELS.setdefault(ct, {})
-        born, bits = labels.get(flow, (-1, 0))
-        return labels, bits if born == int(ct.born[flow]) else 0
+    def labels(ct: Conntrack) -> Labels:
+        """Those of the node."""
+        return _LABELS.setdefault(ct, Labels())
+
+    def start(self, node: Node, place: str) -> None:
+        labels = self.labels(node.conntrack)
+        if not labels.users:
+            labels.spans.append([node.serial, NEVER])
+        labels.users.add(id(self))
+
+    def stop(self, node: Node) -> None:
+        labels = self.labels(node.conntrack)
+        labels.users.discard(id(self))
+        if not labels.users:
+            labels.spans[-1][1] = node.serial
 
 
 @dataclass(frozen=True)

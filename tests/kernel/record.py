@@ -687,6 +687,51 @@ def memory_limits(kernel: str) -> Story:
 
 
 @story()
+def found_reject_of_other_protocols(kernel: str) -> Story:
+    s = Story(
+        "found/reject-of-other-protocols",
+        kernel,
+        """Linux answers with an error only where the checksum is right, and takes it for one over all bytes behind the
+        IP header, whatever the protocol; a few are exempt.""",
+        iptables="filter FORWARD -j REJECT",
+    )
+    for proto in (2, 4, 41, 47, 50, 51, 89, 132, 136, 33, 250):
+        s.sends("lan0", ip(SRV, OUT, proto, b"some bytes of it"))
+        s.sends("lan0", ip(SRV, OUT, proto, b"\xff\xfe\0\x01" + bytes(20)))
+    s.sends("lan0", ip(SRV, OUT, 4, b""))
+    s.sends("lan0", ip(SRV, OUT, 4, b"\xff\xfe\x01"))
+    for proto in (6, 17, 1):  # too short for their header
+        for body in (b"", b"\x9c\x40\0\x35", b"\x9c\x40\0\x35\0\0\0", b"\xff\xfe\0\x01"):
+            s.sends("lan0", ip(SRV, OUT, proto, body))
+    s.sends("lan0", ip(SRV, OUT, 6, b"\x9c\x40\0\x35" + bytes(12)))
+    s.sends("lan0", ip(SRV, OUT, 17, b"\x10\0\0\x35\0\x0c\0\0abcd"))
+    s.sends("lan0", ip(SRV, OUT, 17, b"\x10\0\0\x35\0\x0c\0\x01abcd"))
+    return s
+
+
+@story()
+def found_labels_of_older_connections(kernel: str) -> Story:
+    s = Story(
+        "found/labels-of-older-connections",
+        kernel,
+        """A connection has room for labels only if some rule asked for labels when it began.""",
+        iptables="mangle FORWARD -p udp -m state --state NEW,ESTABLISHED",
+    )
+    rule = "-m connlabel --label 2 --set -j MARK --set-mark 1"
+    s.sends("lan0", udp(SRV, 4000, OUT, 53))
+    s.runs(f"iptables -t mangle -A PREROUTING {rule}")
+    for port in (4000, 4001, 4001):
+        s.sends("lan0", udp(SRV, port, OUT, 53))
+    s.runs("iptables -t mangle -D PREROUTING 1")
+    s.sends("lan0", udp(SRV, 4002, OUT, 53))
+    s.runs(f"iptables -t mangle -A PREROUTING {rule}")
+    s.runs("iptables -t mangle -A PREROUTING -p udp -m connlabel ! --label 2")
+    for port in (4000, 4001, 4002, 4003):
+        s.sends("lan0", udp(SRV, port, OUT, 53))
+    return s
+
+
+@story()
 def filter_owners(kernel: str) -> Story:
     s = Story(
         "filter/owners",
