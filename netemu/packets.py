@@ -91,6 +91,14 @@ COLUMNS: dict[str, tuple[str, int]] = {
 }
 
 
+#: columns that every packet fills when it is parsed
+_ALWAYS = {
+    "at", "cap", "wire", "src", "dst", "proto", "tos", "ttl", "ident", "frag", "ihl", "length", "sport", "dport",
+}  # fmt: skip
+_BLOCK = 8192  # packets whose headers are read together: the copy stays in the cache
+_HAS_PORTS = np.isin(np.arange(256), PORTED)
+
+
 class Packets:
     """n packets as columns (see COLUMNS for names, dtypes and units)."""
 
@@ -156,14 +164,20 @@ class Packets:
         Cost   two row gathers a packet and a strided read a column. Fields that were not captured are 0.
         """
         n = len(at)
-        p = cls(n, data)
+        p = cls.__new__(cls)
+        p.n, p.data, p.rebuilt = n, data, {}
+        for name, (dtype, fresh) in COLUMNS.items():
+            if name in _ALWAYS:
+                setattr(p, name, np.empty(n, dtype))
+            else:
+                setattr(p, name, np.full(n, fresh, dtype) if fresh else np.zeros(n, dtype))
         p.at[:] = at
         p.cap[:] = cap
         p.wire[:] = cap if wire is None else wire
         if time is not None:
             p.time[:] = time
-        if n:
-            p.read_headers(np.arange(n))
+        for lo in range(0, n, _BLOCK):
+            p._read(slice(lo, lo + _BLOCK))
         return p
 
     @classmethod
@@ -176,52 +190,49 @@ class Packets:
         p.time[:] = time
         return p
 
-    def read_headers(self, rows: Rows) -> None:
-        """(Re)fill the header columns of `rows` from `data`."""
-        head = _gather(self.data, self.at[rows], self.cap[rows])
-        whole = len(rows) == self.n
+    def _read(self, block: slice) -> None:
+        """Fill the header columns of a block of rows from `data`: a copy of the headers, then a column at a time.
 
-        def put(name: str, values: NDArray[np.generic]) -> None:
-            if whole:
-                getattr(self, name)[:] = values
-            else:
-                getattr(self, name)[rows] = values
-
-        ihl = (head[:, 0] & 15).astype(np.uint8) << 2
-        put("ihl", ihl)
-        put("tos", head[:, 1])
-        put("length", _u16(head, 2))
-        put("ident", _u16(head, 4))
-        frag = _u16(head, 6)
-        put("frag", frag)
-        put("ttl", head[:, 8])
-        proto = head[:, 9]
-        put("proto", proto)
-        put("src", _u32(head, 12))
-        put("dst", _u32(head, 16))
-        if (ihl == 20).all():
-            body = head[:, 20:]
-        else:
-            body = _gather(self.data, self.at[rows] + ihl, np.maximum(self.cap[rows] - ihl, 0).astype(np.int32))
+        Columns that few protocols have are zero, and written only where there is something.
+        """
+        at, cap = self.at[block], self.cap[block]
+        head = _gather(self.data, at, cap)
+        words, wide = head.view(">u2"), head.view(">u4")
+        ihl = (head[:, 0] & 15) << 2
+        frag, proto = words[:, 3].astype(np.uint16), head[:, 9].copy()
+        self.ihl[block], self.frag[block], self.proto[block] = ihl, frag, proto
+        self.tos[block], self.ttl[block] = head[:, 1], head[:, 8]
+        self.length[block], self.ident[block] = words[:, 1], words[:, 2]
+        self.src[block], self.dst[block] = wide[:, 3], wide[:, 4]
+        first = 20
+        if int(ihl.min()) != 20 or int(ihl.max()) != 20:
+            first = 0
+            head = _gather(self.data, at + ihl, np.maximum(cap - ihl, 0).astype(np.int32))
+            words, wide = head.view(">u2"), head.view(">u4")
+        w, d = first // 2, first // 4
         later = (frag & OFFSET_MASK) != 0
-        tcp = (proto == TCP) & ~later
-        icmp = (proto == ICMP) & ~later
-        ported = tcp | ((proto == UDP) & ~later)
-        rare = ~ported & ~icmp & ~later
-        if rare.any():
-            ported |= rare & np.isin(proto, PORTED)
-        put("sport", _u16(body, 0) * ported)
-        put("dport", _u16(body, 2) * ported)
-        if tcp.any():
-            put("seq", _u32(body, 4) * tcp)
-            put("ack", _u32(body, 8) * tcp)
-            put("doff", ((body[:, 12] >> 4) << 2) * tcp)
-            put("flags", body[:, 13] * tcp)
-            put("win", _u16(body, 14) * tcp)
-        if icmp.any():
-            put("icmp_type", body[:, 0] * icmp)
-            put("icmp_code", body[:, 1] * icmp)
-            put("icmp_id", _u16(body, 4) * (icmp & np.isin(body[:, 0], ICMP_QUERIES)))
+        tcp, ported = proto == TCP, _HAS_PORTS[proto]
+        if later.any():
+            tcp &= ~later
+            ported &= ~later
+        self.sport[block], self.dport[block] = words[:, w], words[:, w + 1]
+        if not ported.all():
+            self.sport[block] *= ported
+            self.dport[block] *= ported
+        some = int(np.count_nonzero(tcp))
+        if some:
+            self.seq[block], self.ack[block] = wide[:, d + 1], wide[:, d + 2]
+            self.doff[block] = (head[:, first + 12] >> 4) << 2
+            self.flags[block], self.win[block] = head[:, first + 13], words[:, w + 7]
+            if some < len(tcp):
+                for column in (self.seq, self.ack, self.doff, self.flags, self.win):
+                    column[block] *= tcp
+        icmp = np.flatnonzero((proto == ICMP) & ~later)
+        if len(icmp):
+            rows = icmp + block.start
+            kind = head[icmp, first]
+            self.icmp_type[rows], self.icmp_code[rows] = kind, head[icmp, first + 1]
+            self.icmp_id[rows] = words[icmp, w + 2] * np.isin(kind, ICMP_QUERIES)
 
     # ---- bytes -------------------------------------------------------------------------------------------------
 
@@ -312,13 +323,16 @@ class Packets:
         """Bytes from the transport header on."""
         return self.bytes(row)[int(self.ihl[row]) :]
 
-    def take(self, rows: Rows) -> Packets:
-        """A copy of some rows, over the same bytes."""
+    def take(self, rows: Rows | slice) -> Packets:
+        """A copy of some rows, over the same bytes; of a slice (without step) the rows themselves."""
         p = Packets.__new__(Packets)
-        p.n, p.data = len(rows), self.data
-        p.rebuilt = {new: self.rebuilt[int(old)] for new, old in enumerate(rows) if int(old) in self.rebuilt}
+        p.data, p.rebuilt = self.data, {}
         for name in COLUMNS:
             setattr(p, name, getattr(self, name)[rows])
+        p.n = len(p.at)
+        if self.rebuilt:
+            at = np.arange(self.n)[rows].tolist()
+            p.rebuilt = {new: self.rebuilt[old] for new, old in enumerate(at) if old in self.rebuilt}
         return p
 
     def slices(self, size: int) -> Iterator[Rows]:
