@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import dpkt
 import numpy as np
+from numpy.typing import NDArray
 
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported, raise_all
 from netemu.packets import BROADCAST, HOST, I16, I32, I64, MULTICAST, U8, U32, U64, Mask, Packets, Rows
@@ -1659,12 +1660,16 @@ class CaptureWriter:
         link  name or index in `links`       time  nanoseconds       wire  its length on the wire, if not all is here
         Cost  2 us; a comment that was written before costs no more
         """
+        self._put(self.block(link, time, packet, comment, wire))
+
+    def block(self, link: str | int, time: int, packet: bytes, comment: str = "", wire: int | None = None) -> bytes:
+        """The block that `write` writes."""
         options = self._options.get(comment)
         if options is None:
             if len(self._options) > 10_000:  # comments that name each packet would fill the memory
                 self._options = {"": b""}
             # a comment's length has 16 bits, and the cut may fall inside a character
-            text = comment.encode()[:65_500].decode("utf-8", "ignore").encode()
+            text = comment.encode()[:LONGEST_COMMENT].decode("utf-8", "ignore").encode()
             options = self._options[comment] = _option(1, text) + _option(0)
         number = link if isinstance(link, int) else self._index[link]
         ticks = max(time, 0) // self._per_tick
@@ -1674,7 +1679,32 @@ class CaptureWriter:
         head = _ENHANCED.pack(
             ENHANCED_PACKET, length, number, ticks >> 32, ticks & 0xFFFF_FFFF, n, n if wire is None else max(wire, n)
         )
-        self._put(b"".join((head, packet, bytes(fill), options, length.to_bytes(4, "little"))))
+        return b"".join((head, packet, bytes(fill), options, length.to_bytes(4, "little")))
+
+    def blocks(
+        self, links: I16, times: I64, sizes: I64, comments: I64
+    ) -> tuple[NDArray[np.void], NDArray[np.void], NDArray[np.void]]:
+        """`block` of many packets, in columns: what stands before the packets, between them and their comments, and
+        behind those. Packet and comment are each to be filled with zeros up to a multiple of 4.
+
+        links  index into `links`        times  nanoseconds        sizes, comments  bytes, at most LONGEST_COMMENT
+        """
+        n = len(links)
+        before = np.zeros((n, 7), "<u4")
+        behind = np.zeros((n, 2), "<u2")
+        tail = np.zeros((n, 2), "<u4")
+        ticks = times // self._per_tick
+        length = 32 + sizes + (-sizes & 3) + 4 + comments + (-comments & 3) + 4
+        for k, column in enumerate((ENHANCED_PACKET, length, links, ticks >> 32, ticks & 0xFFFF_FFFF, sizes, sizes)):
+            before[:, k] = column
+        behind[:, 0], behind[:, 1] = 1, comments
+        tail[:, 1] = length
+        return before.view("V28")[:, 0], behind.view("V4")[:, 0], tail.view("V8")[:, 0]
+
+    def put(self, blocks: U8) -> None:
+        """Write whole blocks."""
+        self.flush()
+        self._file.write(blocks.data)
 
     def _put(self, block: bytes) -> None:
         self._buffer.append(block)
@@ -1702,6 +1732,7 @@ class CaptureWriter:
 
 
 _ENHANCED = struct.Struct("<7I")
+LONGEST_COMMENT = 65_500  # bytes
 
 
 def _block(kind: int, body: bytes) -> bytes:

@@ -290,6 +290,68 @@ class Packets:
                     struct.pack_into("<I", b, ihl + 8, crc32c(b[ihl:length]))
         return builtins.bytes(b)
 
+    def sizes(self, rows: Rows) -> I64:
+        """int64[len(rows)]: how long `original` is, of rows that were not rebuilt."""
+        return np.minimum(self.cap[rows], np.maximum(self.length[rows], 20)).astype(np.int64)
+
+    def simple(self, rows: Rows) -> Mask:
+        """bool[len(rows)]: rows that `lay` can do: not rebuilt, a whole IP header, no checksum over all their bytes."""
+        mask: Mask = (self.proto[rows] != SCTP) & (self.cap[rows] >= 20)
+        if self.rebuilt:
+            mask &= ~np.isin(rows, list(self.rebuilt))
+        return mask
+
+    def lay(self, rows: Rows, out: U8, at: I64) -> None:
+        """`bytes` of many `simple` rows: their original bytes stand at `at` in `out`; lay the columns over them.
+
+        Cost: a gather of the headers, some 50 passes over columns, six scatters.
+        """
+        for lo in range(0, len(rows), _BLOCK):
+            self._lay(rows[lo : lo + _BLOCK], out, at[lo : lo + _BLOCK])
+
+    def _lay(self, rows: Rows, out: U8, at: I64) -> None:
+        size = self.sizes(rows)
+        head = _gather(out, at, size.astype(np.int32))
+        old = [head.view(">u2")[:, k].astype(np.int64) for k in range(10)]
+        src, dst = self.src[rows].astype(np.int64), self.dst[rows].astype(np.int64)
+        tos, ttl = self.tos[rows], self.ttl[rows]
+        new = {0: old[0] & 0xFF00 | tos, 4: old[4] & 0xFF | ttl.astype(np.int64) << 8}
+        ends = {6: src >> 16, 7: src & 0xFFFF, 8: dst >> 16, 9: dst & 0xFFFF}
+        moved = _moved([old[k] for k in ends], list(ends.values()))
+        check = _patched(old[5], _moved([old[k] for k in new], list(new.values())) + moved)
+        out[at + 1], out[at + 8] = tos, ttl
+        _put16(out, at + 10, check)
+        pair = np.empty((len(rows), 2), ">u4")
+        pair[:, 0], pair[:, 1] = src, dst
+        np.ndarray((len(out) - 7,), "V8", out.data, strides=(1,))[at + 12] = pair.view("V8")[:, 0]
+
+        ihl, proto = self.ihl[rows].astype(np.int64), self.proto[rows]
+        first = ((self.frag[rows] & OFFSET_MASK) == 0) & (old[1] >= ihl)
+        body = at + ihl
+        k = np.flatnonzero(first & _HAS_PORTS[proto] & (size >= ihl + 4))
+        if len(k):
+            there, kind = body[k], proto[k]
+            ports = (self.sport[rows[k]].astype(np.int64), self.dport[rows[k]].astype(np.int64))
+            more = moved[k] + _moved([_get16(out, there), _get16(out, there + 2)], list(ports))
+            _put16(out, there, ports[0])
+            _put16(out, there + 2, ports[1])
+            place = np.where(kind == TCP, 16, 6)
+            whole = np.flatnonzero(size[k] >= ihl[k] + place + 2)
+            there, kind, more = (there + place)[whole], kind[whole], more[whole]
+            before = _get16(out, there)
+            after = _patched(before, more)
+            udp = (kind == UDP) | (kind == UDPLITE)
+            after[udp & (after == 0) & (more > 0)] = 0xFFFF
+            none = (kind == UDP) & (before == 0)  # a UDP checksum of 0 means none, and stays
+            _put16(out, there, np.where(none, 0, after))
+        k = np.flatnonzero(first & (proto == ICMP) & (size >= ihl + 8))
+        if len(k):
+            k = k[np.isin(out[body[k]], ICMP_QUERIES)]
+            there, ident = body[k], self.icmp_id[rows[k]].astype(np.int64)
+            more = _moved([_get16(out, there + 4)], [ident])
+            _put16(out, there + 4, ident)
+            _put16(out, there + 2, _patched(_get16(out, there + 2), more))
+
     def rebuild(self, row: int, packet: builtins.bytes) -> None:
         """Give a row other bytes; its header columns are read again from them (mark, links and the rest stay)."""
         self.rebuilt[row] = packet
@@ -418,6 +480,28 @@ def _gather(data: U8, at: I64, cap: I32) -> U8:
         k = np.flatnonzero(short)
         head[k] *= np.arange(64) < cap[k, None]
     return head
+
+
+def _moved(old: list[I64], new: list[I64]) -> I64:
+    """What changed 16-bit words add to the complement of a checksum (RFC 1624, equation 3); 0 where none did."""
+    total = np.zeros(len(old[0]), np.int64)
+    for o, n in zip(old, new, strict=True):
+        total += (0xFFFF - o + n) * (o != n)
+    return total
+
+
+def _patched(check: I64, moved: I64) -> I64:
+    """`patched`, of columns."""
+    total: I64 = _folded((~check & 0xFFFF) + moved)
+    return ~total & 0xFFFF
+
+
+def _get16(data: U8, at: I64) -> I64:
+    return data[at].astype(np.int64) << 8 | data[at + 1]
+
+
+def _put16(data: U8, at: I64, values: I64) -> None:
+    data[at], data[at + 1] = values >> 8, values & 0xFF
 
 
 def _u16(head: U8, k: int) -> U16:
