@@ -22,12 +22,13 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import dpkt
 import numpy as np
+from numpy.typing import NDArray
 
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported, raise_all
 from netemu.packets import BROADCAST, HOST, I16, I32, I64, MULTICAST, U8, U32, U64, Mask, Packets, Rows
@@ -36,13 +37,14 @@ if TYPE_CHECKING:
     from netemu.routing import Routing
 
 CHUNK = 65_536  # frames that travel together
-WINDOW = 16 << 20  # bytes looked at together
+WINDOW = 8 << 20  # bytes looked at together
 PEEK = 64 << 10  # bytes read to see what a file is
 PAD = 64  # bytes behind a window that may be read, as Packets.parse asks
 LONGEST_PACKET = 262_144  # libpcap's MAXIMUM_SNAPLEN: a longer record is damage
 LONGEST_BLOCK = 16 << 20  # as libpcap: a longer pcapng block is damage
 PIECE = 32 << 10  # bytes of one chain of a parallel walk
 REACH = 2048  # bytes searched for a record start behind the edge of a piece
+GUESSES = 4  # places behind each edge that are looked at more closely
 STEPS = 32  # hops between two looks at which chains have arrived
 
 OUT, PASSED = -1, -2  # what arrivals says besides a link: the node sent it; it is not an arrival at all
@@ -210,22 +212,27 @@ class Frames:
     pkttype: U8
     outgoing: Mask
     incoming: Mask
+    parsed: Packets | None = field(default=None, init=False)  # what `parse` will give, where that was worked out
 
     def __len__(self) -> int:
         return len(self.at)
 
     def take(self, rows: Rows | slice) -> Frames:
         """Some of the frames, over the same bytes."""
-        return Frames(self.data, *(getattr(self, name)[rows] for name in _COLUMNS))
+        some = Frames(self.data, *(getattr(self, name)[rows] for name in _COLUMNS))
+        some.parsed = self.parsed.take(rows) if self.parsed else None
+        return some
 
     def parse(self) -> Packets:
-        """Header columns of the frames, with their times, lengths and link addresses."""
-        p = Packets.parse(self.data, self.at, self.cap, self.wire, self.time)
-        p.smac[:], p.ether[:], p.pkttype[:] = self.smac, self.ether, self.pkttype
+        """Header columns of the frames, with their times, lengths and link addresses. Yours to change."""
+        p, self.parsed = self.parsed, None
+        if p is None:
+            p = Packets.parse(self.data, self.at, self.cap, self.wire, self.time)
+            p.smac[:], p.ether[:], p.pkttype[:] = self.smac, self.ether, self.pkttype
         return p
 
 
-_COLUMNS = tuple(f.name for f in fields(Frames) if f.name != "data")
+_COLUMNS = tuple(f.name for f in fields(Frames) if f.name not in ("data", "parsed"))
 
 
 class Capture:
@@ -681,8 +688,11 @@ def _spots(data: U8, edges: I64, align: int, mark: np.uint16 | np.uint32) -> tup
         which.append(edge)
         offset.append(k * size + shift)
     all_which, all_offset = np.concatenate(which), np.concatenate(offset)
-    order = np.lexsort((all_offset, all_which))
-    return all_which[order], all_offset[order]
+    order = np.argsort(all_which * REACH + all_offset)
+    all_which, all_offset = all_which[order], all_offset[order]
+    first = np.searchsorted(all_which, all_which)  # of its edge
+    few = np.flatnonzero(np.arange(len(first)) - first < GUESSES)
+    return all_which[few], all_offset[few]
 
 
 def _first_spots(edges: I64, which: Rows, offset: I64) -> I64:
@@ -690,21 +700,46 @@ def _first_spots(edges: I64, which: Rows, offset: I64) -> I64:
     return edges[which[first]] + offset[first]
 
 
+_HIGH_BYTE = np.arange(256, dtype=np.int64) * 256 + 16  # what the upper byte of a length and the header add up to
+
+
 class _PcapChain:
     """pcap records in a window: 16 bytes of header, of which bytes 8 to 11 are the captured length."""
 
-    def __init__(self, data: U8, first: int, end: int, order: str) -> None:
+    def __init__(self, data: U8, first: int, end: int, order: str, long: bool) -> None:
         self.first, self.end = first, end
         self._data = data
         self._memory = data.data
         self._order = order
         self._length = struct.Struct(order + "I")
-        # the captured length, as if a record started at every byte
+        # the captured length, as if a record started at every byte; and its lower half in bytes, since those are
+        # gathered twice as fast as words that are not aligned. `first_long` finds the records that are longer.
         self._lengths = np.ndarray((len(data) - 11,), order + "u4", data.data, offset=8, strides=(1,))
+        self._bytes = [data[8 + k :] for k in ((0, 1, 2, 3) if order == "<" else (3, 2, 1, 0))]
+        self.long = long
+        self._scratch = np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, np.int64)
 
     def hop(self, places: I64, out: I64) -> None:
-        np.add(self._lengths[np.minimum(places, self.end)], places, out=out)
-        np.add(out, 16, out=out)
+        if self.long:
+            np.add(self._lengths[np.minimum(places, self.end)], places, out=out)
+            np.add(out, 16, out=out)
+            return
+        n = len(places)
+        if n != len(self._scratch[0]):
+            self._scratch = np.empty(n, np.uint8), np.empty(n, np.uint8), np.empty(n, np.int64)
+        low, high, size = self._scratch
+        self._bytes[0].take(places, out=low, mode="clip")
+        self._bytes[1].take(places, out=high, mode="clip")
+        _HIGH_BYTE.take(high, out=size, mode="clip")
+        np.add(places, size, out=out)
+        np.add(out, low, out=out)
+
+    def first_long(self, places: I64) -> int:
+        """Which of `places` is the first record of 64 KiB or more; -1: none."""
+        if self.long:
+            return -1
+        found = np.flatnonzero(self._bytes[2].take(places) | self._bytes[3].take(places))
+        return int(found[0]) if len(found) else -1
 
     def guess(self, edges: I64) -> I64:
         edges = edges[edges < self.end - REACH - PAD]
@@ -791,6 +826,7 @@ class _Records:
     time: I64
     iface: I32 | None = None  # None: all on interface `base`
     flags: U32 | None = None  # pcapng's epb_flags, 0 where there are none
+    link: U8 | None = None  # uint8[n, 16]: the first bytes of the link headers, for those who read them anyway
 
 
 _Whose = tuple[I64, I16, I32]  # number, source and iface of frames
@@ -958,7 +994,7 @@ def _link(data: U8, r: _Records, link_type: int, whose: _Whose) -> tuple[Frames,
     pkttype = np.zeros(n, np.uint8)
     ifindex = np.zeros(n, np.int32)
     if link_type == ETHERNET:
-        head = _rows(data, r.at, 16)
+        head = _rows(data, r.at, 16) if r.link is None else r.link
         header = 14
         dmac = head.view(">u8")[:, 0].astype(np.uint64) >> np.uint64(16)
         smac = (head.view(">u2")[:, 3].astype(np.uint64) << np.uint64(32)) | head.view(">u4")[:, 2]
@@ -1072,6 +1108,7 @@ class _Pcap(_Reader):
         if link_type not in LINK_TYPES:
             raise Unsupported([_foreign(source.name, link_type)])
         self.interface(None, link_type)
+        self.long = False  # there are records of 64 KiB and more
         self.used = 24
 
     def left_over(self, rest: int) -> str:
@@ -1097,7 +1134,8 @@ class _Pcap(_Reader):
 
     def columns(self, places: I64) -> Iterator[_Records]:
         """The records at these places, up to the first that nobody can have written."""
-        head = _rows(self.source.data, places, 16).view(self.order + "u4")
+        rows = _rows(self.source.data, places, 32)
+        head = rows[:, :16].view(self.order + "u4")
         damage = None
         for k in np.flatnonzero((head[:, 3] < np.maximum(head[:, 2], 1)) | (head[:, 2] > LONGEST_PACKET)):
             if head[k, 2] > LONGEST_PACKET:
@@ -1107,7 +1145,7 @@ class _Pcap(_Reader):
             elif head[k, 3] and head[k, 1] >= self.unit:
                 damage = _Damage(int(places[k]), "the record header makes no sense (neither its lengths nor its time)")
             if damage:
-                places, head = places[:k], head[:k]
+                places, head, rows = places[:k], head[:k], rows[:k]
                 break
         if len(places):
             cap = head[:, 2].astype(np.int32)
@@ -1116,6 +1154,7 @@ class _Pcap(_Reader):
                 cap,
                 np.maximum(np.minimum(head[:, 3], 0x7FFF_FFFF).astype(np.int32), cap),
                 head[:, 0].astype(np.int64) * 10**9 + head[:, 1].astype(np.int64) * (10**9 // self.unit),
+                link=rows[:, 16:],
             )
         if damage:
             raise damage
@@ -1128,10 +1167,15 @@ class _Pcap(_Reader):
             yield same
         if end - self.used < 16:
             return
-        chain = _PcapChain(data, self.used, end, self.order)
+        chain = _PcapChain(data, self.used, end, self.order, self.long)
         pieces = (end - self.used) // PIECE
         if pieces >= 8:
-            places, self.used = _chained(chain, self.used, pieces)
+            places, after = _chained(chain, self.used, pieces)
+            wrong = chain.first_long(places)
+            if wrong >= 0:  # a capture of loopback or of a card that puts packets together
+                chain.long = self.long = True
+                places, after = _chained(chain, self.used, pieces)
+            self.used = after
             if len(places):
                 yield places
         rest, self.used = chain.one_by_one(self.used, end)
@@ -1483,9 +1527,12 @@ def _looks_like(head: bytes) -> tuple[str, str]:
 # ---- which link ------------------------------------------------------------------------------------------------------
 
 
-def arrivals(frames: Frames, capture: Capture, routing: Routing, link: str | None = None) -> I16:
+def arrivals(
+    frames: Frames, capture: Capture, routing: Routing, link: str | None = None, src: U32 | None = None
+) -> I16:
     """On which link of the node each frame came in.
 
+    src      the IP source addresses, by somebody who has read them already
     link     every frame came in here, save those that carry the proof that the node sent them (`--link`); None or
              "auto": as the capture tells
     returns  int16[n]: a link's index; OUT (-1): the node itself sent it; PASSED (-2): no arrival, to be passed over
@@ -1499,7 +1546,7 @@ def arrivals(frames: Frames, capture: Capture, routing: Routing, link: str | Non
     else the interface number (SLL2; the node's links count from 1, lo first), else the link that has the destination
     MAC, else the link by which the node would answer.
     """
-    n = len(frames)
+    n, known = len(frames), src
     auto = link is None or link == "auto"
     where = np.full(n, -3, np.int16)  # not known yet
     if not auto:
@@ -1532,7 +1579,7 @@ def arrivals(frames: Frames, capture: Capture, routing: Routing, link: str | Non
     silent = (~frames.ether | ((frames.smac | frames.dmac) == 0)) & ~sent
     ask = np.flatnonzero(sent | silent) if auto else np.flatnonzero(sent)
     if len(ask):
-        src = _sources(frames, ask)
+        src = _sources(frames, ask) if known is None else known[ask]
         own = routing.is_local(src) | (src == 0)
         told = frames.incoming[ask]
         # a packet that the node heard from itself (lo in a capture of all links) was seen when it left
@@ -1540,7 +1587,7 @@ def arrivals(frames: Frames, capture: Capture, routing: Routing, link: str | Non
         where[ask[~own & sent[ask]]] = PASSED
     lost = np.flatnonzero(where == -3)
     if len(lost):
-        src = _sources(frames, lost)
+        src = _sources(frames, lost) if known is None else known[lost]
         none = np.zeros(len(lost), np.uint32)
         route = routing.output(src, none, none, none.astype(np.uint8))
         back = route.link.astype(np.int16)
@@ -1613,12 +1660,16 @@ class CaptureWriter:
         link  name or index in `links`       time  nanoseconds       wire  its length on the wire, if not all is here
         Cost  2 us; a comment that was written before costs no more
         """
+        self._put(self.block(link, time, packet, comment, wire))
+
+    def block(self, link: str | int, time: int, packet: bytes, comment: str = "", wire: int | None = None) -> bytes:
+        """The block that `write` writes."""
         options = self._options.get(comment)
         if options is None:
             if len(self._options) > 10_000:  # comments that name each packet would fill the memory
                 self._options = {"": b""}
             # a comment's length has 16 bits, and the cut may fall inside a character
-            text = comment.encode()[:65_500].decode("utf-8", "ignore").encode()
+            text = comment.encode()[:LONGEST_COMMENT].decode("utf-8", "ignore").encode()
             options = self._options[comment] = _option(1, text) + _option(0)
         number = link if isinstance(link, int) else self._index[link]
         ticks = max(time, 0) // self._per_tick
@@ -1628,7 +1679,32 @@ class CaptureWriter:
         head = _ENHANCED.pack(
             ENHANCED_PACKET, length, number, ticks >> 32, ticks & 0xFFFF_FFFF, n, n if wire is None else max(wire, n)
         )
-        self._put(b"".join((head, packet, bytes(fill), options, length.to_bytes(4, "little"))))
+        return b"".join((head, packet, bytes(fill), options, length.to_bytes(4, "little")))
+
+    def blocks(
+        self, links: I16, times: I64, sizes: I64, comments: I64
+    ) -> tuple[NDArray[np.void], NDArray[np.void], NDArray[np.void]]:
+        """`block` of many packets, in columns: what stands before the packets, between them and their comments, and
+        behind those. Packet and comment are each to be filled with zeros up to a multiple of 4.
+
+        links  index into `links`        times  nanoseconds        sizes, comments  bytes, at most LONGEST_COMMENT
+        """
+        n = len(links)
+        before = np.zeros((n, 7), "<u4")
+        behind = np.zeros((n, 2), "<u2")
+        tail = np.zeros((n, 2), "<u4")
+        ticks = times // self._per_tick
+        length = 32 + sizes + (-sizes & 3) + 4 + comments + (-comments & 3) + 4
+        for k, column in enumerate((ENHANCED_PACKET, length, links, ticks >> 32, ticks & 0xFFFF_FFFF, sizes, sizes)):
+            before[:, k] = column
+        behind[:, 0], behind[:, 1] = 1, comments
+        tail[:, 1] = length
+        return before.view("V28")[:, 0], behind.view("V4")[:, 0], tail.view("V8")[:, 0]
+
+    def put(self, blocks: U8) -> None:
+        """Write whole blocks."""
+        self.flush()
+        self._file.write(blocks.data)
 
     def _put(self, block: bytes) -> None:
         self._buffer.append(block)
@@ -1656,6 +1732,7 @@ class CaptureWriter:
 
 
 _ENHANCED = struct.Struct("<7I")
+LONGEST_COMMENT = 65_500  # bytes
 
 
 def _block(kind: int, body: bytes) -> bytes:

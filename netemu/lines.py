@@ -49,7 +49,7 @@ class Texts:
         if longest > 255:
             return Pool(each(texts.__getitem__))
         width = 1 << max(longest - 1, 0).bit_length()
-        cells = np.array(texts, f"S{width}").view(f"V{width}")
+        cells = np.array(texts or [b""], f"S{width}").view(f"V{width}")
         return cls(cells, np.array(list(map(len, texts)), np.uint8))
 
 
@@ -162,6 +162,17 @@ class Lines:
         self.end()
         self.sizes += sizes
         self._pieces.append((data, starts, sizes, int(sizes.min()) if len(sizes) else 0))
+
+    def cells(self, cells: NDArray[np.void]) -> None:
+        """In each line the cell of its own."""
+        self.put(Texts(cells, np.full(len(cells), cells.dtype.itemsize, np.uint8)), np.arange(len(cells)))
+
+    def extend(self, other: Lines) -> None:
+        """In each line all that `other` has in it."""
+        self.end()
+        other.end()
+        self.sizes += other.sizes
+        self._pieces += other._pieces
 
     def end(self) -> None:
         """Nothing comes behind what was added."""

@@ -542,7 +542,8 @@ class Node:
                         self.epoch = first - self.now
                     zero = self.epoch
             time = frames.time - zero
-            where = arrivals(frames, capture, self.routing, link)
+            p = frames.parse()
+            where = arrivals(frames, capture, self.routing, link, p.src)
             keep = np.flatnonzero(where >= -1)
             cuts = [0]
             for at, _ in todo:
@@ -550,7 +551,8 @@ class Node:
             cuts.append(len(keep))
             for k, (lo, hi) in enumerate(pairwise(cuts)):
                 if hi > lo:
-                    yield self._frames(frames, keep[lo:hi], where, time, limit, remember, link not in (None, "auto"))
+                    some = slice(lo, hi) if len(keep) == len(where) else keep[lo:hi]
+                    yield self._frames(frames, p, some, where, time, limit, remember, link not in (None, "auto"))
                 if k < len(todo) and hi < len(keep):
                     self.run(todo[k][1], at=todo[k][0] / SECOND)
             done = sum(1 for c in cuts[1:-1] if c < len(keep))
@@ -559,26 +561,35 @@ class Node:
             self.run(text, at=at / SECOND)
 
     def _frames(
-        self, frames: Frames, keep: Rows, where: I16, time: I64, limit: int, remember: bool, forced: bool
+        self,
+        frames: Frames,
+        parsed: Packets,
+        keep: Rows | slice,
+        where: I16,
+        time: I64,
+        limit: int,
+        remember: bool,
+        forced: bool,
     ) -> Journeys:
-        p = Packets.parse(frames.data, frames.at[keep], frames.cap[keep], frames.wire[keep])
+        p = parsed.take(keep)
         p.arrived[:] = where[keep]
-        p.ether[:], p.smac[:], p.pkttype[:] = frames.ether[keep], frames.smac[keep], frames.pkttype[keep]
-        p.socket[:] = p.arrived < 0
-        p.pkttype[p.arrived < 0] = HOST
-        if not forced:
-            self._strangers_on_link(p, frames.dmac[keep], frames.ether[keep])
+        np.less(p.arrived, 0, out=p.socket)
+        if p.socket.any():
+            p.pkttype[p.socket] = HOST
+        if not forced and p.ether.any():
+            self._strangers_on_link(p, frames.dmac[keep])
         t = time[keep]
-        forward = np.maximum.accumulate(np.maximum(t, self.now))
-        p.time[:] = forward
-        return self._go(p, frames.number[keep], limit, remember=remember, late=int((forward != t).sum()))
+        np.maximum(t, self.now, out=p.time)
+        np.maximum.accumulate(p.time, out=p.time)
+        late = int(np.count_nonzero(p.time != t))
+        return self._go(p, frames.number[keep], limit, remember=remember, late=late)
 
-    def _strangers_on_link(self, p: Packets, dmac: NDArray[np.uint64], ether: Mask) -> None:
+    def _strangers_on_link(self, p: Packets, dmac: NDArray[np.uint64]) -> None:
         """Frames to another station's address on a link whose own address is known are not for this node."""
         for k, link in enumerate(self.routing.links):
             if link.mac is None:
                 continue
-            mine = (p.arrived == k) & ether
+            mine = (p.arrived == k) & p.ether
             other = mine & (dmac != 0) & (dmac != link.mac) & ((dmac >> np.uint64(40)) & np.uint64(1) == 0)
             p.pkttype[other] = OTHERHOST
 

@@ -735,33 +735,78 @@ class Parquet:
 
 
 class Left:
-    """What left the node, as a pcapng with one interface a link; each packet's comment is its path."""
+    """What left the node, as a pcapng with one interface a link; each packet's comment is its path.
+
+    Packets that left as one, as most do, are written in columns; those that were cut up, rebuilt or caused others, one
+    by one.
+    """
 
     def __init__(self, file: str | BinaryIO, node: Node) -> None:
         from netemu.capture import CaptureWriter
 
-        links = node.routing.names
+        paths = node.paths
         self.node = node
-        self.writer = CaptureWriter(file, links)
-        self.count = 0
+        self.writer = CaptureWriter(file, node.routing.names)
+        self.steps = Pool(each(lambda k: f"{paths.steps[k]}\n".encode()))
+        self.paths = Pool(chains(self.steps, paths.unrolled, b"\n"))
 
     def write(self, journeys: Journeys, rows: Rows) -> None:
-        pkts, paths = journeys.pkts, journeys.paths
         special = odd(journeys)
         rows = rows[special[rows] | (journeys.left[rows] >= 0)]
+        for lo in range(0, len(rows), BLOCK // 4):
+            self._write(journeys, rows[lo : lo + BLOCK // 4], special)
+        self.steps.trim()
+        self.paths.trim()
+
+    def _write(self, journeys: Journeys, rows: Rows, special: NDArray[np.bool_]) -> None:
+        from netemu.capture import LONGEST_COMMENT
+
+        pkts = journeys.pkts
+        self.paths.learn(pkts.path[rows])
+        plain = ~special[rows] & pkts.simple(rows) & (self.paths.sizes[pkts.path[rows]] < LONGEST_COMMENT - 64)
         zero = self.node.epoch or 0  # back to the clock of the capture
         numbers = np.asarray(journeys.numbers)
-        comments = _Known(lambda n: "\n".join(map(str, paths.unfold(n))), 1 << 14)
-        for row in rows.tolist():
-            comment = f"packet {numbers[row]}\n{comments[int(pkts.path[row])]}"
-            for link, packet in (
-                journeys[row].out if special[row] else [(journeys.links[int(journeys.left[row])], pkts.bytes(row))]
-            ):
-                self.writer.write(link, zero + int(pkts.time[row]), packet, comment)
-                self.count += 1
+        many, few = np.flatnonzero(plain), np.flatnonzero(~plain)
+        blocks = []
+        for row in rows[few].tolist():
+            comment = "\n".join((f"packet {numbers[row]}", *map(str, journeys.paths.unfold(int(pkts.path[row])))))
+            blocks.append(
+                b"".join(
+                    self.writer.block(link, zero + int(pkts.time[row]), packet, comment)
+                    for link, packet in (journeys[row].out if special[row] else journeys.left_as(row))
+                )
+            )
+        one_by_one = Lines(len(few))
+        one_by_one.put(Texts.of(blocks), np.arange(len(few)))
+
+        some = rows[many]
+        remarks = Lines(len(some))
+        remarks.add(b"packet ")
+        columns.serial_numbers(remarks, numbers[some])
+        remarks.add(b"\n")
+        remarks.put(self.paths, pkts.path[some])
+        remarks.end()
+        sizes = pkts.sizes(some)
+        before, behind, tail = self.writer.blocks(
+            journeys.left[some], np.maximum(pkts.time[some] + zero, 0), sizes, remarks.sizes
+        )
+        lines = Lines(len(some))
+        lines.cells(before)
+        lines.copy(pkts.data, pkts.at[some], sizes)
+        lines.put(FILL, -sizes & 3)
+        lines.cells(behind)
+        lines.extend(remarks)
+        lines.put(FILL, -remarks.sizes & 3)
+        lines.cells(tail)
+        out, starts, _ = joined([(lines, many), (one_by_one, few)])
+        pkts.lay(some, out, starts[many] + before.dtype.itemsize)
+        self.writer.put(out)
 
     def close(self) -> None:
         self.writer.close()
+
+
+FILL = Texts.of([bytes(k) for k in range(4)])
 
 
 def open_report(path: str) -> Report:

@@ -382,6 +382,17 @@ def noisy(rng: random.Random, n: int) -> list[tuple[int, bytes]]:
     return out
 
 
+def test_records_of_64_kib_and_more_among_small_ones() -> None:
+    """As loopback has them. Their length does not fit the two bytes that a walk looks at first."""
+    rng = random.Random(3)
+    sizes = [rng.choice([60, 200, 1500, 65_520, 65_535, 66_000, 140_000]) for _ in range(120)] + [90] * 9000 + [66_000]
+    packets = [ipv4(k, 40) + bytes([k & 255]) * (size - 40) for k, size in enumerate(sizes)]
+    f = io.BytesIO()
+    write_pcap(f, [k * 1000 for k in range(len(packets))], packets)
+    capture = read_capture(io.BytesIO(f.getvalue()))
+    assert [int(x) for frames in capture for x in frames.cap] == sizes and not capture.problems
+
+
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("file", [pcap, pcapng])
 def test_many_chains_find_what_a_loop_finds(file, order: str, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
@@ -554,9 +565,9 @@ def test_unknown_link_type(file) -> None:  # type: ignore[no-untyped-def]
         (b"12:00:01.0 IP 10.0.0.1 > 10.0.0.2: ICMP\n", "text"),
         (b'{"a": 1}', "JSON"),
         (b"\x00\x01\x02\x03\x04", "00 01 02 03 04"),
-        (gzip.compress(b"hello there\n"), "unpacked, it is not a capture: it looks like text"),
-        (gzip.compress(b""), "unpacked, it is empty"),
-        (gzip.compress(b"x" * 99)[:12], "gzip stream ends"),
+        (gzip.compress(b"hello there\n", mtime=0), "unpacked, it is not a capture: it looks like text"),
+        (gzip.compress(b"", mtime=0), "unpacked, it is empty"),
+        (gzip.compress(b"x" * 99, mtime=0)[:12], "gzip stream ends"),
         (b"\x34\xcd\xb2\xa1" + bytes(20), "Kuznetzov"),
     ],
 )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from worlds import World, play, replayed, worlds
 
 from netemu import report
-from netemu.capture import read_capture, write_pcap
+from netemu.capture import CaptureWriter, read_capture, write_pcap
 from netemu.errors import Refused
 from netemu.node import Journeys, Node
 from netemu.packets import Packets
@@ -262,6 +262,23 @@ def test_what_left_can_be_read_back(node: Node, journeys: Journeys) -> None:
         got.append((capture.interfaces[frames.iface[k]], data))
     assert got == [out for journey in journeys for out in journey.out]
     assert b"nat:WEB:rule:1" in file.getvalue()
+
+
+@given(worlds())
+def test_what_left_is_written_as_packet_by_packet(world: World) -> None:
+    events, _ = play(world.node(), world.choices)
+    node, journeys = replayed(world, events, None)
+    together, one_by_one = io.BytesIO(), io.BytesIO()
+    left, writer = report.Left(together, node), CaptureWriter(one_by_one, node.routing.names)
+    for part in journeys.parts:
+        left.write(part, every(part))
+        for row, journey in enumerate(part):
+            comment = "\n".join((f"packet {journey.packet}", *map(str, journey.steps)))
+            for link, packet in journey.out:
+                writer.write(link, int(part.pkts.time[row]), packet, comment)
+    left.close()
+    writer.close()
+    assert together.getvalue() == one_by_one.getvalue()
 
 
 def test_chunks_do_not_show_in_any_report(model: Path) -> None:
