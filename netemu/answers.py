@@ -19,22 +19,27 @@ from netemu import clock
 from netemu import routing as R
 from netemu.fragments import ip_packet
 from netemu.packets import (
+    DCCP,
     DONT_FRAGMENT,
     DROPPED,
+    GRE,
     HOST,
     ICMP,
     ICMP_ERRORS,
-    MORE_FRAGMENTS,
     OFFSET_MASK,
     REJECTED,
     RELATED,
     RST,
+    SCTP,
     SYN,
     TCP,
     UDP,
+    UDPLITE,
     Packets,
     Rows,
     checksum,
+    noted,
+    options,
     segment_ok,
 )
 from netemu.tcp import CL
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
     from netemu.node import Node
 
 SECOND = clock.SECOND
+SUMMED_OTHERWISE = (GRE, 50, 51, SCTP, UDPLITE)  # 50, 51: ESP, AH
 LONG_AGO = (1 << 31) * SECOND
 LO = 0
 #: ICMP types that Linux sends no error about: the errors, those that never were, and router advertisement, solicitation
@@ -127,6 +133,7 @@ class Answers:
         get = self.node.sysctl.int
         self.limits.read_sysctls()
         self.default_ttl = get("net.ipv4.ip_default_ttl")
+        self.by_inbound = bool(get("net.ipv4.icmp_errors_use_inbound_ifaddr"))
         self.reflect = bool(get("net.ipv4.fwmark_reflect"))
 
     def icmp(
@@ -168,24 +175,52 @@ class Answers:
         src = int(p.dst[row]) if trip.route_kind[row] == R.LOCAL else 0
         dst = int(p.src[row])
         if not src:
-            src = self.node.routing.source_for(dst)
+            if self.by_inbound and p.arrived[row] >= 0:
+                src = self.node.routing.inbound_address(int(p.arrived[row]), dst)
+            src = src or self.node.routing.source_for(dst)
             if not src:
                 return None
         back = self.node.routing.output(
             np.array([dst], np.uint32), np.array([src], np.uint32), np.zeros(1, np.uint32), np.zeros(1, np.uint8)
         )
-        room = min(576, int(back.mtu[0])) - 28
+        said = self._echo(p, row, quote, src) if p.ihl[row] > 20 and not p.local[row] else b""
+        room = min(576, int(back.mtu[0])) - 28 - len(said)
         body = bytearray(struct.pack("!BBHI", kind, code, 0, info) + quote[:room])
         struct.pack_into("!H", body, 2, checksum(bytes(body)))
         tos = (int(p.tos[row]) & 0x1E) | 0xC0
-        return ip_packet(src, dst, ICMP, bytes(body), tos=tos, ttl=self.default_ttl)
+        return ip_packet(src, dst, ICMP, bytes(body), tos=tos, ttl=self.default_ttl, options=said)
+
+    def _echo(self, p: Packets, row: int, quote: bytes, src: int) -> bytes:
+        """An error repeats the record of the route and the timestamps of what it is about, and goes on with them."""
+        header = quote[: int(p.ihl[row])]
+        bad, kinds = options(header)
+        if bad is not None or not kinds & {7, 68}:
+            return b""
+        found = {}
+        k = 20
+        while k < len(header) and header[k]:
+            size = 1 if header[k] == 1 else header[k + 1]
+            found[header[k]] = header[k : k + size]
+            k += size
+        held = found.get(7, b"") + found.get(68, b"")
+        full = 68 in found and found[68][2] > found[68][1]
+        begun = header[:20] + (found.get(7, b"") if full else held)
+        begun, _ = noted(begun, src, self.node.milliseconds(int(p.time[row])), lambda address: False)
+        held = begun[20:] + (found[68] if full else b"")
+        return held + bytes(-len(held) % 4)
 
     @staticmethod
     def _wrong_sum(p: Packets, row: int, packet: bytes) -> bool:
-        """The transport checksum of a packet can be checked, and is wrong."""
-        known = p.proto[row] in (TCP, UDP, ICMP) and p.length[row] >= p.ihl[row] + 8
-        whole = p.cap[row] >= p.length[row] and not p.frag[row] & (OFFSET_MASK | MORE_FRAGMENTS)
-        return bool(known and whole) and not segment_ok(packet)
+        """The checksum of what the packet carries is wrong; of a protocol unknown to Linux it must be a plain sum."""
+        proto = int(p.proto[row])
+        if p.frag[row] & OFFSET_MASK or p.cap[row] < p.length[row]:  # the sum of a first fragment is wrong
+            return False
+        if proto in (TCP, UDP, ICMP):
+            return bool(p.length[row] >= p.ihl[row] + 8) and not segment_ok(packet)
+        segment = packet[int(p.ihl[row]) :]
+        if proto in SUMMED_OTHERWISE or (proto == DCCP and p.sums_dccp):
+            return False
+        return checksum(segment) != 0
 
     def pay(self, trip: Trip) -> None:
         """The run is over: send the ICMP errors that `trip` owes, as far as Linux's limits let them."""

@@ -265,6 +265,8 @@ def _commands(model: Model) -> list[list[str]]:
     for link in model.links:
         if link.name != "lo" and link.up:
             out.append(["ip", "link", "set", link.name, "up"])
+        if link.group:
+            out.append(["ip", "link", "set", link.name, "group", str(link.group)])
         for a in link.addresses:
             if ":" in a.address or (link.name == "lo" and a.address.startswith("127.0.0.1/")):
                 continue

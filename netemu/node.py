@@ -417,6 +417,10 @@ class Node:
         self.rewritten = Rewritten(self)
         self.road.compile()
 
+    def milliseconds(self, now: int) -> int:
+        """Milliseconds since midnight UT at a time of the node's clock: what an IP timestamp says."""
+        return ((self.epoch or 0) + now) // 1_000_000 % 86_400_000
+
     def caveat(self, text: str) -> None:
         """Say once, and count, that something passed which is not modelled to the letter."""
         self.caveats[text] += 1

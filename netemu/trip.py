@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from netemu.packets import DROPPED, I16, I32, U8, U32, U64, Mask, Packets, Rows
+from netemu.packets import DCCP, DROPPED, I16, I32, U8, U32, U64, Mask, Packets, Rows
 from netemu.paths import Paths, Step
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Trip:
         self.children: list[Trip] = []
         self.parent = parent
         self.parent_rows = parent_rows  # for each packet of this trip, the row of `parent` that caused it
+        pkts.sums_dccp = bool(node.conntrack.ported[DCCP])
         n = pkts.n
         self.route_kind: NDArray[np.int8] = np.zeros(n, np.int8)
         self.route_link: I16 = np.full(n, -1, np.int16)
@@ -62,6 +63,7 @@ class Trip:
             None  # what CT rules wish for (number in Conntrack.templates, 0 nothing); None: none
         )
         self.whole: dict[int, Assembly] = {}  # packets that were put together, and from what
+        self.signed: dict[int, list[int]] = {}  # where in its options a packet carries the node's address
         self.owed: list[tuple[int, bytes, int, int, bool]] = []  # errors to be sent: see Answers.icmp
         self.silent: list[int] = []  # rows whose sender is not told after all
         self.choices: dict[int, Choice] = {}  # how IPVS found the server of a row, while Ipvs.tell is on
