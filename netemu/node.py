@@ -27,7 +27,7 @@ from netemu.ipvsadm import Ipvsadm
 from netemu.journey import CHUNK, Road
 from netemu.model import Model, read_model
 from netemu.nat import Nat, Range
-from netemu.packets import FATES, HOST, I16, I64, OTHERHOST, Mask, Packets, Rows, keep_memory, padded
+from netemu.packets import DCCP, FATES, HOST, I16, I64, OTHERHOST, Mask, Packets, Rows, keep_memory, padded
 from netemu.paths import Paths, Rewrite, Step
 from netemu.routing import Routing
 from netemu.sysctl import Sysctl
@@ -479,6 +479,7 @@ class Node:
         """Take a batch through, cut into runs."""
         p.serial[:] = self.serial + np.arange(p.n)
         self.serial += p.n
+        p.sums_dccp = bool(self.conntrack.ported[DCCP])
         before = arrived_columns(p)
         trip = Trip(self, p)
         trip.remember = remember

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from netemu.packets import DCCP, DROPPED, I16, I32, U8, U32, U64, Mask, Packets, Rows
+from netemu.packets import DROPPED, I16, I32, U8, U32, U64, Mask, Packets, Rows
 from netemu.paths import Paths, Step
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ class Trip:
         self.children: list[Trip] = []
         self.parent = parent
         self.parent_rows = parent_rows  # for each packet of this trip, the row of `parent` that caused it
-        pkts.sums_dccp = bool(node.conntrack.ported[DCCP])
         n = pkts.n
         self.route_kind: NDArray[np.int8] = np.zeros(n, np.int8)
         self.route_link: I16 = np.full(n, -1, np.int16)
