@@ -26,7 +26,6 @@ from netemu.packets import (
     HOST,
     ICMP,
     ICMP_ERRORS,
-    MORE_FRAGMENTS,
     OFFSET_MASK,
     REJECTED,
     RELATED,
@@ -39,6 +38,8 @@ from netemu.packets import (
     Packets,
     Rows,
     checksum,
+    noted,
+    options,
     segment_ok,
 )
 from netemu.tcp import CL
@@ -134,6 +135,7 @@ class Answers:
         get = self.node.sysctl.int
         self.limits.read_sysctls()
         self.default_ttl = get("net.ipv4.ip_default_ttl")
+        self.by_inbound = bool(get("net.ipv4.icmp_errors_use_inbound_ifaddr"))
         self.reflect = bool(get("net.ipv4.fwmark_reflect"))
 
     def icmp(
@@ -175,24 +177,46 @@ class Answers:
         src = int(p.dst[row]) if trip.route_kind[row] == R.LOCAL else 0
         dst = int(p.src[row])
         if not src:
-            src = self.node.routing.source_for(dst)
+            if self.by_inbound and p.arrived[row] >= 0:
+                src = self.node.routing.inbound_address(int(p.arrived[row]), dst)
+            src = src or self.node.routing.source_for(dst)
             if not src:
                 return None
         back = self.node.routing.output(
             np.array([dst], np.uint32), np.array([src], np.uint32), np.zeros(1, np.uint32), np.zeros(1, np.uint8)
         )
-        room = min(576, int(back.mtu[0])) - 28
+        said = self._echo(p, row, quote, src) if p.ihl[row] > 20 and not p.local[row] else b""
+        room = min(576, int(back.mtu[0])) - 28 - len(said)
         body = bytearray(struct.pack("!BBHI", kind, code, 0, info) + quote[:room])
         struct.pack_into("!H", body, 2, checksum(bytes(body)))
         tos = (int(p.tos[row]) & 0x1E) | 0xC0
-        return ip_packet(src, dst, ICMP, bytes(body), tos=tos, ttl=self.default_ttl)
+        return ip_packet(src, dst, ICMP, bytes(body), tos=tos, ttl=self.default_ttl, options=said)
+
+    def _echo(self, p: Packets, row: int, quote: bytes, src: int) -> bytes:
+        """An error repeats the record of the route and the timestamps of what it is about, and goes on with them."""
+        header = quote[: int(p.ihl[row])]
+        bad, kinds = options(header)
+        if bad is not None or not kinds & {7, 68}:
+            return b""
+        found = {}
+        k = 20
+        while k < len(header) and header[k]:
+            size = 1 if header[k] == 1 else header[k + 1]
+            found[header[k]] = header[k : k + size]
+            k += size
+        held = found.get(7, b"") + found.get(68, b"")
+        full = 68 in found and found[68][2] > found[68][1]
+        begun = header[:20] + (found.get(7, b"") if full else held)
+        begun, _ = noted(begun, src, self.node.milliseconds(int(p.time[row])), lambda address: False)
+        held = begun[20:] + (found[68] if full else b"")
+        return held + bytes(-len(held) % 4)
 
     @staticmethod
     def _wrong_sum(p: Packets, row: int, packet: bytes, kernel: str) -> bool:
-        """The checksum of a whole packet is wrong. Linux takes the bytes behind any IP header to have one, but for the
-        protocols of UNSUMMED.
+        """The checksum of a packet is wrong. Linux takes the bytes behind any IP header to have one, but for the
+        protocols of UNSUMMED. That of a first fragment is wrong: it is the sum of more than there is.
         """
-        if p.cap[row] < p.length[row] or p.frag[row] & (OFFSET_MASK | MORE_FRAGMENTS):
+        if p.cap[row] < p.length[row] or p.frag[row] & OFFSET_MASK:
             return False
         if p.proto[row] in (TCP, UDP, ICMP):
             return not segment_ok(packet)

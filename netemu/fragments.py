@@ -35,12 +35,14 @@ class Assembly:
     """Fragments of one packet that waits to be whole.
 
     since    when the first one came, ns       largest  size of the largest one, IP header included
+    told     how many fragments its sender had sent when the last piece came
     sizes    payload of each piece, first to last, once the packet is whole
     broken   why the pieces cannot be one packet: all of them are lost
     """
 
     since: int
     largest: int = 0
+    told: int = 0
     broken: str = ""
 
     def __post_init__(self) -> None:
@@ -168,8 +170,22 @@ def _blank_options(head: bytearray) -> None:
         k += size
 
 
-def ip_packet(src: int, dst: int, proto: int, body: bytes, *, tos: int = 0, ttl: int = 64, flags: int = 0) -> bytes:
-    """An IPv4 packet that the node makes: no options, id 0."""
-    head = bytearray(struct.pack("!BBHHHBBHII", 0x45, tos, 20 + len(body), 0, flags, ttl, proto, 0, src, dst))
+def ip_packet(
+    src: int,
+    dst: int,
+    proto: int,
+    body: bytes,
+    *,
+    tos: int = 0,
+    ttl: int = 64,
+    flags: int = 0,
+    options: bytes = b"",
+) -> bytes:
+    """An IPv4 packet that the node makes: its id is 0, the length of its options a multiple of 4."""
+    ihl = 20 + len(options)
+    head = bytearray(
+        struct.pack("!BBHHHBBHII", 0x40 | ihl // 4, tos, ihl + len(body), 0, flags, ttl, proto, 0, src, dst)
+    )
+    head += options
     struct.pack_into("!H", head, 10, checksum(bytes(head)))
     return bytes(head) + body

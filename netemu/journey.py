@@ -59,7 +59,9 @@ from netemu.packets import (
     Mask,
     Packets,
     Rows,
+    noted,
     options,
+    with_address,
 )
 from netemu.paths import Step
 from netemu.routing import REASONS
@@ -101,6 +103,8 @@ class Road:
         self.stops: dict[str, list[Stop]] = {}
         self._out_steps: dict[tuple[str, int, int], Step] = {}
         self.fragments: dict[tuple[int, int, int, int, str], Assembly] = {}
+        self.heard: dict[int, int] = {}  # sender -> fragments that came from it
+        self.defrag = False
         self.answers = Answers(node)
         self.window = 64
         self.alone_in = self.alone_out = self.one_a_flow = self.one_asking = False  # see _memories
@@ -115,6 +119,7 @@ class Road:
     def compile(self) -> None:
         """Find out what stands at each hook now: touched tables, tracking if a rule needs it, IPVS if it serves."""
         node = self.node
+        self.defrag = node.conntrack.on or node.tables.defrag_needed
         for hook, stops in STOPS.items():
             line: list[Stop] = []
             for _, name in stops:
@@ -128,7 +133,7 @@ class Road:
                     line.append(node.conntrack.track)
                 elif name == "confirm" and node.conntrack.on:
                     line.append(node.conntrack.confirm)
-                elif name == "defrag" and node.conntrack.on:
+                elif name == "defrag" and self.defrag:
                     line.append(self._defrag)
                 elif name.startswith("ipvs") and node.ipvs.active:
                     line.append(
@@ -146,6 +151,7 @@ class Road:
         self.up = np.array([link.up for link in node.routing.links])
         get = node.sysctl.int
         self.fragment_time = get("net.ipv4.ipfrag_time") * SECOND
+        self.distance = get("net.ipv4.ipfrag_max_dist")
         self.nat_on = node.conntrack.on and any(node.tables.has("nat", hook) for hook in STOPS)
 
     def _memories(self) -> None:
@@ -354,7 +360,7 @@ class Road:
     def _options(self, trip: Trip, rows: Rows, kind: NDArray[np.int8]) -> None:
         """IP options: source routes are not taken, nonsense is answered, the others are passed on as they are."""
         p = trip.pkts
-        fine = (kind == R.LOCAL) | (kind == R.BROADCAST) | (kind == R.MULTICAST) | (kind == R.UNICAST)
+        fine = np.isin(kind, (*R.DELIVERED_KINDS, R.UNICAST, R.NOT_FORWARDING, R.BLACKHOLE, *R.ICMP_ERROR))
         for row in rows[fine & (p.ihl[rows] > 20)].tolist():
             one = np.array([row])
             bad, kinds = options(p.original(row)[: int(p.ihl[row])])
@@ -365,7 +371,32 @@ class Road:
             elif kinds & {131, 137}:
                 trip.end(one, "source routes are not accepted")
             elif kinds & {7, 68}:
-                self.node.caveat("record-route and timestamp options are passed on without the node's own entry")
+                self._note(trip, row)
+
+    def _note(self, trip: Trip, row: int) -> None:
+        """The node writes itself into record-route and timestamp options; the time is the packet's own."""
+        p, node = trip.pkts, self.node
+        ihl = int(p.ihl[row])
+        here = int(p.dst[row]) if trip.route_kind[row] == R.LOCAL else node.routing.source_for(int(p.src[row]))
+        ms = node.milliseconds(int(p.time[row]))
+        packet = p.bytes(row)
+        header, places = noted(
+            packet[:ihl], here, ms, lambda address: bool(node.routing.is_local(np.array([address], np.uint32))[0])
+        )
+        p.rebuild(row, header + packet[ihl:])
+        trip.signed[row] = places
+
+    def _sign(self, trip: Trip, rows: Rows) -> None:
+        """On the way out the address in the options is that of the way out."""
+        p = trip.pkts
+        for row in rows[np.isin(rows, list(trip.signed))].tolist():
+            one = np.array([row])
+            way = self.node.routing.output(
+                p.dst[one], np.zeros(1, np.uint32), p.mark[one], p.tos[one], int(trip.route_link[row])
+            )
+            packet, ihl = p.bytes(row), int(p.ihl[row])
+            header = with_address(packet[:ihl], trip.signed[row], int(way.source[0]))
+            p.rebuild(row, header + packet[ihl:])
 
     def _attach(self, trip: Trip, rows: Rows, way: R.Route) -> None:
         trip.route_kind[rows] = way.kind
@@ -399,7 +430,7 @@ class Road:
     def _deliver(self, trip: Trip, rows: Rows) -> None:
         """To a local process, through INPUT."""
         trip.step(rows, _FOR_US)
-        if not self.node.conntrack.on:
+        if not self.defrag:
             rows = self._defrag(trip, rows)
         rows = self.hook(trip, "INPUT", rows)
         if len(rows):
@@ -428,6 +459,8 @@ class Road:
             self.answers.redirect(trip, trip.travelling(shortcut))
         p.link_out[rows] = trip.route_link[rows]
         rows = self.hook(trip, "FORWARD", rows)
+        if trip.signed:
+            self._sign(trip, rows)
         self._leave(trip, rows)
 
     def _fits(self, trip: Trip, rows: Rows) -> Rows:
@@ -571,7 +604,7 @@ class Road:
         if not pieces.any():
             return rows
         for row in rows[pieces].tolist():
-            self._gather(trip, row, trip.hook if self.node.conntrack.on else "")
+            self._gather(trip, row, trip.hook if self.defrag else "")
         return trip.travelling(rows)
 
     def _gather(self, trip: Trip, row: int, where: str) -> None:
@@ -585,6 +618,10 @@ class Road:
             if len(self.fragments) > 1024:  # those that nobody will complete any more
                 self.fragments = {k: a for k, a in self.fragments.items() if a.since + self.fragment_time > now}
             held = self.fragments[name] = Assembly(now)
+        told = self.heard[name[0]] = self.heard.get(name[0], 0) + 1
+        if held.parts and self.distance and told - held.told > self.distance:
+            held = self.fragments[name] = Assembly(now)  # too many others from there in between
+        held.told = told
         before = len(held.parts)
         whole = held.add(p.bytes(row))
         if whole is None:

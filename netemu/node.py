@@ -29,7 +29,7 @@ from netemu.ipvsadm import Ipvsadm
 from netemu.journey import CHUNK, Road
 from netemu.model import Model, read_model
 from netemu.nat import Nat, Range
-from netemu.packets import FATES, HOST, I16, I64, OTHERHOST, Mask, Packets, Rows, keep_memory, padded
+from netemu.packets import DCCP, FATES, HOST, I16, I64, OTHERHOST, Mask, Packets, Rows, keep_memory, padded
 from netemu.paths import Paths, Rewrite, Step
 from netemu.routing import Routing
 from netemu.sysctl import Sysctl
@@ -422,6 +422,10 @@ class Node:
         self.rewritten = Rewritten(self)
         self.road.compile()
 
+    def milliseconds(self, now: int) -> int:
+        """Milliseconds since midnight UT at a time of the node's clock: what an IP timestamp says."""
+        return ((self.epoch or 0) + now) // 1_000_000 % 86_400_000
+
     def caveat(self, text: str) -> None:
         """Say once, and count, that something passed which is not modelled to the letter."""
         self.caveats[text] += 1
@@ -480,6 +484,7 @@ class Node:
         """Take a batch through, cut into runs."""
         p.serial[:] = self.serial + np.arange(p.n)
         self.serial += p.n
+        p.sums_dccp = bool(self.conntrack.ported[DCCP])
         before = arrived_columns(p)
         trip = Trip(self, p)
         trip.remember = remember

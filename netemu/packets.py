@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import builtins
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -145,6 +145,7 @@ class Packets:
     reason: I32
     path: I32
     evaluated: I32
+    sums_dccp = True  # the checksum of DCCP is patched with the addresses (Linux 6.1: later ones do not know it)
 
     def __init__(self, n: int, data: U8) -> None:
         self.n = n
@@ -277,7 +278,7 @@ class Packets:
             old, new = old_ip[6:10] + old_ports, new_ip[6:10] + new_ports
             if old != new:
                 struct.pack_into("!HH", b, ihl, *new_ports)
-                place = {TCP: 16, UDP: 6, UDPLITE: 6, DCCP: 6}.get(proto)
+                place = {TCP: 16, UDP: 6, UDPLITE: 6, DCCP: 6 if self.sums_dccp else None}.get(proto)
                 if place is not None and len(b) >= ihl + place + 2:
                     (c,) = struct.unpack_from("!H", b, ihl + place)
                     if c or proto != UDP:  # a UDP checksum of 0 means none, and stays
@@ -599,13 +600,61 @@ def options(header: bytes) -> tuple[int | None, set[int]]:
                 return k, kinds
             if size < 4:
                 return k + 1, kinds
-            if header[k + 2] < 5:
+            if header[k + 2] < 5 or header[k + 2] <= size < header[k + 2] + _STAMP.get(header[k + 3] & 15, 1) - 1:
                 return k + 2, kinds
+            if header[k + 2] > size and header[k + 3] >> 4 == 15:
+                return k + 3, kinds
         elif kind == 148 and size < 4:  # router alert
             return k + 1, kinds
         kinds.add(kind)
         k += size
     return None, kinds
+
+
+_STAMP = {0: 4, 1: 8, 3: 8}  # bytes of a timestamp, by the option's flag: time, address and time, only of whom it names
+
+
+def noted(header: bytes, here: int, ms: int, ours: Callable[[int], bool]) -> tuple[bytes, list[int]]:
+    """An IP header after a router wrote itself into its record-route and timestamp options.
+
+    here     its address     ms  its time, milliseconds since midnight UT     ours(address)  is it one of its own?
+    returns  the header, and where in it `here` stands. Its checksum is still the old one: Linux makes it anew only
+             when the packet goes on (see `with_address`)
+    """
+    h = bytearray(header)
+    places = []
+    k = 20
+    while k < len(h) and h[k]:
+        if h[k] == 1:
+            k += 1
+            continue
+        size, at = h[k + 1], h[k + 2] if h[k + 1] > 2 else 0
+        if h[k] == 7 and at <= size:
+            places.append(k + at - 1)
+            h[k + 2] += 4
+        elif h[k] == 68 and at > size:
+            h[k + 3] += 16  # one more that found no room
+        elif h[k] == 68 and h[k + 3] & 15 in _STAMP:
+            kind = h[k + 3] & 15
+            if kind == 1:
+                places.append(k + at - 1)
+            if kind != 3 or ours(int.from_bytes(h[k + at - 1 : k + at + 3], "big")):
+                struct.pack_into("!I", h, k + at - 1 + _STAMP[kind] - 4, ms)
+                h[k + 2] += _STAMP[kind]
+        k += size
+    for place in places:
+        struct.pack_into("!I", h, place, here)
+    return bytes(h), places
+
+
+def with_address(header: bytes, places: list[int], address: int) -> bytes:
+    """An IP header with an address written to some places in it, its checksum made anew."""
+    h = bytearray(header)
+    for place in places:
+        struct.pack_into("!I", h, place, address)
+    h[10:12] = b"\0\0"
+    struct.pack_into("!H", h, 10, checksum(bytes(h)))
+    return bytes(h)
 
 
 def checksum(data: bytes) -> int:

@@ -1201,6 +1201,11 @@ class Routing:
             self._masquerade[key] = self._select(link, nexthop, 0) or None
         return self._masquerade[key]
 
+    def inbound_address(self, link: int, sender: int) -> int:
+        """The address of a link that an ICMP error to `sender` comes from, if it is to come from where packets come in;
+        0 when there is none."""
+        return self._select(link, sender, SCOPES["link"])
+
     def first_address(self, link: int) -> int | None:
         """The first address on a link's list, which REDIRECT uses; None when there is none."""
         held = self.links[link].addresses
@@ -1603,6 +1608,9 @@ class Routing:
                     mac = parse_mac(_next(rest, word))
                 except ValueError as e:
                     raise Refused(str(e), status=1) from None
+            elif word == "group":
+                said = _next(rest, word)
+                self.links[at].group = 0 if said == "default" else _int(said, "group", LBCAST)
             elif word in (
                 "arp",
                 "dynamic",
@@ -1614,7 +1622,6 @@ class Routing:
                 "txqlen",
                 "qlen",
                 "alias",
-                "group",
             ):
                 _next(rest, word)  # nothing that a routed packet would notice
             elif word in (

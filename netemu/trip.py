@@ -62,6 +62,7 @@ class Trip:
             None  # what CT rules wish for (number in Conntrack.templates, 0 nothing); None: none
         )
         self.whole: dict[int, Assembly] = {}  # packets that were put together, and from what
+        self.signed: dict[int, list[int]] = {}  # where in its options a packet carries the node's address
         self.owed: list[tuple[int, bytes, int, int, bool]] = []  # errors to be sent: see Answers.icmp
         self.silent: list[int] = []  # rows whose sender is not told after all
         self.choices: dict[int, Choice] = {}  # how IPVS found the server of a row, while Ipvs.tell is on

@@ -240,10 +240,19 @@ class TestOptions:
         journey = node().send(self.packet(bytes([7, 40, 4, 0])), "eth0", 0)
         assert told(journey) == [(12, 0)] and journey.out[0][1][24] == 20
 
-    def test_what_would_be_filled_in_is_said_to_be_missing(self) -> None:
+    def test_a_timestamp_is_the_packets_own(self) -> None:
         n = node()
-        assert n.send(self.packet(bytes([7, 7, 4, 0, 0, 0, 0])), "eth0", 0).fate == "forwarded"
-        assert any("record-route" in text for text in n.caveats)
+        stamps = bytes([68, 12, 5, 1]) + bytes(8)
+        for at, options in ((3.5, stamps), (4.25, bytes([68, 8, 5, 0]) + bytes(4))):
+            ((_, out),) = n.send(self.packet(options), "eth0", at).out
+            assert checksum(out[: (out[0] & 15) * 4]) == 0
+            assert struct.unpack_from("!I", out, 20 + len(options) - 4)[0] == at * 1000
+            assert out[22] == len(options) + 1
+        assert n.send(self.packet(stamps), "eth0", 5).out[0][1][24:28] == bytes([10, 0, 0, 1])
+
+    def test_a_timestamp_that_waits_for_another_router_is_left_alone(self) -> None:
+        options = bytes([68, 12, 5, 3, 192, 0, 2, 77]) + bytes(4)
+        assert node().send(self.packet(options), "eth0", 1).out[0][1][20:32] == options
 
 
 class TestHowManyErrors:

@@ -617,6 +617,167 @@ table = "69"
     return s
 
 
+def opted(packet: bytes, options: bytes) -> bytes:
+    """The packet with options in its IP header."""
+    options += bytes(-len(options) % 4)
+    length = struct.pack("!H", len(packet) + len(options))
+    head = bytes([0x45 + len(options) // 4]) + packet[1:2] + length + packet[4:10] + b"\0\0" + packet[12:20] + options
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + packet[20:]
+
+
+@story()
+def routing_ip_options(kernel: str) -> Story:
+    s = Story(
+        "routing/ip-options",
+        kernel,
+        """A router writes its address into a record of the route, with room or without, and counts in a full list of
+        timestamps; nonsense is answered. Source routes are not taken. A router alert goes on. (Timestamps themselves
+        follow the clock, and are not recorded.)""",
+        links=LINKS
+        + """
+[[route]]
+to = "10.66.0.0/16"
+type = "unreachable"
+[[route]]
+to = "10.67.0.0/16"
+type = "blackhole"
+""",
+        iptables="""nat POSTROUTING -o eth0 -p udp -m udp --dport 99 -j MASQUERADE
+            filter FORWARD -p udp -m udp --dport 7 -j REJECT""",
+    )
+    for options in (
+        b"\x07\x0b\x04" + bytes(8),
+        b"\x07\x0b\x08\1\2\3\4" + bytes(4),
+        b"\x07\x0b\x0c" + bytes(8),
+        b"\x07\x07\x04" + bytes(4) + b"\x94\4\0\0",
+        b"\x07\x0b\x0a" + bytes(8),
+        b"\x07\x0b\x03" + bytes(8),
+        b"\x44\x08\x09\x00" + bytes(4),
+        b"\x44\x08\x09\xe0" + bytes(4),
+        b"\x44\x08\x09\xf0" + bytes(4),
+        b"\x44\x0c\x05\x03" + b"\x0a\0\0\x63" + bytes(4),
+        b"\x44\x08\x06\x00" + bytes(4),
+        b"\x44\x08\x05\x01" + bytes(4),
+        b"\x44\x0c\x05\x02" + bytes(8),
+        b"\x83\x07\x04\x0a\0\0\6",
+        b"\x89\x07\x08\x0a\0\0\6",
+        b"\x94\4\0\0",
+    ):
+        s.sends("lan0", opted(udp(SRV, 5000, OUT, 53), options))
+        s.sends("lan0", opted(udp(SRV, 5000, "10.0.0.1", 53), options))
+    record = b"\x07\x0b\x04" + bytes(8)
+    s.sends("lan0", opted(udp(SRV, 5000, OUT, 99), record))
+    s.sends("eth0", opted(udp(OUT, 5000, SRV, 53), record))
+    for dst in ("10.66.0.1", "10.67.0.1"):
+        s.sends("lan0", opted(udp(SRV, 5000, dst, 53), record))
+        s.sends("lan0", opted(udp(SRV, 5000, dst, 53), b"\x07\x0b\x03" + bytes(8)))
+    s.sends("lan0", opted(udp(SRV, 5000, OUT, 7), record))
+    s.sends("lan0", opted(udp(SRV, 5000, OUT, 7), b"\x01\x44\x08\x09\x10" + bytes(4) + b"\x07\x07\x08" + bytes(4)))
+    s.sends("lan0", opted(udp(SRV, 5000, OUT, 53, b"x" * 900, ttl=1), record))
+    s.sends("lan0", opted(udp(SRV, 5000, OUT, 53, ttl=1), record))
+    s.sends("lan0", opted(udp(SRV, 5000, OUT, 53, ttl=1), b"\x94\4\0\0"))
+    return s
+
+
+@story()
+def routing_errors_from_where_it_came(kernel: str) -> Story:
+    s = Story(
+        "routing/errors-from-where-it-came",
+        kernel,
+        """With icmp_errors_use_inbound_ifaddr an error comes from the link that the packet came in on, from its address
+        next to the sender's, whatever way the error takes.""",
+        links=LINKS
+        + """
+[[link]]
+name = "far0"
+mac = "02:00:00:00:00:03"
+addresses = ["10.7.0.1/24", "10.8.0.1/24"]
+[[link]]
+name = "bare0"
+mac = "02:00:00:00:00:04"
+[[route]]
+to = "10.66.0.0/16"
+type = "unreachable"
+""",
+        sysctl={"net.ipv4.icmp_errors_use_inbound_ifaddr": 1}
+        | {f"net.ipv4.conf.{name}.send_redirects": 0 for name in ("far0", "bare0")},
+        iptables="filter FORWARD -p udp -m udp --dport 9 -j REJECT\nfilter INPUT -p udp -m udp --dport 9 -j REJECT",
+    )
+    for src in ("10.7.0.9", "10.8.0.9", SRV, OUT):
+        for link in ("far0", "bare0"):
+            s.sends(link, udp(src, 5000, "203.0.113.9", 53, ttl=1))
+            s.sends(link, udp(src, 5000, "10.66.0.1", 53))
+            s.sends(link, udp(src, 5000, "203.0.113.9", 9))
+            s.sends(link, udp(src, 5000, "10.0.0.1", 9))
+    s.sends(None, udp("10.0.0.1", 5000, OUT, 9))
+    return s
+
+
+@story()
+def routing_changes(kernel: str) -> Story:
+    s = Story(
+        "routing/changes",
+        kernel,
+        """Addresses, links, routes and rules come and go between packets: throw goes on to the next table, a table that
+        nothing fits is passed by, a link that is down takes its routes with it.""",
+    )
+
+    def all_around() -> None:
+        for dst in ("10.9.0.5", "10.9.1.5", "10.0.0.77", "10.0.5.1", "198.51.100.77", OUT):
+            s.sends("lan0", udp(SRV, 5000, dst, 53))
+        s.sends("eth0", udp(OUT, 5000, "10.0.5.1", 53))
+        s.sends(None, udp("10.0.0.1", 5000, "10.9.0.5", 53))
+
+    for command in (
+        "ip route add 10.9.0.0/16 via 10.0.0.9",
+        "ip route add throw 10.9.0.0/24 table 50",
+        "ip route add blackhole 10.9.1.0/24 table 50",
+        "ip rule add from 10.0.0.0/24 lookup 50 priority 500",
+        "ip addr add 10.0.5.1/24 dev lan0",
+        "ip rule add iif lan0 to 198.51.100.0/24 prohibit priority 400",
+        "ip route add unreachable default metric 5000",
+        "ip addr del 10.0.5.1/24 dev lan0",
+        "ip route del default via 198.51.100.254",
+        "ip link set eth0 down",
+        "ip link set eth0 up",
+        "sysctl -w net.ipv4.conf.lan0.forwarding=0",
+        "ip rule del priority 500",
+    ):
+        s.runs(command)
+        all_around()
+    return s
+
+
+@story()
+def routing_strangers(kernel: str) -> Story:
+    s = Story(
+        "routing/strangers",
+        kernel,
+        """Addresses that cannot be: of the node itself, of loopback, of nobody; ways back that do not agree (strictly
+        on one link, loosely on the other), and loopback let in where a link says so.""",
+        sysctl={
+            "net.ipv4.conf.lan0.rp_filter": 1,
+            "net.ipv4.conf.eth0.rp_filter": 2,
+            "net.ipv4.conf.lan0.route_localnet": 1,
+        },
+        iptables="nat PREROUTING -p udp -m udp --dport 7 -j DNAT --to-destination 127.0.0.1",
+    )
+    sources = (SRV, OUT, "10.0.0.1", "127.0.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "10.0.0.255", "0.1.2.3",
+        "240.0.0.1", "198.51.100.9")  # fmt: skip
+    for link in ("lan0", "eth0"):
+        for src in sources:
+            s.sends(link, udp(src, 5000, OUT if link == "lan0" else SRV, 53))
+            s.sends(link, udp(src, 5000, NODE, 53))
+            s.sends(link, udp(src, 5000, NODE, 7))
+        for dst in ("0.0.0.0", "127.0.0.1", "255.255.255.255", "224.0.0.1", "224.0.0.9", "240.0.0.1", "0.1.2.3"):
+            s.sends(link, udp(SRV if link == "lan0" else OUT, 5000, dst, 53))
+    for link in ("lan0", "eth0"):
+        s.runs(f"sysctl -w net.ipv4.conf.{link}.accept_local=1")
+        s.sends(link, udp("10.0.0.1", 5000, NODE, 53))
+        s.sends(link, udp("198.51.100.9", 5000, OUT, 53))
+    return s
+
+
 def pieces(packet: bytes, size: int) -> list[bytes]:
     """A packet in fragments of `size` bytes."""
     head, body = packet[:20], packet[20:]
@@ -653,6 +814,87 @@ def fragments_and_nat(kernel: str) -> Story:
     one, two, three = pieces(udp(OUT, 5001, NODE, 53, b"z" * 1200, ident=8), 480)
     s.sends("eth0", one)
     s.sends("eth0", three)
+    return s
+
+
+@story()
+def fragments_that_do_not_fit(kernel: str) -> Story:
+    s = Story(
+        "fragments/that-do-not-fit",
+        kernel,
+        """Pieces that overlap, come twice, are empty, say two ends, or lie beyond the end; and pieces of one packet
+        between which more than sixty-four others came from the same sender.""",
+        iptables="filter FORWARD -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT",
+    )
+
+    def piece(ident: int, at: int, size: int, more: bool, src: str = SRV) -> bytes:
+        return ip(src, OUT, 99, bytes([at & 255]) * size, ident=ident, frag=at // 8 | (0x2000 if more else 0))
+
+    def sends(ident: int, *parts: tuple[int, int, bool]) -> None:
+        for at, size, more in parts:
+            s.sends("lan0", piece(ident, at, size, more))
+
+    first, middle, last = (0, 64, True), (64, 64, True), (128, 40, False)
+    sends(1, first, middle, middle, first, last)
+    sends(2, first, (56, 72, True), middle, last)
+    sends(3, last, (128, 48, False), first, middle)
+    sends(4, last, (160, 16, True), first, middle)
+    sends(5, first, (64, 0, True), middle, last)
+    sends(6, first, (64, 61, True), (120, 8, True), last)
+    sends(7, last, (64, 48, True), (112, 16, True), first)
+    sends(8, last, (0, 128, True))
+    sends(9, middle, last, (32, 64, True), first)
+    s.sends("lan0", piece(100, 0, 64, True))
+    s.sends("lan0", piece(101, 0, 64, True, "10.0.0.6"))
+    for k in range(63):
+        s.sends("lan0", piece(200 + k, 0, 16, True))
+    s.sends("lan0", piece(100, 64, 64, True))
+    for k in range(64):
+        s.sends("lan0", piece(300 + k, 0, 16, True))
+    s.sends("lan0", piece(100, 128, 40, False))
+    s.sends("lan0", piece(101, 64, 40, False, "10.0.0.6"))
+    s.sends("lan0", piece(100, 0, 128, True))
+    return s
+
+
+@story()
+def fragments_without_tracking(kernel: str) -> Story:
+    s = Story(
+        "fragments/without-tracking",
+        kernel,
+        """Without connection tracking the rules see pieces, which nobody is told about when they are refused: the
+        checksum is not that of the piece. What is for the node is put together before INPUT. A protocol whose
+        checksum Linux does not know.""",
+        iptables="""filter FORWARD -p udp -m udp --dport 9 -j REJECT
+            filter FORWARD -d 192.0.2.8/32 -j REJECT --reject-with icmp-host-prohibited
+            filter FORWARD -f -j MARK --set-xmark 0x1/0xffffffff
+            filter INPUT -p udp -m udp --dport 9 -j REJECT""",
+    )
+    for dst in (OUT, "192.0.2.8", "10.0.0.1"):
+        for port in (9, 53):
+            for part in pieces(udp(SRV, 5000, dst, port, b"y" * 100, ident=port), 56):
+                s.sends("lan0", part)
+    for part in pieces(udp(SRV, 5000, OUT, 53, b"y" * 100, ident=77, ttl=1), 56):
+        s.sends("lan0", part)
+    for proto in (50, 51, 99, 47, 4, 132, 136, 33, 255, 2):
+        s.sends("lan0", ip(SRV, "192.0.2.8", proto, b"x" * 24))
+        s.sends("lan0", ip(SRV, "192.0.2.8", proto, b"\x80\0\x7f\xff" * 6))
+        s.sends("lan0", ip(SRV, "192.0.2.8", proto, b"\x80\0\x7f\xfe" * 6))
+    return s
+
+
+@story()
+def fragments_and_sockets(kernel: str) -> Story:
+    s = Story(
+        "fragments/and-sockets",
+        kernel,
+        """A rule that looks for sockets needs whole packets: pieces are put together before it, without tracking.""",
+        iptables="mangle PREROUTING -p udp -m socket -j MARK --set-xmark 0x1/0xffffffff",
+    )
+    for part in pieces(udp(SRV, 5000, OUT, 53, b"y" * 100, ident=7), 56):
+        s.sends("lan0", part)
+    for part in pieces(udp("10.0.0.1", 5000, OUT, 53, b"y" * 100, ident=8), 56):
+        s.sends(None, part)
     return s
 
 
