@@ -19,6 +19,7 @@ from netemu import clock
 from netemu import routing as R
 from netemu.fragments import ip_packet
 from netemu.packets import (
+    ANSWERS,
     DONT_FRAGMENT,
     DROPPED,
     HOST,
@@ -262,7 +263,7 @@ class Answers:
         rows = np.array(parents)
         pkts = Packets.from_bytes(made)
         pkts.time[:] = p.time[rows]
-        pkts.serial[:] = p.serial[rows] + (1 << 40)
+        pkts.serial[:] = p.serial[rows] + ANSWERS
         pkts.socket[:] = socket
         if self.reflect:
             pkts.mark[:] = p.mark[rows]

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported
 from netemu.hashing import Table
 from netemu.packets import (
+    ANSWERS,
     DCCP,
     ESTABLISHED,
     GRE,
@@ -181,6 +182,7 @@ class Conntrack:
         self.table = Table(2, seed=node.seed)
         self._free: list[int] = list(range(capacity - 1, -1, -1))
         self._fresh: list[int] = []  # begun in this run, not yet confirmed
+        self._ended: list[tuple[int, int]] = []  # (serial, flow): what packets of this run ended
         self._dead: list[int] = []  # deleted in this run; packets under way may still hold them
         self.mapped: dict[int, list[int]] = {}  # flows whose source was rewritten, by (protocol, source, port)
         self._oldest: list[tuple[int, int]] = []  # (born, flow) of those that may be thrown out first
@@ -446,6 +448,7 @@ class Conntrack:
         for flow in fresh[(self.status[fresh] & (CONFIRMED | DYING)) == 0].tolist():
             self.kill(flow)
         self._fresh.clear()
+        self._ended.clear()
         self._free.extend(self._dead)
         self._dead.clear()
 
@@ -650,6 +653,7 @@ class Conntrack:
                 flow = int(ids[k]) >> 1
                 if not self.status[flow] & DYING:
                     self.kill(flow)
+                    self._ended.append((int(p.serial[rows[k]]), flow))
                 ids[k] = -1
         fresh = np.flatnonzero(ids < 0)
         followed = _NONE
@@ -664,8 +668,8 @@ class Conntrack:
         known[followed] = False
         if not known.all():
             rows, ids = rows[known], ids[known]
-            if not len(rows):
-                return
+        if not len(rows):
+            return
         self._follow(trip, (ids >> 1).astype(np.intp), rows, (ids & 1).astype(bool))
 
     def _follow(self, trip: Trip, flows: Flows, rows: Rows, reply: Mask) -> None:
@@ -833,6 +837,7 @@ class Conntrack:
 
         def reopen(flow: int, row: int) -> int:
             self.kill(flow)
+            self._ended.append((int(p.serial[row]), flow))
             return self._open(trip, row) >> 1
 
         size = np.diff(starts, append=len(rows))
@@ -846,6 +851,7 @@ class Conntrack:
         for verdict, flow, row in zip(verdicts[odd].tolist(), of[odd].tolist(), rows[odd].tolist(), strict=True):
             if verdict == GONE:
                 self.kill(flow)
+                self._ended.append((int(p.serial[row]), flow))
             elif verdict == INVALID_SEGMENT:
                 if not self.status[flow] & CONFIRMED and not self.stored[flow]:
                     self.kill(flow)
@@ -865,6 +871,8 @@ class Conntrack:
             quoted = (*quoted[:2], 0, 0, DCCP)
         zone = 0 if trip.template is None else self._zone(trip, row)
         found = self.holder(inverse(quoted), int(p.time[row]), zone)
+        if int(p.serial[row]) >= ANSWERS:
+            found = self._as_of(found, inverse(quoted), int(p.serial[row]) % ANSWERS, zone)
         if found < 0:
             return
         flow, direction = found >> 1, found & 1
@@ -872,6 +880,19 @@ class Conntrack:
         if int(p.dst[row]) != expected:
             return
         p.ct[row], p.state[row], p.reply[row] = flow, RELATED, bool(direction)
+
+    def _as_of(self, found: int, t: Tuple, serial: int, zone: int) -> int:
+        """`found` as it was when packet `serial` passed: errors about a run's packets leave when it is over.
+
+        What a later packet began is not there yet, and what a later packet ended still is.
+        """
+        if found >= 0 and int(self.born[found >> 1]) > serial:
+            found = -1
+        for by, flow in self._ended if found < 0 else ():
+            alive = int(self.born[flow]) <= serial < by
+            if alive and int(self.zone[flow]) == zone and t in (self.original(flow), self.reply(flow)):
+                return 2 * flow + (t == self.reply(flow))
+        return found
 
     # ---- the last stop -----------------------------------------------------------------------------------------
 

@@ -709,7 +709,7 @@ class Road:
                 flows = np.where(known, flows, -1)
                 end = min(end, self._choices_end(p, rows, strangers, flows, ending, end))
             strangers = strangers[strangers < end]
-            if len(strangers):
+            if len(strangers) > 1:
                 end = min(end, self._strangers_end(p, rows, strangers, end))
         if node.ipvs.active:
             end = min(end, node.ipvs.run_end(*self._translated(p, rows[:end], ids[:end])))
@@ -819,12 +819,6 @@ class Road:
         x, y, z = lo[order], hi[order], p.proto[r][order]
         same[order[1:]] = (x[1:] == x[:-1]) & (y[1:] == y[:-1]) & (z[1:] == z[:-1])
         end = _first_at(strangers[same], end)
-        # an error that leaves when the run is over belongs to the connection that travels against what it quotes
-        ports = (p.dport[r].astype(np.uint64) << np.uint64(48)) | (p.sport[r].astype(np.uint64) << np.uint64(32))
-        against = self.node.conntrack.table.find(
-            (dst << np.uint64(32) | src, ports | (p.proto[r].astype(np.uint64) << np.uint64(16)))
-        )
-        end = min(end, max(_first_at(strangers[against >= 0], end), 1))
         rewrites = self.node.rewritten
         if rewrites.none:
             return end

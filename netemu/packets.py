@@ -41,6 +41,7 @@ TRAVELLING, FORWARDED, DELIVERED, REJECTED, DROPPED, HELD = 0, 1, 2, 3, 4, 5
 FATES = ("travelling", "forwarded", "delivered", "rejected", "dropped", "held")
 
 _READ = 40  # bytes of a header row that are ever looked at
+ANSWERS = 1 << 40  # what a packet that the node makes because of another has added to that one's serial number
 OFFSET_MASK, MORE_FRAGMENTS, DONT_FRAGMENT = 0x1FFF, 0x2000, 0x4000
 ICMP_QUERIES = (0, 8, 13, 14, 15, 16, 17, 18)  # the types that carry an id
 ICMP_ERRORS = (3, 4, 5, 11, 12)
