@@ -791,8 +791,10 @@ class Road:
         ending = np.flatnonzero((flows >= 0) & ends)
         ending = ending[ending > strangers[0]]
         if len(ending):
-            if not rewrites.narrow:
-                ending = ending[np.isin(ct.rdport[flows[ending]], p.sport[r])]
+            if not rewrites.narrow:  # then a choice may fall on what another one uses, or once used, of the same ports
+                f, own = flows[ending], p.sport[r]
+                mapped = ((ct.status[f] & SRC_NAT) != 0) & np.isin(ct.osport[f], own)
+                ending = ending[np.isin(ct.rdport[f], own) | np.isin(ct.odport[f], own) | mapped]
             end = _first_at(ending, end)
         if rewrites.narrow and self.node.kernel != "6.1":  # a new SYN may take the place of a closing connection
             opening = strangers[tcp[strangers] & ((p.flags[r] & SYN) != 0)]

@@ -355,7 +355,7 @@ class Nat:
         ct = self.node.conntrack
         status = ct.status[trip.pkts.ct[rows]]
         rows = rows[(status & (CONFIRMED | DYING)) == 0]
-        lo, width = 0, len(rows)
+        lo, width, alone = 0, len(rows), 1
         if ct.split or (ct.zone[trip.pkts.ct[rows]] >> 16).any():  # tuples that only one direction keeps from others
             for row in rows.tolist():
                 self._set_up(trip, row, manip, asked.of(row))
@@ -364,10 +364,11 @@ class Nat:
             some = rows[lo : lo + width]
             settled = self._first_tries(trip, some, manip, asked)
             lo += settled
-            if settled < len(some):
-                row = int(rows[lo])
-                self._set_up(trip, row, manip, asked.of(row))
-                lo += 1
+            if settled < len(some):  # where tries keep failing, more and more choose by themselves before the next
+                alone = 1 if settled > 16 else 2 * alone
+                for row in rows[lo : lo + alone].tolist():
+                    self._set_up(trip, row, manip, asked.of(row))
+                lo += alone
                 width = max(64, 2 * settled)
             else:
                 width *= 2
