@@ -23,10 +23,13 @@ from numpy.typing import NDArray
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported
 from netemu.hashing import Table
 from netemu.packets import (
+    ACK,
     ANSWERS,
     DCCP,
+    DONT_FRAGMENT,
     ESTABLISHED,
     GRE,
+    HOST,
     I16,
     I64,
     ICMP,
@@ -36,7 +39,9 @@ from netemu.packets import (
     OFFSET_MASK,
     PORTED,
     RELATED,
+    RST,
     SCTP,
+    SYN,
     TCP,
     UDP,
     UDPLITE,
@@ -47,7 +52,7 @@ from netemu.packets import (
 )
 from netemu.paths import Step
 from netemu.protocols import FITS, LOST, TRACKERS, gre_keys
-from netemu.tcp import ACCEPTED, GONE, INVALID_SEGMENT, SECOND, STATES, UNTOUCHED, Flows, Tracker, heard
+from netemu.tcp import ACCEPTED, GONE, INVALID_SEGMENT, SECOND, STATES, UNTOUCHED, Flows, Life, Tracker, heard
 from netemu.tcp import GOOD_FLAGS as GOOD_TCP_FLAGS
 from netemu.trip import Trip
 
@@ -137,6 +142,7 @@ _COLUMNS = {
     "rsrc": "u4", "rdst": "u4", "rsport": "u2", "rdport": "u2",
     "proto": "u1", "zone": "u4", "status": "u2", "mark": "u4",
     "deadline": "i8", "created": "i8", "born": "i8", "masq": "i2", "stored": "?", "counted": "?",
+    "omen": "u8",
 }  # fmt: skip
 
 
@@ -149,6 +155,7 @@ class Conntrack:
     status   bits EXPECTED .. FIXED_TIMEOUT       deadline  int64 ns       created  int64 ns
     born     serial number of the packet that began it
     masq     link that MASQUERADE chose for it, -1 none
+    omen     what its first packet looked like, if one that looks like it will fare as it did (`looks`), else 0
     stored   both tuples are findable             packets, bytes  int64[flows, 2], original and reply (when counted)
     """
 
@@ -170,6 +177,7 @@ class Conntrack:
     masq: NDArray[np.int16]
     stored: Mask
     counted: Mask
+    omen: NDArray[np.uint64]
 
     def __init__(self, node: Node, capacity: int = 64) -> None:
         self.node = node
@@ -189,6 +197,7 @@ class Conntrack:
         self._elders: deque[tuple[int, int]] = deque()  # and of the others, in this order
         self.next_sweep = 0
         self.on = False
+        self.steady = False  # see `foretell`
         self.split = False  # there were flows whose two tuples are in different zones
         self.templates: list[Template] = []  # wishes of CT rules; packets hold their number, from 1 (Trip.template)
         self._template_of: dict[Template, int] = {}
@@ -238,6 +247,24 @@ class Conntrack:
             self.tcp.forget_windows(flows)
         self.on = on
 
+    def foretell(self, steady: bool) -> None:
+        """Rules, routes or settings are new.
+
+        steady   what becomes of a packet that begins a connection follows from what it looks like, and from draws: so
+                 one like it, for whose like nothing was drawn, will fare the same, and use the same tuples
+        """
+        self.steady = steady
+        self.omen[:] = 0
+
+    def told(self, p: Packets, rows: Rows, flows: Flows, reply: Mask) -> Mask:
+        """bool[n]: TCP segments that could begin their connection anew as it began."""
+        syn = p.flags.take(rows) & np.uint8(SYN | ACK | RST) == SYN
+        some = np.flatnonzero(syn & ~reply)
+        out = np.zeros(len(rows), bool)
+        omen = self.omen.take(flows.take(some))
+        out[some] = (omen != 0) & (omen == looks(p, rows.take(some)))
+        return out
+
     # ---- the store ---------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
@@ -284,7 +311,7 @@ class Conntrack:
         self.rsrc[f], self.rdst[f], self.rsport[f], self.rdport[f], _ = inverse(t)
         self.zone[f], self.status[f], self.mark[f] = zone, 0, 0
         self.deadline[f], self.created[f], self.born[f] = FOREVER, now, born
-        self.masq[f], self.stored[f], self.counted[f] = -1, False, self.accounting
+        self.masq[f], self.stored[f], self.counted[f], self.omen[f] = -1, False, self.accounting, 0
         self.packets[f] = self.bytes[f] = 0
         return f
 
@@ -655,7 +682,7 @@ class Conntrack:
                     self.kill(flow)
                     self._ended.append((int(p.serial[rows[k]]), flow))
                 ids[k] = -1
-        fresh = np.flatnonzero(ids < 0)
+        fresh = begun = np.flatnonzero(ids < 0)
         followed = _NONE
         if len(fresh) >= MANY and self.places >= len(fresh) and (trip.template is None or not trip.template.any()):
             common = _COMMON[p.proto[rows[fresh]]]
@@ -664,6 +691,9 @@ class Conntrack:
             fresh = fresh[~common]
         for new in fresh.tolist():
             ids[new] = self._open(trip, int(rows[new]))
+        if self.steady and len(begun):
+            begun = begun[ids[begun] >= 0]
+            self.omen[ids[begun] >> 1] = looks(p, rows[begun])
         known = ids >= 0
         known[followed] = False
         if not known.all():
@@ -730,7 +760,7 @@ class Conntrack:
         self.zone[f] = self.status[f] = self.mark[f] = 0
         self.deadline[f], self.created[f], self.born[f] = FOREVER, p.time[rows], p.serial[rows]
         self.masq[f], self.stored[f], self.counted[f] = -1, False, self.accounting
-        self.packets[f] = self.bytes[f] = 0
+        self.packets[f] = self.bytes[f] = self.omen[f] = 0
         ids[which] = 2 * f
         tcp = np.flatnonzero(proto == TCP)
         if len(tcp):
@@ -838,16 +868,25 @@ class Conntrack:
         def reopen(flow: int, row: int) -> int:
             self.kill(flow)
             self._ended.append((int(p.serial[row]), flow))
-            return self._open(trip, row) >> 1
+            opened = self._open(trip, row) >> 1
+            if opened >= 0 and self.steady:
+                self.omen[opened] = looks(p, np.array([row]))[0]
+            return opened
 
         size = np.diff(starts, append=len(rows))
-        verdicts, states, of = self.tcp.follow(self, flows.copy(), size, p, rows, reply, reopen)
+        was, lives, told = np.repeat(flows, size), list[Life](), None
+        if self.steady and len(rows) > len(flows):
+            told = self.told(p, rows, was, reply)
+        verdicts, states, of = self.tcp.follow(self, flows.copy(), size, p, rows, reply, reopen, told, lives)
         p.state[rows] = states
         odd = np.flatnonzero(verdicts)
-        if not len(odd) and of[-1] == flows[-1] and (of == np.repeat(flows, size)).all():
+        again = np.flatnonzero(of != was)
+        if not len(odd) and not len(again):
             return np.ones(len(rows), bool)
-        again = np.flatnonzero(of != np.repeat(flows, size))
-        p.ct[rows[again]], p.reply[rows[again]] = of[again], False
+        p.reply[rows[again[of[again] >= 0]]] = False
+        if lives:
+            of = np.where(of < 0, self._succeed(p, lives).take(-1 - of, mode="clip"), of)
+        p.ct[rows[again]] = of[again]
         for verdict, flow, row in zip(verdicts[odd].tolist(), of[odd].tolist(), rows[odd].tolist(), strict=True):
             if verdict == GONE:
                 self.kill(flow)
@@ -858,6 +897,39 @@ class Conntrack:
                 p.ct[row], p.reply[row] = -1, False
         counts: Mask = (verdicts == ACCEPTED) | (verdicts == GONE)
         return counts
+
+    def _succeed(self, p: Packets, lives: list[Life]) -> Flows:
+        """Connections that began within a run in the place of others: their numbers.
+
+        Each takes over the tuples of the one before it; nobody else could have had them in between. All but the last
+        one of a tuple are over already, and only packets under way still hold them.
+        """
+        flows = self._allocate_many(len(lives))
+        roots, rows = np.array([life.root for life in lives]), np.array([life.row for life in lives])
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            column[flows] = column[roots]
+        for column in (self.mark, self.packets, self.bytes):
+            column[flows] = 0
+        self.created[flows], self.born[flows] = p.time[rows], p.serial[rows]
+        self.masq[flows], self.counted[flows], self.stored[flows] = -1, self.accounting, False
+        self.status[flows] = [life.watched.status & (SRC_NAT | DST_NAT) for life in lives]
+        last = dict(zip(roots.tolist(), range(len(lives)), strict=True))
+        before = dict[int, int]()
+        for k, (root, row) in enumerate(zip(roots.tolist(), rows.tolist(), strict=True)):
+            self._ended.append((int(p.serial[row]), before.get(root, root)))
+            before[root] = int(flows[k])
+            if last[root] != k:
+                self.status[flows[k]] |= DYING
+                self._dead.append(int(flows[k]))
+        final = []
+        for root, k in last.items():
+            self.kill(root)
+            lives[k].watched.flow = int(flows[k])
+            final.append(lives[k].watched)
+            self.store(int(flows[k]), int(p.time[rows[k]]))
+        self.tcp._keep(self, final)
+        return flows
 
     def _track_error(self, trip: Trip, row: int) -> None:
         """An ICMP error belongs to the connection that it complains about, if it quotes one that we know."""
@@ -905,6 +977,11 @@ class Conntrack:
             return rows
         flows = ct[mine]
         new = np.flatnonzero((self.status[flows] & (CONFIRMED | DYING)) == 0)
+        if self.steady and len(new):
+            moved = (self.status[flows[new]] & SRC_NAT) != 0
+            if trip.drew is not None:
+                moved |= trip.drew[rows[mine[new]]]
+            self.omen[flows[new[moved]]] = 0
         lost: list[int] = []
         while len(new):
             f = flows[new]
@@ -1112,6 +1189,22 @@ def _tuple_of(t: dict[str, int], proto: int) -> Tuple:
     if proto == ICMP:
         return t["src"], t["dst"], t["id"], t["type"] << 8 | t["code"], proto
     return t["src"], t["dst"], t.get("sport", 0), t.get("dport", 0), proto
+
+
+def looks(p: Packets, rows: Rows) -> NDArray[np.uint64]:
+    """uint64[n]: all that steady rules, routing and limits can see of SYNs that came in on links, apart from tuples.
+
+    0 for other packets, and for those that are not simply passed on.
+    """
+    out = p.arrived[rows].astype(np.uint64)
+    fine = (p.ihl[rows] == 20) & (p.arrived[rows] >= 0) & (p.pkttype[rows] == HOST) & (p.proto[rows] == TCP)
+    fine &= p.flags[rows] & np.uint8(SYN | ACK | RST) == SYN
+    dont = (p.frag[rows] & DONT_FRAGMENT) != 0
+    sizes = p.length[rows].astype(np.uint64) << np.uint64(5) | p.doff[rows].astype(np.uint64) >> np.uint64(2)
+    for bits, field in ((8, p.tos[rows]), (8, p.ttl[rows]), (8, p.flags[rows]), (1, dont), (21, sizes)):
+        out = out << np.uint64(bits) | field
+    out *= fine
+    return out
 
 
 def grouped(numbers: Flows) -> Flows:
