@@ -548,9 +548,7 @@ class Nat:
         one = np.array([row])
         if wish.base is not None:
             offset = (port - wish.base) & 0xFFFF
-        elif manip == DESTINATION and not wish.random and self.node.kernel != "6.1":
-            offset = 0
-        elif size == 1:
+        elif (manip == DESTINATION and not wish.random and self.node.kernel != "6.1") or size == 1:
             offset = 0
         else:
             offset = int(trip.random(one, 0x4E41)[0]) & 0xFFFF
