@@ -17,8 +17,10 @@ import numpy as np
 
 from netemu import clock
 from netemu import routing as R
+from netemu.conntrack import CONFIRMED
 from netemu.fragments import ip_packet
 from netemu.packets import (
+    ANSWERS,
     DCCP,
     DONT_FRAGMENT,
     DROPPED,
@@ -289,6 +291,9 @@ class Answers:
                 ct.tcp.misc[flow, 9] = CL
                 ct.deadline[flow] = int(p.time[row]) + ct.tcp.timeouts[CL]
         self._cause(trip, made, parents, socket=False)
+        for flow in {int(p.ct[row]) for row in parents}:  # the reset went past all NAT, but nothing confirms a new flow
+            if flow >= 0 and ct.stored[flow] and not ct.status[flow] & CONFIRMED:
+                ct.kill(flow)
 
     def _cause(self, trip: Trip, made: list[bytes], parents: list[int], *, socket: bool) -> None:
         """Send packets that the node made because of others: they belong to the same connection, the other way."""
@@ -298,7 +303,7 @@ class Answers:
         rows = np.array(parents)
         pkts = Packets.from_bytes(made)
         pkts.time[:] = p.time[rows]
-        pkts.serial[:] = p.serial[rows] + (1 << 40)
+        pkts.serial[:] = p.serial[rows] + ANSWERS
         pkts.socket[:] = socket
         if self.reflect:
             pkts.mark[:] = p.mark[rows]

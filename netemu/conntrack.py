@@ -24,9 +24,13 @@ from numpy.typing import NDArray
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Unsupported
 from netemu.hashing import Table
 from netemu.packets import (
+    ACK,
+    ANSWERS,
     DCCP,
+    DONT_FRAGMENT,
     ESTABLISHED,
     GRE,
+    HOST,
     I16,
     I64,
     ICMP,
@@ -36,7 +40,9 @@ from netemu.packets import (
     OFFSET_MASK,
     PORTED,
     RELATED,
+    RST,
     SCTP,
+    SYN,
     TCP,
     U8,
     UDP,
@@ -48,7 +54,7 @@ from netemu.packets import (
 )
 from netemu.paths import Step
 from netemu.protocols import FITS, LOST, TRACKERS, gre_keys
-from netemu.tcp import ACCEPTED, GONE, INVALID_SEGMENT, SECOND, STATES, UNTOUCHED, Flows, Tracker, heard
+from netemu.tcp import ACCEPTED, GONE, INVALID_SEGMENT, SECOND, STATES, UNTOUCHED, Flows, Life, Tracker, heard
 from netemu.tcp import GOOD_FLAGS as GOOD_TCP_FLAGS
 from netemu.trip import Trip
 
@@ -138,6 +144,7 @@ _COLUMNS = {
     "proto": "u1", "zone": "u4", "status": "u2", "mark": "u4",
     "deadline": "i8", "created": "i8", "born": "i8", "masq": "i2", "stored": "?", "counted": "?", "stamped": "?",
     "helper": "u1", "parent": "u1",
+    "omen": "u8",
 }  # fmt: skip
 
 
@@ -151,6 +158,7 @@ class Conntrack:
     born     serial number of the packet that began it
     masq     link that MASQUERADE chose for it, -1 none
     helper   who looks into it (helpers.NAMES), 0 nobody   parent   who looked into the connection that told of this one
+    omen     what its first packet looked like, if one that looks like it will fare as it did (`looks`), else 0
     stored   both tuples are findable             packets, bytes  int64[flows, 2], original and reply (when counted)
     """
 
@@ -175,6 +183,7 @@ class Conntrack:
     stamped: Mask
     helper: U8
     parent: U8
+    omen: NDArray[np.uint64]
 
     def __init__(self, node: Node, capacity: int = 64) -> None:
         self.node = node
@@ -187,6 +196,7 @@ class Conntrack:
         self.table = Table(2, seed=node.seed)
         self._free: list[int] = list(range(capacity - 1, -1, -1))
         self._fresh: list[int] = []  # begun in this run, not yet confirmed
+        self._ended: list[tuple[int, int]] = []  # (serial, flow): what packets of this run ended
         self._dead: list[int] = []  # deleted in this run; packets under way may still hold them
         self.mapped: dict[int, list[int]] = {}  # flows whose source was rewritten, by (protocol, source, port)
         self._oldest: list[tuple[int, int]] = []  # (born, flow) of those that may be thrown out first
@@ -195,6 +205,7 @@ class Conntrack:
         self._scratch = np.zeros(capacity, np.int32)
         self.on = False
         self.related = False  # there were connections that helpers expected
+        self.steady = False  # see `foretell`
         self.split = False  # there were flows whose two tuples are in different zones
         self.templates: list[Template] = []  # wishes of CT rules; packets hold their number, from 1 (Trip.template)
         self._template_of: dict[Template, int] = {}
@@ -245,6 +256,24 @@ class Conntrack:
             self.tcp.forget_windows(flows)
         self.on = on
 
+    def foretell(self, steady: bool) -> None:
+        """Rules, routes or settings are new.
+
+        steady   what becomes of a packet that begins a connection follows from what it looks like, and from draws: so
+                 one like it, for whose like nothing was drawn, will fare the same, and use the same tuples
+        """
+        self.steady = steady
+        self.omen[:] = 0
+
+    def told(self, p: Packets, rows: Rows, flows: Flows, reply: Mask) -> Mask:
+        """bool[n]: TCP segments that could begin their connection anew as it began."""
+        syn = p.flags.take(rows) & np.uint8(SYN | ACK | RST) == SYN
+        some = np.flatnonzero(syn & ~reply)
+        out = np.zeros(len(rows), bool)
+        omen = self.omen.take(flows.take(some))
+        out[some] = (omen != 0) & (omen == looks(p, rows.take(some)))
+        return out
+
     # ---- the store ---------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
@@ -291,7 +320,7 @@ class Conntrack:
         self.rsrc[f], self.rdst[f], self.rsport[f], self.rdport[f], _ = inverse(t)
         self.zone[f], self.status[f], self.mark[f] = zone, 0, 0
         self.deadline[f], self.created[f], self.born[f] = FOREVER, now, born
-        self.masq[f], self.stored[f], self.counted[f] = -1, False, self.accounting
+        self.masq[f], self.stored[f], self.counted[f], self.omen[f] = -1, False, self.accounting, 0
         self.stamped[f] = self.stamping
         self.helper[f] = self.parent[f] = 0
         self.packets[f] = self.bytes[f] = 0
@@ -466,6 +495,7 @@ class Conntrack:
         for flow in fresh[(self.status[fresh] & (CONFIRMED | DYING)) == 0].tolist():
             self.kill(flow)
         self._fresh.clear()
+        self._ended.clear()
         self._free.extend(self._dead)
         self._dead.clear()
 
@@ -672,8 +702,9 @@ class Conntrack:
                 flow = int(ids[k]) >> 1
                 if not self.status[flow] & DYING:
                     self.kill(flow)
+                    self._ended.append((int(p.serial[rows[k]]), flow))
                 ids[k] = -1
-        fresh = np.flatnonzero(ids < 0)
+        fresh = begun = np.flatnonzero(ids < 0)
         followed = _NONE
         if len(fresh) >= MANY and self.places >= len(fresh) and (trip.template is None or not trip.template.any()):
             common = _COMMON[p.proto[rows[fresh]]]
@@ -682,12 +713,15 @@ class Conntrack:
             fresh = fresh[~common]
         for new in fresh.tolist():
             ids[new] = self._open(trip, int(rows[new]))
+        if self.steady and len(begun):
+            begun = begun[ids[begun] >= 0]
+            self.omen[ids[begun] >> 1] = looks(p, rows[begun])
         known = ids >= 0
         known[followed] = False
         if not known.all():
             rows, ids = rows[known], ids[known]
-            if not len(rows):
-                return
+        if not len(rows):
+            return
         self._follow(trip, (ids >> 1).astype(np.intp), rows, (ids & 1).astype(bool))
 
     def _follow(self, trip: Trip, flows: Flows, rows: Rows, reply: Mask) -> None:
@@ -752,7 +786,7 @@ class Conntrack:
         self.deadline[f], self.created[f], self.born[f] = FOREVER, p.time[rows], p.serial[rows]
         self.masq[f], self.stored[f], self.counted[f] = -1, False, self.accounting
         self.stamped[f] = self.stamping
-        self.packets[f] = self.bytes[f] = 0
+        self.packets[f] = self.bytes[f] = self.omen[f] = 0
         ids[which] = 2 * f
         tcp = np.flatnonzero(proto == TCP)
         if len(tcp):
@@ -866,25 +900,69 @@ class Conntrack:
 
         def reopen(flow: int, row: int) -> int:
             self.kill(flow)
-            return self._open(trip, row) >> 1
+            self._ended.append((int(p.serial[row]), flow))
+            opened = self._open(trip, row) >> 1
+            if opened >= 0 and self.steady:
+                self.omen[opened] = looks(p, np.array([row]))[0]
+            return opened
 
         size = np.diff(starts, append=len(rows))
-        verdicts, states, of = self.tcp.follow(self, flows.copy(), size, p, rows, reply, reopen)
+        was, lives, told = np.repeat(flows, size), list[Life](), None
+        if self.steady and len(rows) > len(flows):
+            told = self.told(p, rows, was, reply)
+        verdicts, states, of = self.tcp.follow(self, flows.copy(), size, p, rows, reply, reopen, told, lives)
         p.state[rows] = states
         odd = np.flatnonzero(verdicts)
-        if not len(odd) and of[-1] == flows[-1] and (of == np.repeat(flows, size)).all():
+        again = np.flatnonzero(of != was)
+        if not len(odd) and not len(again):
             return np.ones(len(rows), bool)
-        again = np.flatnonzero(of != np.repeat(flows, size))
-        p.ct[rows[again]], p.reply[rows[again]] = of[again], False
+        p.reply[rows[again[of[again] >= 0]]] = False
+        if lives:
+            of = np.where(of < 0, self._succeed(p, lives).take(-1 - of, mode="clip"), of)
+        p.ct[rows[again]] = of[again]
         for verdict, flow, row in zip(verdicts[odd].tolist(), of[odd].tolist(), rows[odd].tolist(), strict=True):
             if verdict == GONE:
                 self.kill(flow)
+                self._ended.append((int(p.serial[row]), flow))
             elif verdict == INVALID_SEGMENT:
                 if not self.status[flow] & CONFIRMED and not self.stored[flow]:
                     self.kill(flow)
                 p.ct[row], p.reply[row] = -1, False
         counts: Mask = (verdicts == ACCEPTED) | (verdicts == GONE)
         return counts
+
+    def _succeed(self, p: Packets, lives: list[Life]) -> Flows:
+        """Connections that began within a run in the place of others: their numbers.
+
+        Each takes over the tuples of the one before it; nobody else could have had them in between. All but the last
+        one of a tuple are over already, and only packets under way still hold them.
+        """
+        flows = self._allocate_many(len(lives))
+        roots, rows = np.array([life.root for life in lives]), np.array([life.row for life in lives])
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            column[flows] = column[roots]
+        for column in (self.mark, self.packets, self.bytes):
+            column[flows] = 0
+        self.created[flows], self.born[flows] = p.time[rows], p.serial[rows]
+        self.masq[flows], self.counted[flows], self.stored[flows] = -1, self.accounting, False
+        self.status[flows] = [life.watched.status & (SRC_NAT | DST_NAT) for life in lives]
+        last = dict(zip(roots.tolist(), range(len(lives)), strict=True))
+        before = dict[int, int]()
+        for k, (root, row) in enumerate(zip(roots.tolist(), rows.tolist(), strict=True)):
+            self._ended.append((int(p.serial[row]), before.get(root, root)))
+            before[root] = int(flows[k])
+            if last[root] != k:
+                self.status[flows[k]] |= DYING
+                self._dead.append(int(flows[k]))
+        final = []
+        for root, k in last.items():
+            self.kill(root)
+            lives[k].watched.flow = int(flows[k])
+            final.append(lives[k].watched)
+            self.store(int(flows[k]), int(p.time[rows[k]]))
+        self.tcp._keep(self, final)
+        return flows
 
     def _track_error(self, trip: Trip, row: int) -> None:
         """An ICMP error belongs to the connection that it complains about, if it quotes one that we know."""
@@ -898,6 +976,8 @@ class Conntrack:
             quoted = (*quoted[:2], 0, 0, DCCP)
         zone = 0 if trip.template is None else self._zone(trip, row)
         found = self.holder(inverse(quoted), int(p.time[row]), zone)
+        if int(p.serial[row]) >= ANSWERS:
+            found = self._as_of(found, inverse(quoted), int(p.serial[row]) % ANSWERS, zone)
         if found < 0:
             return
         flow, direction = found >> 1, found & 1
@@ -905,6 +985,19 @@ class Conntrack:
         if int(p.dst[row]) != expected:
             return
         p.ct[row], p.state[row], p.reply[row] = flow, RELATED, bool(direction)
+
+    def _as_of(self, found: int, t: Tuple, serial: int, zone: int) -> int:
+        """`found` as it was when packet `serial` passed: errors about a run's packets leave when it is over.
+
+        What a later packet began is not there yet, and what a later packet ended still is.
+        """
+        if found >= 0 and int(self.born[found >> 1]) > serial:
+            found = -1
+        for by, flow in self._ended if found < 0 else ():
+            alive = int(self.born[flow]) <= serial < by
+            if alive and int(self.zone[flow]) == zone and t in (self.original(flow), self.reply(flow)):
+                return 2 * flow + (t == self.reply(flow))
+        return found
 
     # ---- the last stop -----------------------------------------------------------------------------------------
 
@@ -919,6 +1012,11 @@ class Conntrack:
             return rows
         flows = ct[mine]
         new = np.flatnonzero((self.status[flows] & (CONFIRMED | DYING)) == 0)
+        if self.steady and len(new):
+            moved = (self.status[flows[new]] & SRC_NAT) != 0
+            if trip.drew is not None:
+                moved |= trip.drew[rows[mine[new]]]
+            self.omen[flows[new[moved]]] = 0
         lost: list[int] = []
         while len(new):
             f = flows[new]
@@ -1108,6 +1206,22 @@ def _tuple_of(t: dict[str, int], proto: int) -> Tuple:
     if proto == ICMP:
         return t["src"], t["dst"], t["id"], t["type"] << 8 | t["code"], proto
     return t["src"], t["dst"], t.get("sport", 0), t.get("dport", 0), proto
+
+
+def looks(p: Packets, rows: Rows) -> NDArray[np.uint64]:
+    """uint64[n]: all that steady rules, routing and limits can see of SYNs that came in on links, apart from tuples.
+
+    0 for other packets, and for those that are not simply passed on.
+    """
+    out = p.arrived[rows].astype(np.uint64)
+    fine = (p.ihl[rows] == 20) & (p.arrived[rows] >= 0) & (p.pkttype[rows] == HOST) & (p.proto[rows] == TCP)
+    fine &= p.flags[rows] & np.uint8(SYN | ACK | RST) == SYN
+    dont = (p.frag[rows] & DONT_FRAGMENT) != 0
+    sizes = p.length[rows].astype(np.uint64) << np.uint64(5) | p.doff[rows].astype(np.uint64) >> np.uint64(2)
+    for bits, field in ((8, p.tos[rows]), (8, p.ttl[rows]), (8, p.flags[rows]), (1, dont), (21, sizes)):
+        out = out << np.uint64(bits) | field
+    out *= fine
+    return out
 
 
 def grouped(numbers: Flows) -> Flows:

@@ -147,6 +147,7 @@ class Road:
         self._memories()
         self.resets = self._find_resets()
         self.moved = self._find_movers()
+        node.conntrack.foretell(self._steady())
         self.answers.read_sysctls()
         self.up = np.array([link.up for link in node.routing.links])
         get = node.sysctl.int
@@ -185,6 +186,16 @@ class Road:
         self.wishing = "PREROUTING" in hooks
         self.alone_in |= (self.wishing and not known) or ("OUTPUT" in hooks and self.node.ipvs.active)
         self.alone_out |= "OUTPUT" in hooks
+
+    def _steady(self) -> bool:
+        """Does what becomes of a new connection depend on nothing but what its first packet looks like, and draws?
+
+        Then a connection whose ports are used again at once can begin, live and end within a run, any number of times:
+        all that befell the one before it befalls it, too (`Conntrack.told`).
+        """
+        node = self.node
+        other = node.ipvs.active or self.resets or self.moved or self.wishing or node.doubts is not None
+        return not other and not node.rewritten.draws and node.tables.steady
 
     def _find_resets(self) -> int:
         """Which packets a rule may answer with a TCP reset, that closes their connection behind the back of later ones.
@@ -739,7 +750,8 @@ class Road:
                 masqueraded = where[ct.masq[f] >= 0]
                 end = min(end, max(_first_at(masqueraded, end), 1))
             late = ct.deadline[f] <= p.time[rows[where]]
-            sharp = self._sharp(p, rows[where], f, order)
+            alone = bool(known.all() and not late.any())
+            sharp = self._sharp(p, rows[where], f, (ids[where] & 1) != 0, order, strangers=not alone)
             if ct.abrupt:
                 sharp |= np.isin(ct.proto[f], list(ct.abrupt))
             if sharp.any() or late.any():  # what follows in the flow must wait
@@ -765,7 +777,7 @@ class Road:
                 flows = np.where(known, flows, -1)
                 end = min(end, self._choices_end(p, rows, strangers, flows, ending, end))
             strangers = strangers[strangers < end]
-            if len(strangers):
+            if len(strangers) > 1:
                 end = min(end, self._strangers_end(p, rows, strangers, end))
         if node.ipvs.active:
             end = min(end, node.ipvs.run_end(*self._translated(p, rows[:end], ids[:end])))
@@ -805,12 +817,15 @@ class Road:
         self.node.tables.walk.foresee(ghosts, "raw")
         return ghosts.template
 
-    def _sharp(self, p: Packets, rows: Rows, flows: NDArray[np.intp], order: NDArray[np.intp]) -> Mask:
+    def _sharp(
+        self, p: Packets, rows: Rows, flows: NDArray[np.intp], reply: Mask, order: NDArray[np.intp], *, strangers: bool
+    ) -> Mask:
         """bool[len(rows)]: packets that may end their connection, or begin it anew.
 
         A reset deletes a connection that nobody answered; a SYN begins one anew that is over, or may be by then: there
         was a FIN or a reset. Any other SYN changes no more than data does.
         flows  intp[n] the connection of each packet, all known      order  puts those of one side by side (`grouped`)
+        reply  bool[n] it goes the other way           strangers  there are packets in the run that no connection knows
         """
         ct = self.node.conntrack
         tcp = p.proto.take(rows) == TCP
@@ -827,7 +842,19 @@ class Road:
         over[order] = closing[:-1] > np.repeat(closing.take(starts), np.diff(starts, append=len(flows)))
         state = ct.tcp.misc[flows, 9]
         over |= (state >= FW) & (state <= CL)
-        sharp &= (reset & ((ct.status[flows] & SEEN_REPLY) == 0)) | (opens & over)
+        unanswered = (ct.status[flows] & SEEN_REPLY) == 0
+        if not ct.steady:
+            sharp &= (reset & unanswered) | (opens & over)
+            return sharp
+        told = tcp & opens & over & ct.told(p, rows, flows, reply)
+        # a connection that began within the run may be unanswered when its reset comes
+        opened = np.concatenate(([0], np.cumsum(opens.take(order))))
+        unanswered[order] |= opened[:-1] > np.repeat(opened.take(starts), np.diff(starts, append=len(flows)))
+        gone = reset & unanswered
+        if not strangers:  # nobody takes the ports between the reset and the SYN that follows it
+            follows = np.append(in_order[1:] == in_order[:-1], False) & np.append(told.take(order)[1:], False)
+            gone[order] &= ~follows
+        sharp &= gone | (opens & over & ~told)
         return sharp
 
     def _choices_end(
@@ -858,8 +885,10 @@ class Road:
         ending = np.flatnonzero((flows >= 0) & ends)
         ending = ending[ending > strangers[0]]
         if len(ending):
-            if not rewrites.narrow:
-                ending = ending[np.isin(ct.rdport[flows[ending]], p.sport[r])]
+            if not rewrites.narrow:  # then a choice may fall on what another one uses, or once used, of the same ports
+                f, own = flows[ending], p.sport[r]
+                mapped = ((ct.status[f] & SRC_NAT) != 0) & np.isin(ct.osport[f], own)
+                ending = ending[np.isin(ct.rdport[f], own) | np.isin(ct.odport[f], own) | mapped]
             end = _first_at(ending, end)
         if rewrites.narrow and self.node.kernel != "6.1":  # a new SYN may take the place of a closing connection
             opening = strangers[tcp[strangers] & ((p.flags[r] & SYN) != 0)]
@@ -886,12 +915,6 @@ class Road:
         x, y, z = lo[order], hi[order], p.proto[r][order]
         same[order[1:]] = (x[1:] == x[:-1]) & (y[1:] == y[:-1]) & (z[1:] == z[:-1])
         end = _first_at(strangers[same], end)
-        # an error that leaves when the run is over belongs to the connection that travels against what it quotes
-        ports = (p.dport[r].astype(np.uint64) << np.uint64(48)) | (p.sport[r].astype(np.uint64) << np.uint64(32))
-        against = self.node.conntrack.table.find(
-            (dst << np.uint64(32) | src, ports | (p.proto[r].astype(np.uint64) << np.uint64(16)))
-        )
-        end = min(end, max(_first_at(strangers[against >= 0], end), 1))
         rewrites = self.node.rewritten
         if rewrites.none:
             return end

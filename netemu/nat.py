@@ -196,6 +196,8 @@ class Nat:
         self._wished, self._asked = {}, _Asked(p.n) if len(rows) >= MANY else None
         verdict = self.node.tables.walk(trip, "nat", rows)
         on = trip.travelling(rows[verdict == ACCEPT])
+        flows = p.ct[on]  # a connection that began and ended within this run is decided as the one before it was
+        ct.status[flows[(ct.status[flows] & DYING) != 0]] |= _BITS[manip][1]
         (wished, asked), (self._wished, self._asked) = (self._wished, self._asked), outer
         # rows come to different rules at different times, but tuples are given out in arrival order
         if asked is not None:
@@ -359,7 +361,7 @@ class Nat:
         ct = self.node.conntrack
         status = ct.status[trip.pkts.ct[rows]]
         rows = rows[(status & (CONFIRMED | DYING)) == 0]
-        lo, width = 0, len(rows)
+        lo, width, alone = 0, len(rows), 1
         if ct.split or (ct.zone[trip.pkts.ct[rows]] >> 16).any():  # tuples that only one direction keeps from others
             for row in rows.tolist():
                 self._set_up(trip, row, manip, asked.of(row))
@@ -368,10 +370,11 @@ class Nat:
             some = rows[lo : lo + width]
             settled = self._first_tries(trip, some, manip, asked)
             lo += settled
-            if settled < len(some):
-                row = int(rows[lo])
-                self._set_up(trip, row, manip, asked.of(row))
-                lo += 1
+            if settled < len(some):  # where tries keep failing, more and more choose by themselves before the next
+                alone = 1 if settled > 16 else 2 * alone
+                for row in rows[lo : lo + alone].tolist():
+                    self._set_up(trip, row, manip, asked.of(row))
+                lo += alone
                 width = max(64, 2 * settled)
             else:
                 width *= 2
@@ -461,7 +464,9 @@ class Nat:
         low = np.where(proto == ICMP, 0, np.where(port < 512, 1, np.where(port < 1024, 600, 1024)))
         high = np.where(proto == ICMP, 65535, np.where(port < 512, 511, np.where(port < 1024, 1023, 65535)))
         lo, hi = np.where(own, lo, low), np.where(own, hi, high)
-        offset = (trip.random(rows, 0x4E41) & np.uint64(0xFFFF)).view(np.int64)
+        offset = np.zeros(len(rows), np.int64)
+        drawn = np.flatnonzero(lo != hi)
+        offset[drawn] = (trip.random(rows[drawn], 0x4E41) & np.uint64(0xFFFF)).view(np.int64)
         if manip == DESTINATION and self.node.kernel != "6.1":
             offset = np.where(random, offset, 0)
         offset = np.where(base >= 0, (port - base) & 0xFFFF, offset)
@@ -547,7 +552,7 @@ class Nat:
         one = np.array([row])
         if wish.base is not None:
             offset = (port - wish.base) & 0xFFFF
-        elif manip == DESTINATION and not wish.random and self.node.kernel != "6.1":
+        elif (manip == DESTINATION and not wish.random and self.node.kernel != "6.1") or size == 1:
             offset = 0
         else:
             offset = int(trip.random(one, 0x4E41)[0]) & 0xFFFF

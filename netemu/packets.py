@@ -43,6 +43,7 @@ FATES = ("travelling", "forwarded", "delivered", "rejected", "dropped", "held")
 _GATHERED = 8192  # headers looked at together: they stay in the cache
 _SUMMED = 2048  # stretches summed up together
 _READ = 40  # bytes of a header row that are ever looked at
+ANSWERS = 1 << 40  # what a packet that the node makes because of another has added to that one's serial number
 OFFSET_MASK, MORE_FRAGMENTS, DONT_FRAGMENT = 0x1FFF, 0x2000, 0x4000
 ICMP_QUERIES = (0, 8, 13, 14, 15, 16, 17, 18)  # the types that carry an id
 ICMP_ERRORS = (3, 4, 5, 11, 12)

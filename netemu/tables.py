@@ -272,6 +272,7 @@ class Tables:
         self.uncertain = False  # keep what is not modelled as what might match
         self._needed: tuple[int, bool] = (-1, False)
         self._defrag: tuple[int, bool] = (-1, False)
+        self._steady = (-1, False)
         self._memories: tuple[int, tuple[Memory, ...]] = (-1, ())
         self._written: tuple[int, frozenset[str]] = (-1, frozenset())
 
@@ -347,6 +348,15 @@ class Tables:
         wish: frozenset[str] = frozenset().union(*(at for at, t in met if isinstance(t, Ct) and not t.notrack))
         plain = {target.name for _, target in met} <= _PLAIN
         return wish, plain and not any(m.table == "raw" for m in self.memories)
+
+    @property
+    def steady(self) -> bool:
+        """Do rules see nothing of a packet that begins a connection but its headers (see conntrack.looks), where it
+        came in, and draws? No memory, no clock, no set, no bytes, nothing of the connection but its state."""
+        if self._steady[0] != self.version:
+            quiet = not any(True for _ in self._find_memories())
+            self._steady = (self.version, quiet and all(_is_steady(table, rule) for table, *_, rule in self.rules()))
+        return self._steady[1]
 
     def _pure(self, match: Match) -> bool:
         """What it says depends on nothing that another packet does, so it may be asked ahead of its turn."""
@@ -563,6 +573,31 @@ PROGRAMS = tuple(f"iptables{kind}{job}" for kind in ("", "-legacy") for job in (
 
 
 # ---- what the kernel checks -----------------------------------------------------------------------------------------
+
+
+#: matches and targets that ask nothing of a packet but what `Tables.steady` allows; two of them depending on options
+_STEADY_MATCHES = frozenset(
+    ("comment", "tcp", "udp", "icmp", "multiport", "mark", "state", "conntrack", "addrtype", "iprange", "statistic",
+     "pkttype", "length", "ttl", "tos", "dscp")
+)  # fmt: skip
+_STEADY_TARGETS = frozenset(
+    ("ACCEPT", "DROP", "RETURN", "REJECT", "MARK", "LOG", "NFLOG", "TTL", "TOS", "DSCP", "DNAT", "SNAT", "MASQUERADE",
+     "REDIRECT", "NETMAP")
+)  # fmt: skip
+
+
+def _is_steady(table: str, rule: Rule) -> bool:
+    for match in rule.matches:
+        if match.unmodelled or match.name not in _STEADY_MATCHES:
+            return False
+        if match.name == "tcp" and "--tcp-option" in match.words():
+            return False
+        if match.name == "conntrack":
+            words = [word for word in match.words().split() if word != "!"]
+            early = table not in ("filter", "security")  # it may come before DNAT is decided
+            if words[:1] != ["--ctstate"] or len(words) != 2 or (early and "NAT" in words[1]):
+                return False
+    return rule.target is None or isinstance(rule.target, Chain) or rule.target.name in _STEADY_TARGETS
 
 
 def _met(chain: Chain) -> Iterator[Rule]:

@@ -11,6 +11,7 @@ run: plain acknowledgements of established connections together, nearly all that
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -112,6 +113,7 @@ KIND = np.array(
 )
 _KIND: list[int] = KIND.tolist()
 _PLAIN = KIND == I_ACK
+_TRANSLATED = 16 | 32  # bits of conntrack's status: how a connection's packets are rewritten
 _NEAR, _WIDE, _SHIFT, _FAR = 1 << 28, 1 << 30, 1 << 30, 1 << 40  # of numbers relative to each other: see `_plain`
 WORTH = 128  # so many segments at least are worth columns
 
@@ -139,6 +141,19 @@ class Watched:
     def __init__(self, flow: int, td: list[int], misc: list[int], last: list[int], status: int, deadline: int) -> None:
         self.flow, self.td, self.misc, self.last, self.status, self.deadline = flow, td, misc, last, status, deadline
         self.shifts: tuple[Shift, Shift] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """A connection that begins within a run, in the place of one that is over.
+
+    watched  how it stands at the end of the run      root  the flow that held its tuples before the run
+    row      the SYN that begins it
+    """
+
+    watched: Watched
+    root: int
+    row: int
 
 
 class Tracker:
@@ -491,7 +506,7 @@ class Tracker:
 
     def follow(
         self, ct: Conntrack, flows: Flows, counts: Flows, pkts: Packets, rows: Rows, reply: Mask,
-        reopen: Callable[[int, int], int],
+        reopen: Callable[[int, int], int], told: Mask | None = None, lives: list[Life] | None = None,
     ) -> tuple[I8, U8, Flows]:  # fmt: skip
         """Segments of many connections, as `one` would take them one after the other.
 
@@ -499,6 +514,8 @@ class Tracker:
         rows     intp[n]  the segments of the first connection in arrival order, then those of the second, ...
         reply    bool[n]  which go the other way
         reopen   called with (flow, row) where a SYN opens a finished connection anew: the new flow, or -1
+        told     bool[n]  SYNs of which we know what becomes of a connection that they open anew: those do it here, and
+                 what comes after them belongs to the new connection. `lives` gets each, and the n-th is flow -1 - n
         returns  what `one` says of each; the state of each packet (INVALID, NEW or ESTABLISHED); the flow of each
 
         Plain acknowledgements go in columns (`_plain`), up to the first segment of their connection that is something
@@ -524,7 +541,9 @@ class Tracker:
                 patience = n
             if not len(todo):
                 return verdicts, states, of
-            self._alone(ct, todo, flows, at, stop, patience, pkts, rows, reply, reopen, verdicts, states, of)
+            self._alone(
+                ct, todo, flows, at, stop, patience, pkts, rows, reply, reopen, verdicts, states, of, told, lives
+            )
             todo = todo.compress(at.take(todo) < stop.take(todo))
             if not len(todo):
                 return verdicts, states, of
@@ -533,36 +552,44 @@ class Tracker:
     def _alone(
         self, ct: Conntrack, todo: Flows, flows: Flows, at: Flows, stop: Flows, patience: int, pkts: Packets,
         rows: Rows, reply: Mask, reopen: Callable[[int, int], int], verdicts: I8, states: U8, of: Flows,
+        told: Mask | None, lives: list[Life] | None,
     ) -> None:  # fmt: skip
         """Segments of the connections `todo` one by one, until `patience` of each went and the next may be a plain one.
 
-        Changes at, flows, verdicts, states and of in place.
+        Changes at, flows, verdicts, states, of and lives in place.
         """
         many = np.minimum(stop.take(todo) - at.take(todo), 2 * patience + 14)
         begin = np.cumsum(many) - many
         some = np.repeat(at.take(todo) - begin, many) + np.arange(int(many.sum()))
-        segments, answers = _said(pkts, rows.take(some)), reply.take(some).tolist()
+        all_segments, all_answers = _said(pkts, rows.take(some)), reply.take(some).tolist()
+        knows = [False] * len(some) if told is None else told.take(some).tolist()
         watched = self._watch(ct, flows.take(todo))
         went: list[int] = []
         gone: list[tuple[int, int, int]] = []
         for k, (which, lo, size) in enumerate(zip(todo.tolist(), begin.tolist(), many.tolist(), strict=True)):
             one = watched[k]
-            misc = one.misc
-            j = lo
-            while j < lo + size:
+            segments, answers, known = all_segments[lo : lo + size], all_answers[lo : lo + size], knows[lo : lo + size]
+            verdict = ACCEPTED
+            j = 0
+            while j < len(segments):
                 segment, answer = segments[j], answers[j]
-                if j >= lo + patience and misc[9] == ES and _KIND[segment[2]] == I_ACK:
+                plain = one.misc[9] == ES and _KIND[segment[2]] == I_ACK
+                if j >= patience and plain and one.flow >= 0 and verdict != GONE:
                     break
                 state = ESTABLISHED if answer or one.status & 2 else NEW
-                verdict = self._one(one, segment, answer, pkts)
-                if verdict == REOPENED:
+                verdict = self._one(one, segment, answer, pkts) if verdict != GONE else REOPENED
+                if verdict == REOPENED and known[j]:
+                    assert lives is not None
+                    one = self._born(one, -1 - len(lives), segment, pkts)
+                    lives.append(Life(one, watched[k].flow, segment[0]))
+                    state, verdict = NEW, self._one(one, segment, False, pkts)
+                elif verdict == REOPENED:
                     flow = reopen(one.flow, segment[0])
                     if flow < 0:
                         verdict = INVALID_SEGMENT
                     else:
                         flows[which] = flow
                         watched[k] = one = self._watch(ct, np.array([flow]))[0]
-                        misc = one.misc
                         answer, state = False, NEW
                         verdict = self._one(one, segment, False, pkts)
                 if verdict == INVALID_SEGMENT:
@@ -571,12 +598,25 @@ class Tracker:
                     one.status |= 2
                 gone.append((verdict, state, one.flow))
                 j += 1
-            went.append(j - lo)
+                if told is not None and (verdict == GONE or one.flow < 0) and at[which] + len(segments) < stop[which]:
+                    rest = slice(int(at[which]) + len(segments), int(stop[which]))  # all of a new life is taken here
+                    segments = segments + _said(pkts, rows[rest])
+                    answers, known = answers + reply[rest].tolist(), known + told[rest].tolist()
+            went.append(j)
         self._keep(ct, watched)
         size_ = np.array(went)
         done = np.repeat(at.take(todo) - (np.cumsum(size_) - size_), size_) + np.arange(len(gone))
         at[todo] += size_
         verdicts[done], states[done], of[done] = zip(*gone, strict=True)
+
+    @staticmethod
+    def _born(before: Watched, flow: int, segment: Segment, pkts: Packets) -> Watched:
+        """What a SYN begins in the place of a connection that is over; it is translated like that one."""
+        row, _, _, seq, _, win, payload, doff = segment
+        end = (seq + payload + 1) & M32
+        scale, offered = _options(pkts, row, doff)
+        misc = [scale, 0, offered, 0, 0, I_NONE, 0, 0, 0, NO]
+        return Watched(flow, [end, end, win or 1, 0, 0, 0, 0, 0], misc, [0] * 4, before.status & _TRANSLATED, 1 << 62)
 
     def _plain(
         self, ct: Conntrack, flows: Flows, starts: Flows, counts: Flows, pkts: Packets, rows: Rows, reply: Mask

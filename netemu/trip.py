@@ -66,6 +66,7 @@ class Trip:
         self.owed: list[tuple[int, bytes, int, int, bool]] = []  # errors to be sent: see Answers.icmp
         self.silent: list[int] = []  # rows whose sender is not told after all
         self.choices: dict[int, Choice] = {}  # how IPVS found the server of a row, while Ipvs.tell is on
+        self.drew: Mask | None = None  # packets that something was drawn for
         self.remember: bool = parent is None or parent.remember  # keep each rewrite for the report
         # what depends on rules that netemu cannot judge (see doubt.py): row -> why; those of the walk under way, and
         # the rows that a rule behind the doubtful one has changed
@@ -158,6 +159,9 @@ class Trip:
 
         So the same seed gives the same answer, however a replay is cut into runs (splitmix64's finaliser).
         """
+        if self.drew is None:
+            self.drew = np.zeros(self.pkts.n, bool)
+        self.drew[rows] = True
         mixed: np.uint64 | U64
         if isinstance(salt, int):
             mixed = np.uint64((self.node.seed * 0x9E3779B97F4A7C15 + salt * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF)
