@@ -540,6 +540,11 @@ class Sip(Helper, name="sip"):
         return (found[0], found[1] + found[2] + 1) if found else None
 
     def _request(self, at: Look) -> bool:
+        line = self._header(at.data, b"Via", b"v")
+        via = self._uri(at.data, line, b"UDP ") if line >= 0 else None
+        mine = at.tuples[at.way]
+        if via is not None and via[2] == mine[0] and via[3] != mine[2]:
+            at.node.caveat("SIP: a telephone waits for answers on another port than it sends from (not turned there)")
         method = next((m for m in self.METHODS if re.match(m + rb" [A-Za-z]", at.data, re.IGNORECASE)), None)
         if method is None:
             return True
