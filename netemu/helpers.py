@@ -42,7 +42,9 @@ UNMODELLED: dict[str, tuple[int, ...]] = {
     "amanda": (UDP,),
     "netbios-ns": (UDP,),
     "snmp": (UDP,),
+    "sip": (TCP,),
     "pptp": (TCP,),
+    "sane": (TCP,),
     "RAS": (UDP,),
     "Q.931": (TCP,),
 }
@@ -64,6 +66,8 @@ class Expectation:
     gives      helper that looks into the new connection too ("" none)
     direction  in which direction of the master's the new connection goes; None: NAT leaves it alone
     saved      address and port that were really meant, before NAT (address ANY: the master's)
+    inactive   it is not confirmed yet, and nothing fulfils it
+    paired     its source may be what another expectation of the master means: then it is rewritten as that one is
     """
 
     shape: Tuple
@@ -77,6 +81,7 @@ class Expectation:
     direction: int | None = None
     saved: tuple[int, int] = (ANY, 0)
     inactive: bool = False
+    paired: bool = False
 
     @property
     def mask(self) -> Tuple:
@@ -137,12 +142,14 @@ class Attended:
     """What is remembered of a connection that a helper looks into.
 
     notes   the helper's own, for each direction       shifts  for each direction
+    said    the helper's own: numbers of what was asked last
     """
 
     helper: Helper | None
     notes: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
     learning: list[bool] = field(default_factory=lambda: [False, False])
     shifts: tuple[Shift, Shift] = field(default_factory=lambda: (Shift(), Shift()))
+    said: dict[bytes, int] = field(default_factory=dict)
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------------
@@ -448,9 +455,381 @@ class Irc(Helper, name="irc"):
         return bool(port)
 
 
+class Sip(Helper, name="sip"):
+    """SIP over UDP: who registers may be called, and what a session description offers may be sent there.
+
+    Only from the other end of the signalling, as Linux has it by default (sip_direct_media, sip_direct_signalling).
+    With NAT: addresses of the connection itself in the request line, Via, Contact, From and To; those of media in the
+    description, its ports, and the length that it is said to have.
+
+    Classes of expectations: 0 signalling, 1 audio, 2 video, 3 image.
+    """
+
+    protocols = (UDP,)
+    limits = ((1, 180), (4, 180), (4, 180), (2, 180))
+    TIMEOUT: ClassVar = 3600 * SECOND
+    MEDIA: ClassVar = {b"audio ": 1, b"video ": 2, b"image ": 3}
+    ADDRESS: ClassVar = re.compile(rb"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?![\d.])")
+    BAD: ClassVar = -1  # the port of a URI that names none to which SIP can be sent
+    METHODS: ClassVar = (b"INVITE", b"UPDATE", b"ACK", b"PRACK", b"BYE", b"REGISTER")
+
+    def look(self, at: Look) -> bool:
+        if not at.data:
+            return True
+        at.node.conntrack.deadline[at.flow] = at.now + self.TIMEOUT
+        if len(at.data) < 11:
+            return True
+        response = at.data[:8].upper() == b"SIP/2.0 "
+        if not (self._response(at) if response else self._request(at)):
+            return False
+        return not at.translated or self._translate(at, response)
+
+    # ---- words
+
+    @staticmethod
+    def _header(data: bytes, name: bytes, short: bytes = b"", start: int = 0) -> int:
+        """Where the value of a header begins, -1: there is none."""
+        names = name + (b"|" + short + rb"(?![A-Za-z])" if short else b"")
+        m = re.compile(rb"[\r\n](?:" + names + rb")[ \t]*:[ \t]*", re.IGNORECASE).search(data, start)
+        return m.end() if m else -1
+
+    def _number(self, data: bytes, name: bytes, short: bytes = b"") -> tuple[int, int, int] | None:
+        """(value, where it stands, its length) of a header that is a number."""
+        at = self._header(data, name, short)
+        m = re.compile(rb"\d+").match(data, at) if at >= 0 else None
+        return (int(m[0]), at, len(m[0])) if m else None
+
+    def _uri(self, data: bytes, start: int, before: bytes) -> tuple[int, int, int, int] | None:
+        """(where address and port stand, their length, address, port) of the URI behind `before` in this line."""
+        m = re.compile(rb"[^\r\n]*?" + re.escape(before), re.IGNORECASE).match(data, start)
+        if m is None:
+            return None
+        user = re.compile(rb"[^@\r\n]*@").match(data, m.end()) if before == b"sip:" else None
+        return self._place(data, user.end() if user else m.end())
+
+    def _place(self, data: bytes, at: int) -> tuple[int, int, int, int] | None:
+        m = self.ADDRESS.match(data, at)
+        if m is None or any(int(part) > 255 for part in m[0].split(b".")):
+            return None
+        port, end = 5060, m.end()
+        given = re.compile(rb":(\d*)").match(data, end)
+        if given:
+            port, end = int(given[1] or b"0"), given.end()
+            if not 1024 <= port <= 0xFFFF:
+                port = self.BAD
+        return at, end - at, int.from_bytes(bytes(map(int, m[0].split(b"."))), "big"), port
+
+    def _contacts(self, data: bytes, start: int) -> tuple[int, int, int, int] | None:
+        """The first Contact URI that begins at `start` or behind it."""
+        at = self._header(data, b"Contact", b"m")
+        while at >= 0:
+            line = re.compile(rb"[^\r\n]*").match(data, at)
+            assert line is not None
+            for part in re.compile(rb"[^,]+").finditer(data, at, line.end()):
+                found = self._uri(data, part.start(), b"sip:")
+                if found is not None and found[0] < part.end() and found[0] >= start:
+                    return found
+            at = self._header(data, b"Contact", b"m", line.end())
+        return None
+
+    # ---- messages
+
+    def _sequence(self, data: bytes) -> tuple[int, int] | None:
+        """(number, where the method stands) of CSeq."""
+        found = self._number(data, b"CSeq")
+        return (found[0], found[1] + found[2] + 1) if found else None
+
+    def _request(self, at: Look) -> bool:
+        line = self._header(at.data, b"Via", b"v")
+        via = self._uri(at.data, line, b"UDP ") if line >= 0 else None
+        mine = at.tuples[at.way]
+        if via is not None and via[2] == mine[0] and via[3] != mine[2]:
+            at.node.caveat("SIP: a telephone waits for answers on another port than it sends from (not turned there)")
+        method = next((m for m in self.METHODS if re.match(m + rb" [A-Za-z]", at.data, re.IGNORECASE)), None)
+        if method is None:
+            return True
+        sequence = self._sequence(at.data)
+        if sequence is None:
+            return False
+        said = at.attended.said
+        if method == b"REGISTER":
+            return self._register(at, sequence[0])
+        if method in (b"INVITE", b"BYE"):
+            self._flush(at, media=True)
+        if method != b"BYE" and not self._describe(at):
+            return False
+        if method not in (b"BYE", b"ACK"):
+            said[method] = sequence[0]
+        return True
+
+    def _response(self, at: Look) -> bool:
+        m = re.compile(rb"\d+").match(at.data, 8)
+        sequence = self._sequence(at.data)
+        if m is None or not int(m[0]) or sequence is None:
+            return False
+        number, place = sequence
+        code = int(m[0])
+        method = next((m for m in self.METHODS if at.data[place : place + len(m)].upper() == m), b"")
+        if method == b"REGISTER":
+            return self._registered(at, number, code)
+        if method in (b"INVITE", b"UPDATE", b"PRACK"):
+            if 100 <= code <= 299:
+                return self._describe(at)
+            if at.attended.said.get(method) == number:
+                self._flush(at, media=True)
+        return True
+
+    def _flush(self, at: Look, *, media: bool) -> None:
+        keep = at.helpers.expected
+        at.helpers.expected = [e for e in keep if e.master != at.flow or (e.kind != 0) != media]
+
+    # ---- registrations
+
+    def _register(self, at: Look, number: int) -> bool:
+        if at.node.conntrack.status[at.flow] & EXPECTED:
+            return True
+        expires = (self._number(at.data, b"Expires") or (0,))[0]
+        found = self._contacts(at.data, 0)
+        if found is None:
+            return True
+        start, size, address, port = found
+        if port == self.BAD:
+            return False
+        tuples = at.tuples
+        mine, theirs = tuples[at.way], tuples[1 - at.way]
+        if address != mine[0] or self._over_tcp(at.data, start + size):
+            return True
+        expires = self._parameter(at.data, start + size, b"expires", expires)
+        if expires:
+            e = at.expectation(theirs[0], address, port, UDP)
+            e.permanent = e.inactive = True
+            e.gives = self.name
+            if at.translated:
+                e.saved, e.direction = (address, port), 1 - at.way
+                new = address if mine[0] == theirs[1] else theirs[1]
+                wanted = theirs[3] if port == mine[2] else port
+                e.shape = e.shape[0], new, ANY, wanted, UDP
+                wanted = at.expect_at_free_port(e)
+                if not wanted:
+                    return False
+                if (new, wanted) != e.saved:
+                    at.mangle(start, size, f"{dotted(new)}:{wanted}".encode())
+            elif not at.expect(e):
+                return False
+        at.attended.said[b"REGISTER"] = number
+        return True
+
+    def _over_tcp(self, data: bytes, at: int) -> bool:
+        m = re.compile(rb"[^\r\n,]*?transport=(\w+)", re.IGNORECASE).match(data, at)
+        return m is not None and m[1].upper() != b"UDP"
+
+    def _parameter(self, data: bytes, at: int, name: bytes, default: int) -> int:
+        m = re.compile(rb"[^\r\n,]*?;" + name + rb"=(\d+)", re.IGNORECASE).match(data, at)
+        return int(m[1]) if m else default
+
+    def _registered(self, at: Look, number: int, code: int) -> bool:
+        if at.attended.said.get(b"REGISTER") != number or 100 <= code <= 199:
+            return True
+        expires = (self._number(at.data, b"Expires") or (0,))[0]
+        place = 0
+        while 200 <= code <= 299:
+            found = self._contacts(at.data, place)
+            if found is None:
+                break
+            start, size, address, port = found
+            place = start + size
+            if port == self.BAD:
+                return False
+            if address != at.tuples[at.way][1] or self._over_tcp(at.data, place):
+                continue
+            lasts = self._parameter(at.data, place, b"expires", expires)
+            if not lasts:
+                break
+            for e in at.helpers.live(at.now):
+                if e.master == at.flow and e.kind == 0 and (e.shape[1], e.shape[3], e.shape[4]) == (address, port, UDP):
+                    e.inactive, e.deadline = False, at.now + lasts * SECOND
+                    return True
+        self._flush(at, media=False)
+        return True
+
+    # ---- session descriptions
+
+    @staticmethod
+    def _line(data: bytes, start: int, kind: bytes, until: bytes = b"") -> int:
+        """Where the line `kind` of a description goes on, the first behind `start` and before a line `until`; -1."""
+        m = re.compile(rb"(?:\r\n|\r|\n)(" + kind + (b"|" + until if until else b"") + b")").search(data, start)
+        return m.end() if m and m[1] == kind else -1
+
+    def _connected(self, data: bytes, start: int, kind: bytes) -> tuple[int, int, int] | None:
+        """(where it stands, its length, address) in a line c= or o= before the next m=."""
+        at = self._line(data, start, kind, b"m=")
+        m = re.compile(rb"[^\r\n]*?IN IP4 ").match(data, at) if at >= 0 else None
+        found = self.ADDRESS.match(data, m.end()) if m else None
+        if found is None:
+            return None
+        return found.start(), len(found[0]), int.from_bytes(bytes(int(n) & 255 for n in found[0].split(b".")), "big")
+
+    def _describe(self, at: Look) -> bool:
+        begins = self._line(at.data, 0, b"v=")
+        if begins < 0:
+            return True
+        session = self._connected(at.data, begins, b"c=")
+        place, done, new = begins, 0, None
+        while done < 3:
+            media = self._line(at.data, place, b"m=")
+            if media < 0:
+                break
+            place = media
+            kind = next((k for k in self.MEDIA if at.data[media : media + 6].lower() == k), None)
+            if kind is None:
+                continue
+            place = media + 6
+            digits = re.compile(rb"\d*").match(at.data, place)
+            assert digits is not None
+            port = int(digits[0] or b"0")
+            if not port:
+                continue
+            if not 1024 <= port <= 0xFFFF:
+                return False
+            own = self._connected(at.data, place, b"c=")
+            used = own or session
+            if used is None:
+                return False
+            new = self._offer(at, used[2], port, self.MEDIA[kind], place, len(digits[0]))
+            if new is None:
+                return False
+            if own is not None and at.translated and not self._rewrite(at, place, b"c=", new):
+                return False
+            done += 1
+        if at.translated and new is not None:
+            for kind in (b"o=", b"c="):
+                self._put(at, begins, kind, new)
+            return self._measure(at)
+        return True
+
+    def _offer(self, at: Look, address: int, port: int, kind: int, place: int, size: int) -> int | None:
+        """Expect what is sent to an address and port of a description; the address that it shall name, None: drop."""
+        tuples = at.tuples
+        mine, theirs = tuples[at.way], tuples[1 - at.way]
+        if address != mine[0]:
+            return address
+        direct = skip = False
+        while True:
+            t = (theirs[0], address, 0, port, UDP)
+            e = next((e for e in at.helpers.live(at.now) if e.fits(t)), None)
+            if e is None or e.master == at.flow or e.helper != self.name or e.kind != kind:
+                break
+            moved = e.direction is not None and e.saved != (e.shape[1], e.shape[3])
+            if direct or not moved or not at.translated:
+                skip = True
+                break
+            (address, port), direct = e.saved, True
+        port &= ~1
+        if direct:
+            at.mangle(place, size, str(port).encode())
+        if skip:
+            return address
+        pair = [at.expectation(theirs[0], address, port + k, UDP, kind) for k in (0, 1)]
+        if not at.translated or direct:
+            first = at.helpers.expect(pair[0], at, anybody=True)
+            second = at.helpers.expect(pair[1], at, anybody=True) if first in ("", "already") else first
+            if second not in ("", "already") and not first:
+                at.helpers.expected.remove(pair[0])
+            return address if second in ("", "already") else None
+        new = address if mine[0] == theirs[1] else theirs[1]
+        for e in pair:
+            e.saved, e.direction, e.paired = (address, e.shape[3]), 1 - at.way, True
+        for chosen in range(port, 0x10000, 2):
+            for k, e in enumerate(pair):
+                e.shape = e.shape[0], new, ANY, chosen + k, UDP
+            first = at.helpers.expect(pair[0], at, anybody=True)
+            if first == "busy":
+                continue
+            if first:
+                return None
+            second = at.helpers.expect(pair[1], at, anybody=True)
+            if not second:
+                if chosen != port:
+                    at.mangle(place, size, str(chosen).encode())
+                    if not self._measure(at):
+                        return None
+                return new
+            at.helpers.expected.remove(pair[0])
+            if second != "busy":
+                return None
+        return None
+
+    def _put(self, at: Look, start: int, kind: bytes, address: int) -> bool:
+        found = self._connected(at.data, start, kind)
+        if found is None:
+            return False
+        at.mangle(found[0], found[1], dotted(address).encode())
+        return True
+
+    def _rewrite(self, at: Look, start: int, kind: bytes, address: int) -> bool:
+        return self._put(at, start, kind, address) and self._measure(at)
+
+    def _measure(self, at: Look) -> bool:
+        """Say the length that the description has now."""
+        begins, said = self._line(at.data, 0, b"v="), self._number(at.data, b"Content-Length", b"l")
+        if begins < 0 or said is None:
+            return False
+        at.mangle(said[1], said[2], str(len(at.data) - begins + 2).encode())
+        return True
+
+    # ---- headers, with NAT
+
+    def _map(self, at: Look, found: tuple[int, int, int, int] | None) -> int:
+        """Rewrite an address and port if they are an end of this connection; by how much the text grew."""
+        if found is None:
+            return 0
+        start, size, *end = found
+        tuples = at.tuples
+        mine, theirs = tuples[at.way], tuples[1 - at.way]
+        if end == [mine[0], mine[2]]:
+            new = [theirs[1], theirs[3]]
+        elif end == [mine[1], mine[3]]:
+            new = [theirs[0], theirs[2]]
+        else:
+            return 0
+        if new == end:
+            return 0
+        text = f"{dotted(new[0])}:{new[1]}".encode()
+        at.mangle(start, size, text)
+        return len(text) - size
+
+    def _translate(self, at: Look, response: bool) -> bool:
+        if not response:
+            method = re.compile(rb"[A-Za-z]+ ").match(at.data)
+            self._map(at, self._uri(at.data, method.end(), b"sip:") if method else None)
+        tuples = at.tuples
+        mine, theirs = tuples[at.way], tuples[1 - at.way]
+        at_via = self._header(at.data, b"Via", b"v")
+        via = self._uri(at.data, at_via, b"UDP ") if at_via >= 0 else None
+        if via is not None and list(via[2:]) == ([mine[1], mine[3]] if response else [mine[0], mine[2]]):
+            end = via[0] + via[1] + self._map(at, via)
+            self._via(at, end, b"maddr", mine[0], theirs[1])
+            self._via(at, end, b"received", mine[1], theirs[0])
+            m = re.compile(rb"[^\r\n,]*?;rport=(\d+)", re.IGNORECASE).match(at.data, end)
+            if m and int(m[1]) == mine[3] != theirs[2]:
+                at.mangle(m.start(1), len(m[1]), str(theirs[2]).encode())
+        place = 0
+        while (found := self._contacts(at.data, place)) is not None:
+            place = found[0] + found[1] + self._map(at, found)
+        for name, short in (b"From", b"f"), (b"To", b"t"):
+            line = self._header(at.data, name, short)
+            self._map(at, self._uri(at.data, line, b"sip:") if line >= 0 else None)
+        return True
+
+    def _via(self, at: Look, end: int, name: bytes, was: int, new: int) -> None:
+        m = re.compile(rb"[^\r\n,]*?;" + name + rb"=([\d.]+)", re.IGNORECASE).match(at.data, end)
+        if m and m[1].decode() == dotted(was) and was != new:
+            at.mangle(m.start(1), len(m[1]), dotted(new).encode())
+
+
 def protocols_of(name: str) -> tuple[int, ...]:
     """The protocols that the helper of this name looks into; none where Linux has no such helper."""
-    return HELPERS[name].protocols if name in HELPERS else UNMODELLED.get(name, ())
+    return (HELPERS[name].protocols if name in HELPERS else ()) + UNMODELLED.get(name, ())
 
 
 # ---- all of them -----------------------------------------------------------------------------------------------------
@@ -589,12 +968,15 @@ class Helpers:
         e.inactive = "INACTIVE" in flags
         self.expected.append(e)
 
-    def expect(self, e: Expectation, at: Look) -> str:
-        """Register an expectation; what stands in its way: "" nothing, "busy" another one, "full"."""
+    def expect(self, e: Expectation, at: Look, *, anybody: bool = False) -> str:
+        """Register an expectation; what stands in its way: "" nothing, "busy" another one, "full", "already".
+
+        anybody   the same one of another master is not another one, but "already" there
+        """
         now = at.now
         for other in self.live(now):
-            if other.master == e.master and other.shape == e.shape and other.zone == e.zone:
-                if other.kind != e.kind:
+            if (anybody or other.master == e.master) and other.shape == e.shape and other.zone == e.zone:
+                if other.kind != e.kind or other.master != e.master:
                     return "already"
                 self.expected.remove(other)
                 break

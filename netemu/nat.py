@@ -346,9 +346,29 @@ class Nat:
         address, port = e.saved
         address = src if address < 0 else address
         trip.pkts.ct[row] = flow  # until tracking says that the packet may begin it
-        self._set_up(trip, row, SOURCE, Range(lo=dst, hi=dst))
-        self._set_up(trip, row, DESTINATION, Range(lo=address, hi=address, port_lo=port, port_hi=port))
+        to = Range(lo=address, hi=address, port_lo=port, port_hi=port)
+        if e.saved[0] < 0:
+            self._set_up(trip, row, SOURCE, Range(lo=dst, hi=dst))
+            self._set_up(trip, row, DESTINATION, to)
+        else:
+            self._set_up(trip, row, DESTINATION, to)
+            by = self._source_of_paired(flow, e, dst)
+            if by is not None:
+                self._set_up(trip, row, SOURCE, by)
         trip.pkts.ct[row] = -1
+
+    def _source_of_paired(self, flow: int, e: Expectation, dst: int) -> Range | None:
+        """What the source of an expected connection becomes, where it may not come from the master's other end."""
+        ct = self.node.conntrack
+        here = ct.original(flow)
+        if e.paired:
+            for other in self.node.helpers.expected:
+                if other.master == e.master and other.shape[4] == here[4] and other.saved == (here[0], here[2]):
+                    address, port = other.shape[1], other.shape[3]
+                    return Range(lo=address, hi=address, port_lo=port, port_hi=port)
+        assert e.direction is not None
+        same = (ct.reply(e.master) if e.direction else ct.original(e.master))[0]
+        return Range(lo=dst, hi=dst) if here[0] == same else None
 
     # ---- many choices ------------------------------------------------------------------------------------------
 

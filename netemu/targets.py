@@ -1246,7 +1246,7 @@ class Ct(Target, name="CT", tables=("raw",), hooks=("PREROUTING", "OUTPUT")):
         events = _events(got.get("--ctevents"), CT_EVENTS)
         one = cls("--notrack" in got, template, events, _events(got.get("--expevents"), ("new",)))
         if not one.notrack and not one.check(rule):
-            one.modelled()
+            one.modelled(rule)
         return one
 
     def unknown(self, rule: RuleContext) -> str:
@@ -1258,14 +1258,14 @@ class Ct(Target, name="CT", tables=("raw",), hooks=("PREROUTING", "OUTPUT")):
             return "CT --timeout needs -p"
         return ""
 
-    def modelled(self) -> None:
+    def modelled(self, rule: RuleContext) -> None:
         """Raises NotModelled for what the connection table does not know."""
         t = self.template
         if t.timeout:
             raise NotModelled(
                 f"target `CT` with --timeout {t.timeout}", "--timeout", "timeouts come from the node's sysctls alone"
             )
-        if t.helper in UNMODELLED:
+        if t.helper in UNMODELLED and rule.proto in UNMODELLED[t.helper]:
             raise NotModelled(f"target `CT` with --helper {t.helper}", t.helper)
 
     def check(self, rule: RuleContext) -> str:

@@ -349,6 +349,136 @@ def helpers_irc(kernel: str) -> Story:
     return s
 
 
+def sip(start: str, *headers: str, sdp: str = "") -> bytes:
+    """A SIP message; lines of a description joined by spaces that stand for line ends."""
+    body = "".join(line + "\r\n" for line in sdp.split("|")) if sdp else ""
+    lines = [start, *headers, *(["Content-Type: application/sdp"] if sdp else []), f"Content-Length: {len(body)}"]
+    return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
+
+
+def offer(address: str, *media: str) -> str:
+    return "|".join(["v=0", f"o=me 1 2 IN IP4 {address}", "s=call", f"c=IN IP4 {address}", "t=0 0", *media])
+
+
+def dialog(number: str, tag: str = "") -> tuple[str, ...]:
+    return (f"From: <sip:me@{SRV}>;tag=1", f"To: <sip:you@{OUT}>{tag}", "Call-ID: 77@here", f"CSeq: {number}")
+
+
+SIP_RULES = """raw PREROUTING -p udp -m udp --dport 5060 -j CT --helper sip
+    filter FORWARD policy DROP
+    filter FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+    filter FORWARD -p udp -m udp --dport 5060 -j ACCEPT
+"""
+
+
+def call(s: Story, link: str, me: str, you: str, port: int = 5060) -> None:
+    """REGISTER, INVITE with audio and video, the streams of both sides, BYE."""
+    via = f"Via: SIP/2.0/UDP {me}:{port};branch=z9;rport"
+    contact = f"Contact: <sip:me@{me}:{port}>;expires=60"
+
+    def says(text: bytes) -> int:
+        return s.sends(link, udp(me, port, you, 5060, text))
+
+    def back(k: int, make: str, *headers: str, sdp: str = "") -> int:
+        def reply(sent: bytes) -> bytes:
+            _, src, sport, dst, dport = ends(sent)
+            kept = [
+                line
+                for line in sent[28:].decode().split("\r\n")
+                if line.startswith(("Via", "From", "To", "Call", "CSeq"))
+            ]
+            if kept:
+                kept[0] = kept[0].replace(";rport", f";received={src};rport={sport}")
+            return udp(dst, dport, src, sport, sip(make, *kept, *headers, sdp=sdp))
+
+        return s.answered(k, reply)
+
+    def of(k: int, name: str) -> str:
+        text = s.left[k][-1][1][28:].decode() if s.left[k] else ""
+        return next((line for line in text.split("\r\n") if line.startswith(name)), "")
+
+    k = says(sip("REGISTER sip:192.0.2.7 SIP/2.0", via, *dialog("1 REGISTER"), contact))
+    back(k, "SIP/2.0 200 OK", of(k, "Contact"))
+    for port_there in (5061, 5062):
+        k2 = s.answered(
+            k, lambda sent, there=port_there: udp(ends(sent)[3], there, ends(sent)[1], ends(sent)[2],
+            sip(f"INVITE sip:me@{ends(sent)[1]}:{ends(sent)[2]} SIP/2.0", f"Via: SIP/2.0/UDP {you}:{there};branch=1",
+                *dialog("9 INVITE"), f"Contact: <sip:you@{you}:{there}>", sdp=offer(you, "m=audio 9000 RTP/AVP 0"))),
+        )  # fmt: skip
+        back(k2, "SIP/2.0 200 OK", contact, sdp=offer(me, "m=audio 6004 RTP/AVP 0"))
+    s.sends(link, udp(me, 6004, you, 9000, b"sound"))
+    k = says(sip(f"INVITE sip:you@{you} SIP/2.0", via, *dialog("2 INVITE"), contact.partition(";")[0],
+                 sdp=offer(me, "m=audio 5004 RTP/AVP 0", "a=x", "m=video 5006 RTP/AVP 31")))  # fmt: skip
+    back(k, "SIP/2.0 100 Trying")
+    back(
+        k,
+        "SIP/2.0 200 OK",
+        f"Contact: <sip:you@{you}>",
+        sdp=offer(you, "m=audio 7001 RTP/AVP 0", "m=video 0 RTP/AVP 31"),
+    )
+    says(sip(f"ACK sip:you@{you} SIP/2.0", via, *dialog("2 ACK")))
+    s.answered(k, lambda sent: udp(ends(sent)[3], 7000, ends(sent)[1], 5004, b"sound"))
+    s.answered(k, lambda sent: udp(ends(sent)[3], 7001, ends(sent)[1], 5005, b"report"))
+    s.answered(k, lambda sent: udp(ends(sent)[3], 7002, ends(sent)[1], 5006, b"light"))
+    s.answered(k, lambda sent: udp(ends(sent)[3], 7003, ends(sent)[1], 5008, b"not offered"))
+
+    s.sends(link, udp(me, 5004, you, 7000, b"sound"))
+    s.sends(link, udp(me, 5005, you, 7001, b"report"))
+    s.sends(link, udp(me, 5100, you, 7000, b"more"))
+    k = says(
+        sip(
+            f"INVITE sip:you@{you} SIP/2.0",
+            via,
+            *dialog("3 INVITE"),
+            contact,
+            sdp=offer("10.9.9.9", "m=audio 5010 RTP/AVP 0", f"c=IN IP4 {me}", "m=image 5012 udptl t38"),
+        )
+    )
+    back(k, "SIP/2.0 486 Busy Here")
+    says(sip(f"BYE sip:you@{you} SIP/2.0", via, *dialog("4 BYE")))
+    says(sip(f"INVITE sip:you@{you} SIP/2.0", via, *dialog("x INVITE")))
+    says(sip(f"INVITE sip:you@{you} SIP/2.0", via, *dialog("5 INVITE"), sdp=offer(me, "m=audio 80 RTP/AVP 0")))
+    says(sip(f"REGISTER sip:{you} SIP/2.0", via, *dialog("6 REGISTER"), "Contact: <sip:me@host.example>"))
+    says(b"\r\n\r\n")
+
+
+@story()
+def helpers_sip_plain(kernel: str) -> Story:
+    s = Story(
+        "helpers/sip",
+        kernel,
+        """A telephone registers, calls, and sound comes through a firewall that lets nothing else by.""",
+        iptables=SIP_RULES,
+    )
+    call(s, "lan0", SRV2, OUT)
+    return s
+
+
+@story()
+def helpers_sip_masquerade(kernel: str) -> Story:
+    s = Story(
+        "helpers/sip-behind-masquerade",
+        kernel,
+        """The same behind MASQUERADE: addresses in headers and descriptions are rewritten both ways, and so are the
+        lengths of descriptions.""",
+        iptables=SIP_RULES + "nat POSTROUTING -o eth0 -j MASQUERADE",
+    )
+    call(s, "lan0", SRV, OUT)
+    return s
+
+
+@story()
+def helpers_sip_other_port(kernel: str) -> Story:
+    s = Story(
+        "helpers/sip-to-another-port",
+        kernel,
+        """SNAT to another port: what the telephone says of its own port is rewritten, and turned back in answers.""",
+        iptables=SIP_RULES + "nat POSTROUTING -o eth0 -p udp --sport 5060 -j SNAT --to-source 198.51.100.1:6000",
+    )
+    call(s, "lan0", SRV, OUT)
+    return s
+
+
 # ---- by hand -------------------------------------------------------------------------------------------------------
 
 
