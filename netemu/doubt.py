@@ -65,7 +65,7 @@ class UnmodelledMatch(Match):
 
     def start(self, node: Node, place: str) -> None:
         table, chain, number = place.split(":")
-        self._place = (table, chain, int(number))
+        self._place = (table, chain, int(number.partition(".")[0]))
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
         tables = trip.node.tables
