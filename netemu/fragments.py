@@ -34,16 +34,21 @@ def _joint_ecn(seen: int) -> int | None:
 class Assembly:
     """Fragments of one packet that waits to be whole.
 
-    since    when the first one came, ns       largest  size of the largest one, IP header included
+    until    when they are given up, ns        largest  size of the largest one, IP header included
     told     how many fragments its sender had sent when the last piece came
     sizes    payload of each piece, first to last, once the packet is whole
     broken   why the pieces cannot be one packet: all of them are lost
+    first    the first piece, once it came, with the link it came in on, how it was addressed there, and its mark
     """
 
-    since: int
+    until: int
     largest: int = 0
-    told: int = 0
     broken: str = ""
+    told: int = 0
+    first: bytes = b""
+    link: int = -1
+    pkttype: int = 0
+    mark: int = 0
 
     def __post_init__(self) -> None:
         self.parts: dict[int, bytes] = {}

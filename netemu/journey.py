@@ -23,7 +23,7 @@ ICMP errors that a run causes leave when it is over (`answers.py`).
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -92,6 +92,7 @@ _ERROR_TYPE = np.isin(np.arange(256), ICMP_ERRORS)
 _DELIVERED = Step(None, "local: delivered")
 _FOR_US = Step(None, "routing: for this node")
 _HELD = Step(None, "defrag: waits for the rest")
+_GIVEN_UP = Step(None, "defrag: the rest did not come in time")
 _WHOLE = Step(None, "defrag: reassembled")
 
 
@@ -102,7 +103,8 @@ class Road:
         self.node = node
         self.stops: dict[str, list[Stop]] = {}
         self._out_steps: dict[tuple[str, int, int], Step] = {}
-        self.fragments: dict[tuple[int, int, int, int, str], Assembly] = {}
+        self.fragments: OrderedDict[tuple[int, int, int, int, str], Assembly] = OrderedDict()  # oldest first
+        self.next_expiry = clock.NEVER  # no fragments are given up before
         self.heard: dict[int, int] = {}  # sender -> fragments that came from it
         self.defrag = False
         self.answers = Answers(node)
@@ -369,8 +371,8 @@ class Road:
         return rows
 
     def _options(self, trip: Trip, rows: Rows, kind: NDArray[np.int8]) -> None:
-        """IP options: source routes are not taken, nonsense is answered, the others are passed on as they are."""
-        p = trip.pkts
+        """IP options: source routes are not taken, nonsense is answered, records of the way are filled in."""
+        p, node = trip.pkts, self.node
         fine = np.isin(kind, (*R.DELIVERED_KINDS, R.UNICAST, R.NOT_FORWARDING, R.BLACKHOLE, *R.ICMP_ERROR))
         for row in rows[fine & (p.ihl[rows] > 20)].tolist():
             one = np.array([row])
@@ -380,6 +382,8 @@ class Road:
                 trip.cause_icmp(one, 12, 0, bad << 24)
                 trip.end(one, "bad IP options", REJECTED)
             elif kinds & {131, 137}:
+                if node.sysctl.link_int(node.routing.names[int(p.arrived[row])], "accept_source_route"):
+                    node.caveat("source routes are accepted on this node, and not followed: such packets are dropped")
                 trip.end(one, "source routes are not accepted")
             elif kinds & {7, 68}:
                 self._note(trip, row)
@@ -625,16 +629,21 @@ class Road:
         name = (int(p.src[row]), int(p.dst[row]), int(p.ident[row]), int(p.proto[row]), where)
         now = int(p.time[row])
         held = self.fragments.get(name)
-        if held is None or held.since + self.fragment_time <= now:
-            if len(self.fragments) > 1024:  # those that nobody will complete any more
-                self.fragments = {k: a for k, a in self.fragments.items() if a.since + self.fragment_time > now}
-            held = self.fragments[name] = Assembly(now)
+        if not self.fragments:
+            self.heard.clear()
         told = self.heard[name[0]] = self.heard.get(name[0], 0) + 1
-        if held.parts and self.distance and told - held.told > self.distance:
-            held = self.fragments[name] = Assembly(now)  # too many others from there in between
+        if held and held.parts and self.distance and told - held.told > self.distance:
+            del self.fragments[name]  # too many others from there in between
+            held = None
+        if held is None:
+            held = self.fragments[name] = Assembly(now + self.fragment_time)
+            self.next_expiry = min(self.next_expiry, held.until)
         held.told = told
         before = len(held.parts)
         whole = held.add(p.bytes(row))
+        if not p.frag[row] & OFFSET_MASK and len(held.parts) > before:
+            held.first, held.link = p.bytes(row), int(p.arrived[row])
+            held.pkttype, held.mark = int(p.pkttype[row]), int(p.mark[row])
         if whole is None:
             if held.broken:
                 trip.end(one, held.broken)
@@ -649,6 +658,39 @@ class Road:
         p.rebuild(row, whole)
         trip.whole[row] = held
         trip.step(one, _WHOLE)
+
+    def _give_up(self, trip: Trip, row: int, now: int) -> None:
+        """Fragments whose time is over. The sender of a first one is told, if the packet was for this node.
+
+        row   the packet that came next: the message comes out with it
+        """
+        told: list[Assembly] = []
+        while self.fragments:
+            name, held = next(iter(self.fragments.items()))
+            if held.until > now:
+                break
+            del self.fragments[name]
+            if held.first and held.link >= 0:
+                told.append(held)
+        self.next_expiry = next((a.until for a in self.fragments.values()), clock.NEVER)
+        if not told:
+            return
+        pkts = Packets.from_bytes([held.first for held in told])
+        pkts.time[:] = [held.until for held in told]
+        pkts.serial[:] = trip.pkts.serial[row] + (1 << 42)
+        for column in ("pkttype", "mark"):
+            getattr(pkts, column)[:] = [getattr(held, column) for held in told]
+        pkts.arrived[:] = pkts.link_in[:] = [held.link for held in told]
+        child, rows = Trip(self.node, pkts, parent=trip, parent_rows=np.full(len(told), row)), np.arange(len(told))
+        trip.children.append(child)
+        way = self.node.routing.input(pkts.src, pkts.dst, pkts.link_in, pkts.mark, pkts.tos)
+        self._attach(child, rows, way)
+        child.step(rows, _GIVEN_UP)
+        child.end(rows, "the other fragments did not come")
+        ours = rows[way.kind == R.LOCAL]
+        child.end(ours, None, REJECTED)
+        child.cause_icmp(ours, 11, 1)
+        self.answers.pay(child)
 
     def _fragment(self, trip: Trip, row: int) -> None:
         """Cut a packet to the mtu, or where it was put together."""
@@ -676,6 +718,8 @@ class Road:
             node.ipvs.advance(now)
         if now >= node.conntrack.next_sweep:
             node.conntrack.sweep(now)
+        if self.next_expiry <= now:
+            self._give_up(trip, int(rows[0]), now)
         node.now = max(node.now, int(p.time[rows[-1]]))
         if len(rows) > 1:
             trip.write_later()
@@ -705,7 +749,8 @@ class Road:
         local = p.arrived[rows] < 0
         end = _first(local != local[0], end)
         t0 = int(p.time[start])
-        until = min(t0 + node.shortest_timeout, node.ipvs.next_due if node.ipvs.next_due > t0 else FOREVER_NS)
+        dues = (due for due in (node.ipvs.next_due, self.next_expiry) if due > t0)
+        until = min(t0 + node.shortest_timeout, *dues)
         end = min(end, int(np.searchsorted(p.time[rows], until)))
         lonely = ((p.frag[rows] & (OFFSET_MASK | MORE_FRAGMENTS)) != 0) | (
             (p.proto[rows] == ICMP) & _ERROR_TYPE[p.icmp_type[rows]]
@@ -923,9 +968,6 @@ class Road:
         answer = from_ & to
         answer[0] = False
         return _first_at(strangers[answer], end)
-
-
-FOREVER_NS = 1 << 62
 
 
 def _all_of(criteria: str) -> set[str]:

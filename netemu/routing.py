@@ -1638,7 +1638,7 @@ class Routing:
                 "link-netns",
                 "state",
             ):
-                raise Unsupported(f"ip link set {word} (netemu knows up, down, mtu, address)")
+                raise Unsupported(f"ip link set {word} (netemu knows up, down, mtu, address, group)")
             else:
                 raise Refused(f'either "dev" is duplicate, or "{word}" is a garbage.', status=255)
         self.set_link(at, up=up, mtu=mtu, mac=mac)

@@ -858,6 +858,30 @@ def fragments_that_do_not_fit(kernel: str) -> Story:
 
 
 @story()
+def clock_fragments_for_the_node(kernel: str) -> Story:
+    s = Story(
+        "clock/fragments-for-the-node",
+        kernel,
+        """The node tells the sender of a packet for itself that pieces did not come in time, if it has the first one.
+        It says nothing about what it would have sent on.""",
+        sysctl={"net.ipv4.ipfrag_time": 1},
+        iptables="""filter FORWARD -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT
+            filter OUTPUT -m conntrack --ctstate RELATED -j ACCEPT""",
+    )
+    for ident, dst, which in ((1, "10.0.0.1", 0), (2, "10.0.0.1", 1), (3, OUT, 0), (4, "10.0.0.255", 0)):
+        s.sends("lan0", pieces(udp(SRV, 5000, dst, 53, b"y" * 1200, ident=ident), 480)[which])
+    s.waits(1.3)
+    s.sends("lan0", icmp(SRV, OUT))
+    s.sends("lan0", pieces(udp(SRV, 5000, "10.0.0.1", 53, b"y" * 1200, ident=5), 480)[1])
+    s.sends("lan0", pieces(udp(SRV, 5000, "10.0.0.1", 53, b"y" * 1200, ident=5), 480)[0])
+    s.waits(0.4)
+    s.sends("lan0", icmp(SRV, OUT))
+    s.waits(0.9)
+    s.sends("lan0", icmp(SRV, OUT))
+    return s
+
+
+@story()
 def fragments_without_tracking(kernel: str) -> Story:
     s = Story(
         "fragments/without-tracking",
