@@ -1143,6 +1143,8 @@ class Conntrack:
                     tuples[-1][name] = a << 24 | b << 16 | c << 8 | d
                 elif name in ("sport", "dport", "type", "code", "id", "packets", "bytes"):
                     tuples[-1][name] = int(value)
+                elif name in ("srckey", "dstkey"):
+                    tuples[-1][name[0] + "port"] = int(value, 0)
                 elif name == "helper":
                     helper = value
                 else:

@@ -87,6 +87,7 @@ DATA, INIT, INIT_ACK, BEAT, BEAT_ACK, ABORT, SHUTDOWN, SHUTDOWN_ACK, ERROR, COOK
     0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11,
 )  # fmt: skip
 COMPLETE = 14
+UNKNOWN = -1
 _SCTP_LINE = {
     kind: k
     for k, kind in enumerate(
@@ -139,6 +140,7 @@ _REFLECTED = 1  # flag of ABORT and SHUTDOWN COMPLETE: they carry the tag of the
 class Association:
     """What is known of an SCTP connection; pairs are by direction, the tag is the one that packets that way carry.
 
+               (UNKNOWN: no dump tells it, the first packet will)
     initiated  an INIT was seen      doubted  direction of a HEARTBEAT with another tag, -1 none
     """
 
@@ -159,7 +161,7 @@ class SctpTracker(StateTracker[Association]):
         return self.memory[flow].state
 
     def restore(self, flow: int, state: str | None) -> None:
-        self.memory[flow] = Association(SCTP_STATES.index(state) if state else _ESTABLISHED)
+        self.memory[flow] = Association(SCTP_STATES.index(state) if state else _ESTABLISHED, [UNKNOWN, UNKNOWN])
 
     def one(self, flow: int, segment: bytes, reply: bool, *, confirmed: bool, answered: bool) -> tuple[int, int, bool]:
         refused = INVALID_SEGMENT, 0, False
@@ -175,6 +177,9 @@ class SctpTracker(StateTracker[Association]):
             self.memory[flow] = made
         known = self.memory[flow]
         way, back = int(reply), int(not reply)
+        if UNKNOWN in known.tag and chunks[0][0] != INIT:
+            learnt = back if chunks[0][0] in (ABORT, COMPLETE) and chunks[0][1] & _REFLECTED else way
+            known.tag[learnt] = tag if known.tag[learnt] == UNKNOWN else known.tag[learnt]
         if not kinds & _OWN_TAG_RULE and tag != known.tag[way]:
             return refused
         assured = quiet = False
@@ -210,7 +215,9 @@ class SctpTracker(StateTracker[Association]):
                     return refused
                 (offered,) = struct.unpack_from("!I", body)
                 expected = known.tag[back]
-                if expected != offered and ((not known.initiated[back] and expected) or all(known.initiated)):
+                if expected not in (offered, UNKNOWN) and (
+                    (not known.initiated[back] and expected) or all(known.initiated)
+                ):
                     return refused
                 known.tag[back] = offered
             known.state = state

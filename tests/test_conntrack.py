@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from craft import checksum, dccp, error, icmp, ip, tcp, udp
+from craft import checksum, chunk, dccp, error, icmp, ip, sctp, tcp, udp
 from talk import TRACKING, node, says, table
 
 from netemu import Node, Refused
@@ -70,6 +70,32 @@ def test_dccp_has_ports_until_linux_forgot_it() -> None:
         n = node(kernel=kernel)
         n.send(request, "eth0", 0)
         assert f"src=192.0.2.9 dst=10.0.0.2 {ports}[UNREPLIED]" in table(n)[0]
+
+
+def test_states_of_rarer_protocols_come_from_a_dump() -> None:
+    said = (
+        "sctp     132 209 ESTABLISHED src=192.0.2.9 dst=10.0.0.2 sport=4000 dport=80 src=10.0.0.2 dst=192.0.2.9 "
+        "sport=80 dport=4000 [ASSURED] mark=0 use=1",
+        "gre      47 29 src=192.0.2.9 dst=10.0.0.2 srckey=0x0 dstkey=0x4d [UNREPLIED] src=10.0.0.2 dst=192.0.2.9 "
+        "srckey=0x4d dstkey=0x0 mark=0 use=1",
+        "dccp     33 239 REQUEST src=192.0.2.9 dst=10.0.0.2 sport=5000 dport=80 [UNREPLIED] src=10.0.0.2 dst=192.0.2.9 "
+        "sport=80 dport=5000 mark=0 use=1",
+    )
+    n = node(kernel="6.1", conntrack_list="\n".join(said))
+    assert sorted(table(n)) == sorted(said)
+    to, back = ("192.0.2.9", 4000, "10.0.0.2", 80), ("10.0.0.2", 80, "192.0.2.9", 4000)
+    states = [
+        n.send(packet, link, 0.1).state
+        for packet, link in (
+            (sctp(*to, 7, chunk("data")), "eth0"),  # no dump tells the tags: what comes first is right
+            (sctp(*to, 8, chunk("data")), "eth0"),
+            (sctp(*back, 9, chunk("abort", flags=1)), "eth1"),
+            (sctp(*back, 5, chunk("data")), "eth1"),
+            (sctp(*to, 7, chunk("abort")), "eth0"),
+            (dccp("10.0.0.2", 80, "192.0.2.9", 5000, "response"), "eth1"),
+        )
+    ]
+    assert states == ["ESTABLISHED", "INVALID", "INVALID", "ESTABLISHED", "ESTABLISHED", "ESTABLISHED"]
 
 
 class TestTimers:
