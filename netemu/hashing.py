@@ -436,7 +436,14 @@ class Table:
             start = self._next
             self._next += n
             return np.arange(start, start + n, dtype=np.int64)
-        return np.array([self._give() for _ in range(n)], np.int64)
+        given: list[int] = []
+        while self._free and len(given) < n:  # the last freed first, but those that a caller took meanwhile
+            some = self._free[len(given) - n :][::-1]
+            del self._free[len(given) - n :]
+            given += np.array(some)[~self._used[np.array(some) + 1]].tolist()
+        fresh = range(self._next, self._next + n - len(given))
+        self._next = fresh.stop
+        return np.array([*given, *fresh], np.int64)
 
     def _more_entries(self, n: int) -> None:
         size = max(n, len(self._used) + len(self._used) // 2)

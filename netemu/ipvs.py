@@ -1024,6 +1024,12 @@ class Ipvs:
                 chosen += listed[places].tolist()
                 begin = end
                 continue
+            turns = None if heeds[begin] else scheduler.turns(end - begin)
+            if turns is not None:
+                servers = service.destinations
+                chosen += [servers[k].number if k >= 0 else -1 for k in turns]
+                begin = end
+                continue
             draws = trip.random(rows[order[begin:end]], TWOS_SALT).tolist() if scheduler.name == "twos" else None
             for k in range(begin, end):
                 draw = 0 if draws is None else draws[k - begin]

@@ -90,6 +90,10 @@ class Scheduler:
         """What `choose` says of new connections one after the other: places in `servers`, -1 for nobody."""
         raise NotImplementedError
 
+    def turns(self, n: int) -> list[int] | None:
+        """The same of a few, where it does not matter who asks: n places in `servers`, -1 for nobody. None: it does."""
+        return None
+
     def why(self, asked: Asked, chosen: Destination) -> str:
         """Why `choose` has just said so, in words."""
         raise NotImplementedError
@@ -146,13 +150,17 @@ class RoundRobin(Scheduler, name="rr"):
         return None
 
     def choose_many(self, src: U32, sport: U16, dst: U32) -> I32:
+        return np.array(self.turns(len(src)), np.int32)
+
+    def turns(self, n: int) -> list[int]:
         servers = self.servers
         start = servers.index(self.last) + 1 if self.last is not None else 0
-        turn = [k % len(servers) for k in range(start, start + len(servers)) if eligible(servers[k % len(servers)])]
+        turn = [*range(start, len(servers)), *range(start)]
+        turn = [k for k in turn if eligible(servers[k])]
         if not turn:
-            return np.full(len(src), -1, np.int32)
-        out: I32 = np.array(turn, np.int32)[np.arange(len(src)) % len(turn)]
-        self.last = servers[int(out[-1])]
+            return [-1] * n
+        out = (turn * -(-n // len(turn)))[:n]
+        self.last = servers[out[-1]]
         return out
 
     def why(self, asked: Asked, chosen: Destination) -> str:
