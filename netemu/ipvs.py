@@ -52,7 +52,7 @@ from netemu.packets import (
     checksum,
 )
 from netemu.paths import Step
-from netemu.schedulers import SCHEDULERS, AddressCache, Asked, Scheduler
+from netemu.schedulers import SCHEDULERS, AddressCache, Asked, RoundRobin, Scheduler, Turns
 
 if TYPE_CHECKING:
     from netemu.node import Node
@@ -673,6 +673,8 @@ class Ipvs:
         # many packets at once may ask of them (see _plan), and when that was found out
         self._by_stat: dict[int, Service] = {}
         self._heeds: Mask = np.zeros(64, bool)
+        self._in_turn: Mask = np.zeros(64, bool)  # plain round robin: see Turns
+        self._turns = Turns()
         self._room: I32 = np.zeros(64, np.int32)
         self._texts: I32 = np.zeros(64, np.int32)
         self._planned: NDArray[np.int64] = np.full((64, 2), -1, np.int64)
@@ -1001,6 +1003,18 @@ class Ipvs:
 
     def _choose_many(self, trip: Trip, rows: Rows, numbers: I32) -> I32:
         """int32[n]: the server of each new connection, -1 for none: service after service, in order of arrival."""
+        out = np.full(len(rows), -1, np.int32)
+        in_turn = self._in_turn[numbers]
+        if in_turn.any():
+            some = np.flatnonzero(in_turn)
+            out[some] = self._turns.choose(numbers[some], self._by_stat)
+            rest = np.flatnonzero(~in_turn)
+            if len(rest):
+                out[rest] = self._choose_by_service(trip, rows[rest], numbers[rest])
+            return out
+        return self._choose_by_service(trip, rows, numbers)
+
+    def _choose_by_service(self, trip: Trip, rows: Rows, numbers: I32) -> I32:
         p = trip.pkts
         out = np.full(len(rows), -1, np.int32)
         order = np.argsort(numbers.astype(np.uint16) if self._stats_used <= 1 << 16 else numbers, kind="stable")
@@ -1022,12 +1036,6 @@ class Ipvs:
                 places = scheduler.choose_many(p.src[some], p.sport[some], p.dst[some])
                 listed = np.array([*(d.number for d in service.destinations), -1], np.int32)
                 chosen += listed[places].tolist()
-                begin = end
-                continue
-            turns = None if heeds[begin] else scheduler.turns(end - begin)
-            if turns is not None:
-                servers = service.destinations
-                chosen += [servers[k].number if k >= 0 else -1 for k in turns]
                 begin = end
                 continue
             draws = trip.random(rows[order[begin:end]], TWOS_SALT).tolist() if scheduler.name == "twos" else None
@@ -2523,6 +2531,7 @@ class Ipvs:
             self._averages = np.concatenate([self._averages, np.zeros_like(self._averages)])
             self._read_last = np.concatenate([self._read_last, np.zeros_like(self._read_last)])
             self._heeds = np.concatenate([self._heeds, np.zeros_like(self._heeds)])
+            self._in_turn = np.concatenate([self._in_turn, np.zeros_like(self._in_turn)])
             self._room = np.concatenate([self._room, np.zeros_like(self._room)])
             self._texts = np.concatenate([self._texts, np.zeros_like(self._texts)])
             self._planned = np.concatenate([self._planned, np.full_like(self._planned, -1)])
@@ -2554,6 +2563,9 @@ class Ipvs:
         """Its settings or its servers are others than they were."""
         self._version += 1
         self._heeds[service.stat] = service.scheduler.LOADS or any(d.upper for d in service.destinations)
+        self._in_turn[service.stat] = type(service.scheduler) is RoundRobin and not self._heeds[service.stat]
+        if isinstance(service.scheduler, RoundRobin):
+            service.scheduler.come_home()
         self._steps[[d.number for d in service.destinations]] = -1
 
     def set_scheduler(self, service: Service, name: str) -> None:
