@@ -203,6 +203,7 @@ class Conntrack:
         self._elders: deque[tuple[int, int]] = deque()  # and of the others, in this order
         self.next_sweep = 0
         self._scratch = np.zeros(capacity, np.int32)
+        self._ahead: tuple[Packets, int, int, NDArray[np.int32]] | None = None  # see look_ahead
         self.on = False
         self.related = False  # there were connections that helpers expected
         self.steady = False  # see `foretell`
@@ -586,6 +587,21 @@ class Conntrack:
             out[k] = self._among_zones(t, zone, (0, 1))
         return out
 
+    def look_ahead(self, p: Packets, rows: Rows, wishes: I16 | None) -> NDArray[np.int32]:
+        """`look_up` of packets that lie side by side and are about to be tracked; the answer is kept until then."""
+        ids = self.look_up(p, rows, wishes)
+        self._ahead = (p, self.table.version, int(rows[0]), ids) if wishes is None else None
+        return ids
+
+    def _looked_up(self, trip: Trip, rows: Rows) -> NDArray[np.int32]:
+        """`look_up`, or what `look_ahead` found when nothing has changed since."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and trip.hook == "PREROUTING" and trip.template is None:
+            p, version, first, ids = ahead
+            if p is trip.pkts and version == self.table.version and rows[-1] - first < len(ids) and rows[0] >= first:
+                return ids.take(rows - first)
+        return self.look_up(trip.pkts, rows, None if trip.template is None else trip.template[rows])
+
     def zones(self, p: Packets, rows: Rows, wishes: I16) -> NDArray[np.uint32] | None:
         """uint32[len(rows)]: the zone that each packet's template puts it in; None: all are in zone 0."""
         asked = [k for k in np.unique(wishes).tolist() if k and self.templates[k - 1].zoned]
@@ -694,7 +710,7 @@ class Conntrack:
 
     def _track_plain(self, trip: Trip, rows: Rows) -> None:
         p = trip.pkts
-        ids = self.look_up(p, rows, None if trip.template is None else trip.template[rows])
+        ids = self._looked_up(trip, rows)
         hit = ids >= 0
         if hit.any():
             late = np.flatnonzero(hit & (self.deadline[np.maximum(ids, 0) >> 1] <= p.time[rows]))

@@ -69,6 +69,7 @@ class Table:
         self._free: list[int] = []  # ids given back, last one given out first
         self._callers = False  # the caller gives all numbers: none is kept for giving out
         self._next = 0  # every id from here on is new
+        self.version = 0  # other keys since: it grew
         self._keys: list[U64] = [np.zeros(max(capacity, 8) + 1, np.uint64) for _ in range(words)]
         self._used = np.zeros(max(capacity, 8) + 1, bool)
         for k, column in enumerate(self._keys):
@@ -192,6 +193,7 @@ class Table:
         for view, word in zip(self._key_views, key, strict=True):
             view[entry] = word
         self._used_view[entry] = True
+        self.version += 1
         self._live += 1
         if place >= 0:
             self._tombs -= 1
@@ -230,6 +232,7 @@ class Table:
         self._slots[pos] = np.where(last, np.uint64(0), np.uint64(_TOMB))
         self._tombs += len(entry) - int(last.sum())
         self._used[entry] = False
+        self.version += 1
         self._live -= len(entry)
         if not self._callers:
             self._free.extend((entry - 1).tolist())
@@ -252,6 +255,7 @@ class Table:
         else:
             slots[pos] = 0
         self._used_view[entry] = False
+        self.version += 1
         self._live -= 1
         if not self._callers:
             self._free.append(number)
@@ -380,6 +384,7 @@ class Table:
             stored[entry] = key[fresh]
         self._slots[place[fresh]] = (entry.view(np.uint64) << _HALF) | (h[fresh] & np.uint64(M32))
         self._used[entry] = True
+        self.version += 1
         self._live += len(fresh)
         self._callers |= ids is not None
         self._next = max(self._next, top)
@@ -436,7 +441,14 @@ class Table:
             start = self._next
             self._next += n
             return np.arange(start, start + n, dtype=np.int64)
-        return np.array([self._give() for _ in range(n)], np.int64)
+        given: list[int] = []
+        while self._free and len(given) < n:  # the last freed first, but those that a caller took meanwhile
+            some = self._free[len(given) - n :][::-1]
+            del self._free[len(given) - n :]
+            given += np.array(some)[~self._used[np.array(some) + 1]].tolist()
+        fresh = range(self._next, self._next + n - len(given))
+        self._next = fresh.stop
+        return np.array([*given, *fresh], np.int64)
 
     def _more_entries(self, n: int) -> None:
         size = max(n, len(self._used) + len(self._used) // 2)

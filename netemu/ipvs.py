@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from netemu import routing
+from netemu import ipvsftp, routing
 from netemu.clock import SECOND, at_jiffy, jiffies, minutes
-from netemu.conntrack import CONFIRMED, dotted
+from netemu.conntrack import CONFIRMED, SEQ_ADJUST, dotted
 from netemu.errors import Refused
 from netemu.hashing import Table, siphash13
+from netemu.helpers import Attended, with_sums
 from netemu.packets import (
     ACK,
     DONT_FRAGMENT,
@@ -51,7 +52,7 @@ from netemu.packets import (
     checksum,
 )
 from netemu.paths import Step
-from netemu.schedulers import SCHEDULERS, AddressCache, Asked, Scheduler
+from netemu.schedulers import SCHEDULERS, AddressCache, Asked, RoundRobin, Scheduler, Turns
 
 if TYPE_CHECKING:
     from netemu.node import Node
@@ -65,15 +66,20 @@ WATCHED = SERVED | (np.arange(256) == ICMP)  # what no fragment of may pass its 
 HANDLED = np.isin(np.arange(256), [*NAMES, ESP, AH])  # IPVS looks for connections of the last two, and finds none
 ERROR = np.isin(np.arange(256), (3, 4, 11))  # ICMP errors that it looks into
 FTP, FTP_DATA = 21, 20
+FTP_MODULE = "ip_vs_ftp"
 IPIP = 4
 GUE_IPIP = 4 << 16  # the GUE header of a packet without options: version 0, and what protocol it holds
-NO_FTP = "the FTP helper of IPVS (ip_vs_ftp) is taken as not loaded: PORT and 227 lines are not translated"
+NO_FTP = (
+    "the FTP helper of IPVS (ip_vs_ftp) is taken as not loaded: PORT and 227 lines are not translated"
+    ' (modules = ["ip_vs_ftp"] in node.toml loads it)'
+)
 PORT_RANGE = "net.ipv4.ip_local_port_range"
 
 MASQ, TUNNEL, ROUTE, BYPASS = 0, 2, 3, 4  # how packets reach the server
 
 # flags of a connection
 TEMPLATE, INACTIVE, NO_OUTPUT, ONE_PACKET, TRACKED, FOUND, ASSURED = 1, 2, 4, 8, 16, 32, 64
+OPEN, READ = 128, 256  # the client's port is still to be told; the FTP helper reads it
 
 # ---- states -----------------------------------------------------------------------------------------------------
 
@@ -349,7 +355,7 @@ class Connections:
     daddr dport method              the server's address and port, how packets reach it
     dest      number of the Destination, -1: none        parent    the template that controls it, -1: none
     children  connections that it controls               state     of STATES
-    flags     TEMPLATE .. ASSURED                        service   text number of the service it was made for
+    flags     TEMPLATE .. READ                           service   text number of the service it was made for
     timeout   ns that its state gives it                 deadline  when it goes, ns
     known, answer   step numbers: packets to the server, to the client
     requests  packets to the server, counted while drop_entry is on (in columns) or they go one by one
@@ -447,6 +453,10 @@ class Connections:
         """The connection of a packet to a virtual address (or a template: cport 0), or -1."""
         return self.client.find_one(caddr << 32 | vaddr, proto << 32 | cport << 16 | vport)
 
+    def find_open(self, proto: int, caddr: int, vaddr: int, vport: int) -> int:
+        """The connection, of this client whatever its port, that was told to come, or -1."""
+        return self.client.find_one(caddr << 32 | vaddr, ANY_PORT | proto << 32 | vport)
+
     def find_server(self, proto: int, caddr: int, cport: int, addr: int, port: int) -> int:
         """The connection of a packet that comes from addr:port and goes to the client, or -1."""
         return self.server.find_one(caddr << 32 | addr, proto << 32 | cport << 16 | port)
@@ -456,8 +466,10 @@ class Connections:
         self.flags[c] |= FOUND
         proto, caddr, cport = int(self.proto[c]) << 32, int(self.caddr[c]) << 32, int(self.cport[c]) << 16
         template = bool(self.flags[c] & TEMPLATE)
-        if cport or template:
+        if cport or template or self.flags[c] & OPEN:
             key = caddr | int(self.vaddr[c]), proto | cport | int(self.vport[c])
+            if self.flags[c] & OPEN:
+                key = key[0], key[1] | ANY_PORT
             self.client_key[c], self.client_older[c] = self.client.push(key, c)
         if not template:
             masq = self.method[c] == MASQ
@@ -569,6 +581,9 @@ class Index:
         older[at] = older[c]
 
 
+ANY_PORT = 1 << 48  # in a key: the client's port is not known
+
+
 class Ask(NamedTuple):
     """Who wants a connection, as ints in host order; quoted: an ICMP error about its answer does."""
 
@@ -658,6 +673,8 @@ class Ipvs:
         # many packets at once may ask of them (see _plan), and when that was found out
         self._by_stat: dict[int, Service] = {}
         self._heeds: Mask = np.zeros(64, bool)
+        self._in_turn: Mask = np.zeros(64, bool)  # plain round robin: see Turns
+        self._turns = Turns()
         self._room: I32 = np.zeros(64, np.int32)
         self._texts: I32 = np.zeros(64, np.int32)
         self._planned: NDArray[np.int64] = np.full((64, 2), -1, np.int64)
@@ -670,6 +687,9 @@ class Ipvs:
         self._drop_counter = 0
         self._todrop = [0] * (SHORT_TALK + 1)  # of connections with so many packets, how many more drop_entry spares
         self._defending = False
+        self.ftp = FTP_MODULE in node.model.modules
+        self._read: dict[int, str] = {}  # control connections of FTP, and the mode that the client asked for
+        self._awaited = 0  # connections of which the client's port is still to be told
         self._times: tuple[I64, I64] | None = None
         self.tell = False  # write down in Trip.choices how each packet came to its server
 
@@ -711,7 +731,7 @@ class Ipvs:
         steps = np.zeros(len(rows), np.int32)
         self._depth += 1
         left = np.flatnonzero(mine)
-        if len(left) > FEW and not self.tell:
+        if len(left) > FEW and not self.tell and not self._read and not self._awaited:
             left = self._request_many(trip, rows, left, fates, picked, steps)
         for k in left.tolist():
             fates[k], picked[k], steps[k] = self._request_one(trip, int(rows[k]))
@@ -934,7 +954,7 @@ class Ipvs:
         # without a connection and without a service, or beginning nothing, it is none of ours
         on: Mask = ~(first & ((number == 0) | (tcp & ~opens)))
         fit = first & on & (proto != SCTP) & (p.ttl[r] > 1) & (p.src[r] >> 24 != 127) & (p.sport[r] != 0)
-        fit &= (p.sport[r] != FTP_DATA) & (p.link_in[r] > 0)
+        fit &= (p.sport[r] != FTP_DATA) & (p.link_in[r] > 0) & ((p.dport[r] != FTP) | ~tcp)
         asked = np.flatnonzero(np.bincount(number[fit], minlength=1))
         self._plan(asked)
         room = self._room[number]
@@ -983,6 +1003,18 @@ class Ipvs:
 
     def _choose_many(self, trip: Trip, rows: Rows, numbers: I32) -> I32:
         """int32[n]: the server of each new connection, -1 for none: service after service, in order of arrival."""
+        out = np.full(len(rows), -1, np.int32)
+        in_turn = self._in_turn[numbers]
+        if in_turn.any():
+            some = np.flatnonzero(in_turn)
+            out[some] = self._turns.choose(numbers[some], self._by_stat)
+            rest = np.flatnonzero(~in_turn)
+            if len(rest):
+                out[rest] = self._choose_by_service(trip, rows[rest], numbers[rest])
+            return out
+        return self._choose_by_service(trip, rows, numbers)
+
+    def _choose_by_service(self, trip: Trip, rows: Rows, numbers: I32) -> I32:
         p = trip.pkts
         out = np.full(len(rows), -1, np.int32)
         order = np.argsort(numbers.astype(np.uint16) if self._stats_used <= 1 << 16 else numbers, kind="stable")
@@ -1142,6 +1174,8 @@ class Ipvs:
         proto, now = int(p.proto[row]), int(p.time[row])
         ask = _ask(p, row)
         c = t.find_client(*ask[:5]) if ask.cport else -1
+        if c < 0 and self._awaited:
+            c = t.find_open(ask.proto, ask.caddr, ask.vaddr, ask.vport)
         if c >= 0 and self._opens(p, row):
             gone = self._reopened(trip, row, c, now)
             if gone is None:
@@ -1176,6 +1210,8 @@ class Ipvs:
         t.requests[c] += 1
         self._next_state(c, proto, p, row, False)
         fate = self._send_one(trip, row, c)
+        if fate != ENDED and t.flags[c] & (OPEN | READ) and t.method[c] == MASQ:
+            self._read_request(trip, row, c, ask.cport)
         if fate == ENDED:
             trip.step(np.array([row]), trip.paths.steps[step])
             trip.service[row] = t.service[c]
@@ -1421,13 +1457,22 @@ class Ipvs:
         return False
 
     def _connect(
-        self, ask: Ask, dest: Destination, dport: int, service: Service, flags: int, now: int, serial: int
+        self,
+        ask: Ask,
+        dest: Destination,
+        dport: int,
+        service: Service,
+        flags: int,
+        now: int,
+        serial: int,
+        addr: int | None = None,
     ) -> int:
-        """A new connection, bound to its server and findable (but for one-packet ones)."""
+        """A new connection, bound to its server (or to `addr` in its name) and findable, but for one-packet ones."""
         t = self.conns
         c = t.allocate(serial)
         t.proto[c], t.caddr[c], t.cport[c], t.vaddr[c], t.vport[c] = ask[:5]
-        t.mark[c], t.daddr[c], t.dport[c], t.method[c] = ask.mark, dest.addr, dport, dest.method
+        t.mark[c], t.dport[c], t.method[c] = ask.mark, dport, dest.method
+        t.daddr[c] = dest.addr if addr is None else addr
         if ask.proto != UDP:
             flags &= ~ONE_PACKET
         if dest.method != MASQ:
@@ -1446,8 +1491,12 @@ class Ipvs:
         else:
             dest.inactive += 1
         dest.crowded()
-        if service.port == FTP and dest.method == MASQ:
-            self.node.caveat(NO_FTP)
+        if ask.proto == TCP and ask.vport == FTP and dest.method == MASQ and not flags & TEMPLATE:
+            if self.ftp:
+                t.flags[c] |= READ | TRACKED
+                self._read[c] = ""
+            else:
+                self.node.caveat(NO_FTP)
         if not flags & ONE_PACKET:
             t.enlist(c)
         t.requests[c] = 0
@@ -1777,6 +1826,8 @@ class Ipvs:
         if not hit.any():
             return
         r, c = r[hit], found[hit]
+        if self._read:
+            r, c = self._read_answers(trip, r, c)
         left = np.arange(len(r))
         if len(r) > FEW:
             moves = t.among(c, c[~self._same_state(p, r, c, True)])
@@ -1838,6 +1889,99 @@ class Ipvs:
         trip.step(one, Step(None, "ipvs: no connection for this real server"))
         trip.cause_icmp(one, 3, 3)
         trip.end(one, "ipvs: no connection for this real server", REJECTED)
+
+    # ---- FTP ---------------------------------------------------------------------------------------------------
+
+    def _text(self, trip: Trip, row: int) -> tuple[int, bytes]:
+        """(where a segment's data begins, the data)."""
+        p = trip.pkts
+        at = int(p.ihl[row]) + int(p.doff[row])
+        if p.cap[row] < p.length[row] and row not in p.rebuilt:
+            self.node.caveat("the FTP helper of IPVS cannot read segments that were not captured whole")
+        return at, p.bytes(row)[at:]
+
+    def _read_request(self, trip: Trip, row: int, c: int, port: int) -> None:
+        """What a client says in a control connection; and the port of one that was told to come."""
+        t = self.conns
+        if t.flags[c] & OPEN:
+            t.delist(c)
+            t.flags[c] &= ~OPEN
+            t.cport[c] = port
+            t.enlist(c)
+            self._awaited -= 1
+        if not t.flags[c] & READ or t.state[c] != ES:
+            return
+        _, data = self._text(trip, row)
+        mode = ipvsftp.wish(data)
+        if mode:
+            self._read[c] = mode
+        said = None if mode is not None else ipvsftp.listens(data)
+        if said is None:
+            return
+        self._read[c] = ""
+        client = int(t.caddr[c]) if said.addr < 0 else said.addr
+        key = Ask(TCP, client, said.port, int(t.vaddr[c]), int(t.vport[c]) - 1, int(trip.pkts.mark[row]))
+        self._expect(trip, row, c, t.find_client(*key[:5]), key, int(t.daddr[c]), int(t.dport[c]) - 1, 0)
+
+    def _read_answers(self, trip: Trip, rows: Rows, conns: I32) -> tuple[Rows, I32]:
+        """What servers say in control connections; those that go on."""
+        p, t = trip.pkts, self.conns
+        for k in np.flatnonzero((t.flags[conns] & READ) != 0).tolist():
+            row, c = int(rows[k]), int(conns[k])
+            mode = self._read[c]
+            if t.state[c] != ES or not mode:
+                continue
+            at, data = self._text(trip, row)
+            said = ipvsftp.offers(data, mode)
+            if said is None:
+                continue
+            server = int(t.daddr[c]) if said.addr < 0 else said.addr
+            client, virtual = int(t.caddr[c]), int(t.vaddr[c])
+            known = t.find_server(TCP, client, 0, server, said.port)
+            key = Ask(TCP, client, 0, virtual, said.port, int(p.mark[row]))
+            to = self._expect(trip, row, c, known, key, server, said.port, OPEN)
+            self._read[c] = ""
+            text = ipvsftp.told(int(t.vaddr[to]), int(t.vport[to]), mode)
+            if p.ct[row] < 0:
+                self._die(trip, row, "ipvs: the text cannot be rewritten without a tracked connection")
+                continue
+            self._rewrite_text(trip, row, at + said.start, said.end - said.start, text)
+        on = p.fate[rows] == 0
+        return rows[on], conns[on]
+
+    def _expect(
+        self, trip: Trip, row: int, control: int, known: int, key: Ask, addr: int, port: int, flags: int
+    ) -> int:
+        """A connection that was told to come, and waits in state LISTEN under its control connection."""
+        t, now = self.conns, int(trip.pkts.time[row])
+        c = known
+        if c < 0:
+            dest = self._dests[int(t.dest[control])]
+            c = self._connect(key, dest, port, dest.service, TRACKED | flags, now, 2 * int(trip.pkts.serial[row]), addr)
+            self._awaited += bool(flags & OPEN)
+            t.parent[c] = control
+            t.children[control] += 1
+            told = f"{dotted(key.caddr)}:{key.cport or '*'} > {dotted(key.vaddr)}:{key.vport}"
+            trip.step(np.array([row]), Step(None, f"ipvs: ftp expects {told}"))
+        t.state[c] = LI
+        t.timeout[c] = self.timeouts[LI] * SECOND
+        self._set_timer(c, now + int(t.timeout[c]))
+        return c
+
+    def _rewrite_text(self, trip: Trip, row: int, at: int, size: int, text: bytes) -> None:
+        """Put another text into a segment. Connection tracking moves the numbers of those that follow."""
+        p, flow = trip.pkts, int(trip.pkts.ct[row])
+        packet = bytearray(p.bytes(row))
+        was = bytes(packet[at : at + size])
+        packet[at : at + size] = text
+        p.rebuild(row, with_sums(packet, int(p.ihl[row]), True))
+        if len(text) != size:
+            attended = self.node.helpers.attended.setdefault(flow, Attended(None))
+            attended.shifts[int(p.reply[row])].longer(int(p.seq[row]), len(text) - size)
+            self.node.conntrack.status[flow] |= SEQ_ADJUST
+        if was != text and trip.remember:
+            old, new = (np.array([trip.paths.text_id(one.decode("latin-1"))]) for one in (was, text))
+            trip.changes.append((Step(None, "ipvs: ftp text rewritten"), "text", np.array([row]), old, new))
 
     # ---- ICMP errors -------------------------------------------------------------------------------------------
 
@@ -1999,7 +2143,8 @@ class Ipvs:
         step = trip.paths.steps[int(t.answer[c])]
         trip.step(one, step)
         trip.service[row] = t.service[c]
-        self._rewrite_error(trip, row, b, at, step, int(t.vaddr[c]), int(t.vport[c]), to_server=False)
+        if t.method[c] == MASQ:  # others are about the virtual address already
+            self._rewrite_error(trip, row, b, at, step, int(t.vaddr[c]), int(t.vport[c]), to_server=False)
         if not self._rerouted(trip, one)[0]:
             return
         self._count_one(c, int(p.length[row]), OUT_PACKETS, OUT_BYTES)
@@ -2061,6 +2206,11 @@ class Ipvs:
         to = np.where(served, t.client.find(*self._keys(p, rows, False)), -1).astype(np.int32)
         back = np.where(served, t.server.find(*self._keys(p, rows, True)), -1).astype(np.int32)
         back[to >= 0] = -1
+        if self._read or self._awaited:  # who speaks FTP goes alone, and who may have been told to come
+            alone = ((t.flags[np.maximum(to, back)] & (OPEN | READ)) != 0) & (np.maximum(to, back) >= 0)
+            alone |= (proto == TCP) & (to < 0) & (back < 0) & bool(self._awaited)
+            if alone.any():
+                end = max(min(end, int(alone.argmax())), 1)
         asked, answered = np.flatnonzero(to >= 0), np.flatnonzero(back >= 0)
         sharp = np.zeros(len(rows), bool)
         if len(asked):
@@ -2250,6 +2400,8 @@ class Ipvs:
             if deleted and not t.children[parent] and not t.flags[parent] & ASSURED:
                 self._expire(parent, now, deleted=True)
         flags = int(t.flags[c])
+        self._read.pop(c, None)
+        self._awaited -= bool(flags & OPEN)
         if flags & TRACKED and not flags & (ONE_PACKET | TEMPLATE) and t.cport[c]:
             self._forget_flow(c, now)
         number = int(t.dest[c])
@@ -2379,6 +2531,7 @@ class Ipvs:
             self._averages = np.concatenate([self._averages, np.zeros_like(self._averages)])
             self._read_last = np.concatenate([self._read_last, np.zeros_like(self._read_last)])
             self._heeds = np.concatenate([self._heeds, np.zeros_like(self._heeds)])
+            self._in_turn = np.concatenate([self._in_turn, np.zeros_like(self._in_turn)])
             self._room = np.concatenate([self._room, np.zeros_like(self._room)])
             self._texts = np.concatenate([self._texts, np.zeros_like(self._texts)])
             self._planned = np.concatenate([self._planned, np.full_like(self._planned, -1)])
@@ -2410,6 +2563,9 @@ class Ipvs:
         """Its settings or its servers are others than they were."""
         self._version += 1
         self._heeds[service.stat] = service.scheduler.LOADS or any(d.upper for d in service.destinations)
+        self._in_turn[service.stat] = type(service.scheduler) is RoundRobin and not self._heeds[service.stat]
+        if isinstance(service.scheduler, RoundRobin):
+            service.scheduler.come_home()
         self._steps[[d.number for d in service.destinations]] = -1
 
     def set_scheduler(self, service: Service, name: str) -> None:

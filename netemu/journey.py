@@ -772,7 +772,7 @@ class Road:
         ct = node.conntrack
         end = len(rows)
         wishes = self._wishes(p, rows)
-        ids = ct.look_up(p, rows, wishes) if ct.on else np.full(len(rows), -1, np.int32)
+        ids = ct.look_ahead(p, rows, wishes) if ct.on else np.full(len(rows), -1, np.int32)
         known = ids >= 0
         flows = np.where(known, ids >> 1, -1)
         if node.helpers.attended or wishes is not None:
@@ -821,7 +821,10 @@ class Road:
             if len(strangers) and self.nat_on:
                 flows = np.where(known, flows, -1)
                 end = min(end, self._choices_end(p, rows, strangers, flows, ending, end))
-            strangers = strangers[strangers < end]
+            # a SYN that opens a connection anew begins one, too, and maybe with somebody else
+            begins = ending & ((p.flags[rows] & SYN) != 0)
+            begins[strangers] = True
+            strangers = np.flatnonzero(begins[:end])
             if len(strangers) > 1:
                 end = min(end, self._strangers_end(p, rows, strangers, end))
         if node.ipvs.active:

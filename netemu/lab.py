@@ -371,6 +371,7 @@ def plan(case: Case) -> dict[str, Any]:
         "renew": _renewing(case.texts.get("ipset.save", "")),
         "ports": sorted(p for p in ports if 0 < p < 65536),
         "events": events,
+        "modules": model.modules,
         "end": case.end,
         "begun": clock.BEGUN // node.hz,
     }
@@ -402,6 +403,12 @@ def play(cases: Sequence[Case], kernel: str, together: int | None = None, stats:
             out[k].trouble = str(e)
     if not plans:
         return out
+    if len({tuple(p["modules"]) for p in plans}) > 1:  # a module is there for all cases of one start, or for none
+        for names in sorted({tuple(p["modules"]) for p in plans}):
+            some = [p["case"] for p in plans if tuple(p["modules"]) == names]
+            for k, recording in zip(some, play([cases[k] for k in some], kernel, together, stats), strict=True):
+                out[k] = recording
+        return out
     at_a_time = together or (4 if kernel == "host" else 2)
     lasting = sum(max(p["end"], p["events"][-1]["at"] if p["events"] else 0.0) for p in plans)
     with tempfile.TemporaryDirectory(prefix="netemu-", ignore_cleanup_errors=True) as folder:
@@ -409,7 +416,7 @@ def play(cases: Sequence[Case], kernel: str, together: int | None = None, stats:
         Path(source).write_text(json.dumps(plans))
         words = [sys.executable, "-I", player.__file__, source, target, str(at_a_time)]
         if kernel == "uml":
-            words = _booting(folder, words)
+            words = _booting(folder, words, plans[0]["modules"])
         with _guarded(words, folder, 120 + 5 * len(plans) + 2 * lasting) as said:
             if not os.path.exists(target):
                 raise Refused(f"the {kernel} kernel did not play to the end", text=said.strip()[-2000:])
@@ -438,7 +445,7 @@ def _recording(got: dict[str, Any]) -> Recording:
     return Recording(got["release"], events, texts, times)
 
 
-def _booting(folder: str, words: list[str]) -> list[str]:
+def _booting(folder: str, words: list[str], modules: Sequence[str] = ()) -> list[str]:
     """The command that starts User Mode Linux, on this machine's own files, and has it run `words`."""
     init = Path(folder, "init")
     init.write_text(f"""#!/bin/sh
@@ -448,7 +455,7 @@ mkdir -p /run/m/lib/modules; ln -s /usr/lib/uml/modules/$(uname -r) /run/m/lib/m
 printf '#!/bin/sh\\nexec /sbin/modprobe -d /run/m "$@"\\n' > /run/modprobe; chmod +x /run/modprobe
 echo /run/modprobe > /proc/sys/kernel/modprobe
 for m in tun nf_tables nfnetlink_log nf_log_syslog nf_conntrack_netlink ip_vs \\
-  nf_nat_ftp nf_nat_tftp nf_nat_irc nf_nat_sip; do /run/modprobe $m; done
+  nf_nat_ftp nf_nat_tftp nf_nat_irc nf_nat_sip {" ".join(modules)}; do /run/modprobe $m; done
 ip link set lo up
 {shlex.join(words)}
 sync; poweroff -f

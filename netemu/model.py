@@ -131,6 +131,7 @@ class Model:
 
     texts  name of a dump (iptables.save, ...) -> its text
     sockets  of local processes (see sockets.py)      cpu  the processor that `-m cpu` shall see
+    modules  of MODULES, that Linux does not load by itself
     notes  remarks for people: files that look like a misspelt dump, things kept aside
     """
 
@@ -144,6 +145,7 @@ class Model:
     path: str = ""
     sockets: list[Socket] = field(default_factory=list)
     cpu: int | None = None
+    modules: list[str] = field(default_factory=list)
 
     def build(self, routing: Routing, problems: list[Problem]) -> None:
         """Make links, routes and rules; what Linux would refuse, or netemu lacks, is appended to `problems`."""
@@ -402,6 +404,14 @@ def _read_toml(text: Text, model: Model, problems: list[Problem]) -> None:
         )
     else:
         model.kernel = kernel
+    modules = tree.get("modules", [])
+    if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
+        wrong(lines_.place("", 0, "modules"), "modules must be a list of names", 'write modules = ["ip_vs_ftp"]')
+        modules = []
+    for name in set(modules) - set(MODULES):
+        hint = "netemu asks only for " + ", ".join(MODULES)
+        wrong(lines_.place("", 0, "modules"), f"module {name}", hint, kind=UNSUPPORTED)
+    model.modules = modules
     cpu = tree.get("cpu")
     if cpu is None or (isinstance(cpu, int) and cpu is not True and cpu >= 0):
         model.cpu = cpu
@@ -487,7 +497,9 @@ def _suggest(word: str, known: Sequence[str]) -> str:
     return f'did you mean "{near[0]}"?' if near else f"keys: {', '.join(known)}"
 
 
-_KEYS = ("kernel", "cpu", "link", "route", "rule", "socket", "sysctl")
+_KEYS = ("kernel", "cpu", "modules", "link", "route", "rule", "socket", "sysctl")
+#: kernel modules that change what happens to packets and that no dump shows: somebody has to load them
+MODULES = ("ip_vs_ftp",)
 _LINK_KEYS: dict[str, tuple[type, str]] = {
     "name": (str, "text"),
     "mac": (str, "text"),
@@ -815,6 +827,8 @@ def node_toml(model: Model) -> str:
     out = [f"kernel = {_quoted(model.kernel)}"]
     if model.cpu is not None:
         out.append(f"cpu = {model.cpu}")
+    if model.modules:
+        out.append(f"modules = [{', '.join(_quoted(name) for name in model.modules)}]")
     for link in model.links:
         out += ["", "[[link]]", f"name = {_quoted(link.name)}"]
         if link.mac:

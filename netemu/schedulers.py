@@ -130,33 +130,114 @@ class RoundRobin(Scheduler, name="rr"):
     def __init__(self, service: Service) -> None:
         super().__init__(service)
         self.last: Destination | None = None  # None: before the head
+        self.columns: Turns | None = None  # who knows better than `last`, if anybody
+
+    def added(self, dest: Destination) -> None:
+        self.come_home()
+
+    def edited(self, dest: Destination) -> None:
+        self.come_home()
 
     def deleted(self, dest: Destination, place: int) -> None:
+        self.come_home()
         if dest is self.last:
             self.last = self.servers[place - 1] if place else None
 
+    def come_home(self) -> None:
+        """From here on this object knows whose turn it was."""
+        if self.columns is not None:
+            self.last = self.columns.give_back(self.service.stat, self.last)
+            self.columns = None
+
     def choose(self, asked: Asked) -> Destination | None:
-        servers = self.servers
-        start = servers.index(self.last) + 1 if self.last is not None else 0
-        for k in range(len(servers)):
-            dest = servers[(start + k) % len(servers)]
-            if eligible(dest):
-                self.last = dest
-                return dest
+        for k in self.waiting()[:1]:
+            self.last = self.servers[k]
+            return self.last
         return None
 
-    def choose_many(self, src: U32, sport: U16, dst: U32) -> I32:
+    def waiting(self) -> list[int]:
+        """Places in `servers` of those that take connections, in the order of their turns."""
+        self.come_home()
         servers = self.servers
         start = servers.index(self.last) + 1 if self.last is not None else 0
-        turn = [k % len(servers) for k in range(start, start + len(servers)) if eligible(servers[k % len(servers)])]
-        if not turn:
-            return np.full(len(src), -1, np.int32)
-        out: I32 = np.array(turn, np.int32)[np.arange(len(src)) % len(turn)]
-        self.last = servers[int(out[-1])]
+        return [k for k in (*range(start, len(servers)), *range(start)) if eligible(servers[k])]
+
+    def choose_many(self, src: U32, sport: U16, dst: U32) -> I32:
+        n, turns = len(src), self.waiting()
+        if not turns:
+            return np.full(n, -1, np.int32)
+        out = np.array((turns * -(-n // len(turns)))[:n], np.int32)
+        self.last = self.servers[int(out[-1])]
         return out
 
     def why(self, asked: Asked, chosen: Destination) -> str:
         return "its turn: the first behind the one chosen last that takes connections"
+
+
+class Turns:
+    """Round robin for thousands of services together, in columns by the number of a service's counters.
+
+    A service's own scheduler knows whose turn it was until its connections are chosen here; from then on it is known
+    here, until the scheduler asks back (`RoundRobin.come_home`).
+    """
+
+    def __init__(self) -> None:
+        self._begin, self._size, self._next = (np.zeros(64, np.int64) for _ in range(3))
+        self._here, self._went = np.zeros(64, bool), np.zeros(64, bool)  # it is known here; somebody was chosen here
+        self._order: dict[int, list[Destination]] = {}
+        self._numbers = np.zeros(64, np.int32)  # of the servers of all orders, one after the other
+        self._used = 0
+        self._space: dict[int, int] = {}  # how many a service has room for there
+
+    def choose(self, stats: I32, services: dict[int, Service]) -> I32:
+        """Numbers of the servers of new connections in order of arrival, -1 for nobody.
+
+        stats  int32[n]  the number of each one's service; all of these have a RoundRobin scheduler
+        """
+        top = int(stats.max()) + 1
+        if top > len(self._here):
+            for name in ("_begin", "_size", "_next", "_here", "_went"):
+                old = getattr(self, name)
+                setattr(self, name, np.concatenate([old, np.zeros(max(top - len(old), len(old)), old.dtype)]))
+        order = np.argsort(stats.astype(np.uint16) if top <= 1 << 16 else stats, kind="stable")
+        ordered = stats[order]
+        starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+        each, counts = ordered[starts], np.diff(starts, append=len(stats))
+        for stat in each[~self._here[each]].tolist():
+            self._take(services[stat])
+        size = np.maximum(self._size[each], 1)
+        place = np.repeat(self._next[each] - starts, counts) + np.arange(len(stats))
+        place = np.repeat(self._begin[each], counts) + place % np.repeat(size, counts)
+        out = np.empty(len(stats), np.int32)
+        out[order] = np.where(np.repeat(self._size[each], counts) > 0, self._numbers.take(place, mode="clip"), -1)
+        self._next[each] = (self._next[each] + counts) % size
+        self._went[each] = True
+        return out
+
+    def _take(self, service: Service) -> None:
+        scheduler = service.scheduler
+        assert isinstance(scheduler, RoundRobin)
+        servers = [service.destinations[k] for k in scheduler.waiting()]
+        scheduler.columns = self
+        if self._used + len(servers) > len(self._numbers):
+            more = max(len(servers), len(self._numbers))
+            self._numbers = np.concatenate([self._numbers, np.zeros(more, np.int32)])
+        stat, begin = service.stat, self._used
+        if stat in self._order and self._space[stat] >= len(servers):
+            begin = int(self._begin[stat])  # where it had its place before
+        else:
+            self._used += len(servers)
+            self._space[stat] = len(servers)
+        self._numbers[begin : begin + len(servers)] = [d.number for d in servers]
+        self._begin[stat], self._size[stat], self._next[stat], self._here[stat] = begin, len(servers), 0, True
+        self._went[stat] = False
+        self._order[stat] = servers
+
+    def give_back(self, stat: int, before: Destination | None) -> Destination | None:
+        """Whose turn it was last; `before`: whose it was when the service came here."""
+        self._here[stat] = False
+        servers = self._order[stat]
+        return servers[int(self._next[stat]) - 1] if servers and self._went[stat] else before
 
 
 class WeightedRoundRobin(Scheduler, name="wrr"):

@@ -646,6 +646,24 @@ def test_sctp_s_checksum_is_made_anew_when_a_port_changes(tmp_path: Path) -> Non
     assert out[20:].hex() == "00051f900000000745da9fca01000010000000000000000000000000"  # as recorded
 
 
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_every_scheduler_tells_its_choice(tmp_path: Path, name: str) -> None:
+    world = World(tmp_path, WEB.replace("-s rr", f"-s {name}") + f"-a -t {VIP}:80 -r {TWO}:8080 -m -w 3\n")
+    world.node.ipvs.tell = True
+    for k in range(3):
+        journey = world.ask("S", sport=4000 + k)
+        (choice,) = journey._part.trip.choices.values()
+        chosen = [c.server for c in choice.candidates if c.chosen]
+        assert choice.scheduler == name and choice.service == f"{VIP}:80/tcp" and choice.why
+        assert {c.server: c.weight for c in choice.candidates} == {f"{TWO}:8080": 3, f"{ONE}:8080": 1}
+        if name == "none":
+            assert choice.kind == "none" and not chosen
+        else:
+            assert choice.kind == "new" and chosen == [went(journey)[2]]
+        (known,) = world.ask("S", sport=4000 + k)._part.trip.choices.values()
+        assert known.kind == ("none" if name == "none" else "existing")
+
+
 def test_how_a_server_was_chosen_is_told(tmp_path: Path) -> None:
     world = World(tmp_path, WEB.replace("-s rr", "-s wlc -p 60") + f"-a -t {VIP}:80 -r {TWO}:8080 -m -w 3\n")
     world.node.ipvs.tell = True

@@ -10,6 +10,7 @@ logged and what left, and the tables afterwards. Recording again changes times, 
 from __future__ import annotations
 
 import contextlib
+import socket
 import struct
 import sys
 from collections.abc import Callable
@@ -1254,6 +1255,101 @@ def ipvs_fragments(kernel: str) -> Story:
     s.sends(None, udp(NODE, 53, OUT, 4000, b"!" * 100, frag=0, ident=22))
     for piece in pieces(udp(NODE, 53, OUT, 4000, b"!" * 100, frag=0, ident=23), 48):
         s.sends(None, piece)
+    return s
+
+
+@story("6.1")
+def ipvs_errors_about_direct_routing(kernel: str) -> Story:
+    s = Story(
+        "ipvs/errors-about-direct-routing",
+        kernel,
+        """ICMP errors about packets that IPVS sent on as they were, from a router behind it.""",
+        links=LINKS + VIP,
+        iptables="filter FORWARD policy ACCEPT",
+        ipvs="""-A -t 10.96.0.1:80 -s rr
+            -a -t 10.96.0.1:80 -r 10.0.0.5:80 -g -w 1
+            -A -u 10.96.0.1:53 -s rr
+            -a -u 10.96.0.1:53 -r 10.0.0.5:53 -i -w 1
+            -A -t 10.96.0.2:80 -s rr
+            -a -t 10.96.0.2:80 -r 10.0.0.5:80 -m -w 1""",
+    )
+    for vip, make, port in (("10.96.0.1", tcp, 80), ("10.96.0.1", udp, 53), ("10.96.0.2", tcp, 80)):
+        s.sends("eth0", make(OUT, 4000, vip, port))
+        for about in (make(OUT, 4000, vip, port), make(OUT, 4000, SRV, port)):
+            s.sends("lan0", error(SRV2, OUT, about))
+            s.sends("lan0", error(SRV2, OUT, about, 11, 0))
+    return s
+
+
+@story("6.1")
+def ipvs_ftp(kernel: str) -> Story:
+    s = Story(
+        "ipvs/ftp",
+        kernel,
+        """With the module ip_vs_ftp loaded, a server's 227 and 229 tell the client the virtual address, and the
+        connections that client and server tell each other of go where the control connection goes.""",
+        links='modules = ["ip_vs_ftp"]\n' + LINKS + VIP,
+        iptables="filter FORWARD policy ACCEPT",
+        ipvs="""-A -t 10.96.0.1:21 -s rr
+            -a -t 10.96.0.1:21 -r 10.0.0.5:21 -m -w 1
+            -a -t 10.96.0.1:21 -r 10.0.0.6:2121 -m -w 1""",
+    )
+    vip = "10.96.0.1"
+
+    def say(port: int, client: bool, text: bytes) -> None:
+        """One side says something, the other acknowledges it."""
+        nonlocal seq
+        server, at = servers[port]
+        a, b = seq[port]
+        if client:
+            s.sends("eth0", tcp(OUT, port, vip, 21, "PA", a, b + moved[port], data=text))
+            seq[port] = a + len(text), b
+            s.sends("lan0", tcp(server, at, OUT, port, "A", b, a + len(text)))
+        else:
+            k = s.sends("lan0", tcp(server, at, OUT, port, "PA", b, a, data=text))
+            came = [sent for _, sent in s.left[k]]
+            moved[port] += len(came[0]) - 40 - len(text) if came else 0
+            seq[port] = a, b + len(text)
+            s.sends("eth0", tcp(OUT, port, vip, 21, "A", a, b + len(text) + moved[port]))
+
+    def opened(port: int, to: int) -> tuple[str, int, int]:
+        """A client opens a connection; the server's address and port, and its next number."""
+        syn = s.sends("eth0", tcp(OUT, port, vip, to, "S", 1000))
+        back = s.left[s.answered(syn)][-1][1]
+        (number,) = struct.unpack_from("!I", back, 24)
+        s.sends("eth0", tcp(OUT, port, vip, to, "A", 1001, number + 1))
+        left = s.left[syn][-1][1]
+        return socket.inet_ntoa(left[16:20]), *struct.unpack_from("!H", left, 22), number + 1
+
+    servers: dict[int, tuple[str, int]] = {}
+    seq: dict[int, tuple[int, int]] = {}
+    moved: dict[int, int] = {}
+    for port in (4000, 4001):
+        *ends, number = opened(port, 21)
+        servers[port] = ends[0], ends[1]
+        seq[port], moved[port] = (1001, number), 0
+        say(port, False, b"220 welcome\r\n")
+    for port, (server, at) in servers.items():
+        say(port, True, b"USER anonymous\r\n")
+        say(port, True, b"PASV\r\n")
+        ours = server.replace(".", ",").encode()
+        say(port, False, b"227 Entering Passive Mode (" + ours + b",156,64).\r\n")
+        _, _, number = opened(port + 100, 40000)
+        s.sends("eth0", tcp(OUT, port + 100, vip, 40000, "FA", 1001, number))
+        say(port, False, b"150 here it comes\r\n")
+        say(port, True, b"EPSV\r\n")
+        say(port, False, b"229 Entering Extended Passive Mode (|||40001|)\r\n")
+        opened(port + 200, 40001)
+        say(port, True, b"PORT 192,0,2,7,195,80\r\n")
+        say(port, False, b"200 fine\r\n")
+        s.answered(s.sends("lan0", tcp(server, at - 1, OUT, 50000, "S", 1)))
+        say(port, True, b"EPRT |1|192.0.2.7|50001|\r\n")
+        s.answered(s.sends("lan0", tcp(server, at - 1, OUT, 50001, "S", 1)))
+        say(port, False, b"227 Not asked for (10,0,0,5,156,66)\r\n")
+        s.sends("eth0", tcp(OUT, port + 300, vip, 40002))
+        say(port, True, b"PASV\r\n")
+        say(port, False, b"227 without brackets 10,0,0,5,156,67 \r\n")
+        s.sends("eth0", tcp(OUT, port + 400, vip, 40003))
     return s
 
 
