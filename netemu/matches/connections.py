@@ -449,7 +449,8 @@ class Connlimit(Memory, name="connlimit"):
         if known is None:
             self._lists[address, zone] = ConnectionList((*this, zone), jiffies(now, trip.node.hz))
             count = 1
-        elif status & (CONFIRMED if trip.node.kernel == "6.1" else ASSURED):
+        elif status & (ASSURED if trip.node.kernel != "6.1" else CONFIRMED if p.link_in.item(row) != 0 else 0):
+            # (6.1 knows that what comes over lo was confirmed before it came)
             count = known.sweep(trip.node, now)
         else:
             count = known.add((*this, zone), bool(status & CONFIRMED), trip.node, now)

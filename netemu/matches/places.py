@@ -472,7 +472,7 @@ class Cpu(Match, name="cpu"):
 
 @dataclass(frozen=True)
 class Mac(Match, name="mac"):
-    """--mac-source XX:XX:XX:XX:XX:XX: the Ethernet source. Without an Ethernet header never, `!` or not."""
+    """--mac-source XX:XX:XX:XX:XX:XX: the Ethernet source. Without an Ethernet header (as on lo) never, `!` or not."""
 
     SPEC: ClassVar = {"--mac-source": Option(invert=True)}
     NEEDED = ("--mac-source",)
@@ -495,12 +495,13 @@ class Mac(Match, name="mac"):
         return f"{bang(self.invert)}--mac-source {self.mac.to_bytes(6, 'big').hex(':')}"
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
-        p = trip.pkts
-        return p.ether[rows] & turned(p.smac[rows] == self.mac, self.invert)
+        p = trip.pkts  # link 0 is lo
+        said: Mask = p.ether[rows] & (p.link_in[rows] != 0) & turned(p.smac[rows] == self.mac, self.invert)
+        return said
 
     def says(self, trip: Trip, row: int) -> bool:
         p = trip.pkts
-        return p.ether.item(row) and (p.smac.item(row) == self.mac) != self.invert
+        return p.ether.item(row) and p.link_in.item(row) != 0 and (p.smac.item(row) == self.mac) != self.invert
 
 
 _PACKET_TYPES = {
