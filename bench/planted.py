@@ -175,7 +175,7 @@ def caught(paths: list[str]) -> dict[str, str] | None:
     for path in paths:
         case, recording = lab.load(path)
         try:
-            found = fuzz.disagreements(case, recording)
+            found = lab.compare_both(case, recording)
         except Exception as e:  # an error that trips netemu up does not go unnoticed either
             return {"case": case.name, "place": "-", "field": type(e).__name__, "kernel": "", "netemu": str(e)}
         if found:

@@ -315,6 +315,7 @@ def _fuzz_options(p: argparse.ArgumentParser) -> None:
     themes = ("all", "tcp", "nat", "sets", "ipvs")
     p.add_argument("--about", choices=themes, help="only nodes with this theme (default: each in turn)")
     p.add_argument("--kernel", choices=("host", "uml", "both"), default="uml", help="which kernel to ask (default uml)")
+    p.add_argument("--events", type=int, default=80, metavar="N", help="packets and commands of a case (default 80)")
     p.add_argument("--seed", default="0", metavar="S", help="another seed makes other nodes and traffic (default 0)")
     p.add_argument("-o", dest="output", metavar="DIR", help="shrink each disagreement to a small case and keep it here")
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from netemu.errors import NetemuError, Refused
 from netemu.ipset import SETS
-from netemu.lab import SENDER, Case, Disagreement, Event, Recording, available, compare, play, save, shrink
+from netemu.lab import SENDER, Case, Disagreement, Event, Recording, available, compare_both, play, save, shrink
 from netemu.matches import MATCHES
 from netemu.node import Journey, Node
 from netemu.schedulers import SCHEDULERS
@@ -1881,12 +1881,12 @@ def batch(kernel: str, seed: str, numbers: Sequence[int], events: int = 80, abou
         bag.cases += 1
         bag.packets += sum(e.command is None for e in one.events)
         bag.commands += sum(e.command is not None for e in one.events)
-        if what := disagreements(one, recording):
+        if what := compare_both(one, recording):
             suspects.append((one, recording, what))
     for _ in range(AGAIN):
         for recording in play([one for one, _, _ in suspects], kernel):
             one, first, what = suspects.pop(0)
-            if still := what if recording.trouble else common(what, disagreements(one, recording)):
+            if still := what if recording.trouble else common(what, compare_both(one, recording)):
                 suspects.append((one, first, still))
             else:
                 bag.unsteady.append(one.name)
@@ -1900,11 +1900,6 @@ def common(some: list[Disagreement], others: list[Disagreement]) -> list[Disagre
     return [d for d in some if (d.event, d.place if d.event is None else d.field) in about]
 
 
-def disagreements(one: Case, recording: Recording) -> list[Disagreement]:
-    """Of a packet at a time, or else of runs as long as can be."""
-    return compare(one, recording, 1) or compare(one, recording, None)
-
-
 def hunt(
     kernels: Sequence[str],
     seed: str,
@@ -1912,13 +1907,14 @@ def hunt(
     folder: Path | None,
     say: Callable[[str], None] = print,
     about: str = "",
+    events: int = 80,
 ) -> Bag:
     """Batch after batch on each kernel until the time is over; each disagreement is shrunk and kept in `folder`."""
     bag, start, number = Bag(), time.monotonic(), 0
     size = 24
     while time.monotonic() - start < 60 * minutes:
         for kernel in kernels:
-            one = batch(kernel, seed, range(number, number + size), 200 if about else 80, about)
+            one = batch(kernel, seed, range(number, number + size), events, about)
             bag.add(one)
             say(f"{kernel} {number}-{number + size - 1}: {one}")
             for name, why in one.refused.items():
@@ -1942,7 +1938,10 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.output) if args.output else None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    said = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    bag = hunt(wanted, str(args.seed), args.minutes, folder, said, args.about or "")
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    bag = hunt(wanted, str(args.seed), args.minutes, folder, say, args.about or "", args.events)
     print(bag)
     return 1 if bag.found else 0

@@ -1003,8 +1003,19 @@ def compare(case: Case, recording: Recording, run_length: int | None = 1) -> lis
         raise Refused(f"{case.name} was not played: {recording.trouble}")
     reference = Comparison(case, recording)
     sent = reference.one_by_one()
-    if run_length == 1:
-        return reference.found
+    return reference.found if run_length == 1 else _batched(case, recording, sent, run_length)
+
+
+def compare_both(case: Case, recording: Recording) -> list[Disagreement]:
+    """The same of each packet by itself, or else of runs as long as can be."""
+    if recording.trouble:
+        raise Refused(f"{case.name} was not played: {recording.trouble}")
+    reference = Comparison(case, recording)
+    sent = reference.one_by_one()
+    return reference.found or _batched(case, recording, sent, None)
+
+
+def _batched(case: Case, recording: Recording, sent: Sequence[bytes], run_length: int | None) -> list[Disagreement]:
     batched = Comparison(case, recording)
     batched.in_batches(sent, run_length)
     return batched.found
@@ -1519,7 +1530,7 @@ def verify(case: Case, kernel: str = "auto", remarks: Sequence[str] = ()) -> Ver
     (recording,) = play([case], asked, stats=True)
     if recording.trouble:
         raise Refused(f"the {asked} kernel could not play {case.name}: {recording.trouble}")
-    found = compare(case, recording, 1) or compare(case, recording, None)
+    found = compare_both(case, recording)
     said = list(remarks)
     refused = [h for e, h in zip(case.events, recording.events, strict=True) if e.link is not None and h.error]
     if refused:
