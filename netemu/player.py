@@ -569,9 +569,9 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
                     to = bytes.fromhex(event["to"].replace(":", "")) if event.get("to") else host.macs[event["link"]]
                     source = bytes.fromhex(event.get("source", SENDER).replace(":", ""))
                     os.write(host.taps[event["link"]], to + source + b"\x08\x00" + packet)
-                settled()
             except OSError as e:
                 result["error"] = errno.errorcode.get(e.errno or 0, str(e))
+            settled()
         result["outs"], result["trace"] = host.left(), tracer.drain()
         results.append(result)
     before_others(False)
