@@ -1780,9 +1780,9 @@ def one_case(rng: Random, kernel: str, number: int, events: int, about: str = ""
     s = Scene(rng, kernel, theme=THEMES[about or ORDER[kernel][number % len(ORDER[kernel])]])
     features = [nth(list(r)) for r in (MATCHES, TARGETS, SETS, SCHEDULERS)]
     may = "match:ipvs" not in ABSENT[kernel]
-    services = may and (rng.random() < s.theme.services or features[0] == "ipvs")
+    services = may and (rng.random() < s.theme.services or number < len(SCHEDULERS) or features[0] == "ipvs")
     texts = {"node.toml": make_links(s, services)}
-    if features[0] == "set" or features[1] == "SET" or rng.random() < s.theme.sets:
+    if features[0] == "set" or features[1] == "SET" or number < len(SETS) or rng.random() < s.theme.sets:
         texts["ipset.save"] = make_sets(s, features[2])
     texts["iptables.save"] = make_tables(s, features[0], features[1])
     if services:
