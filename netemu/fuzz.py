@@ -1008,7 +1008,8 @@ def make_sets(s: Scene, featured: str) -> str:
         s.sets[name], s.options[name] = kind, options
         out.append(f"create {name} {kind} {options}".rstrip())
         for what in dict.fromkeys(
-            element(s, kind, options) for _ in range(s.rng.randrange(12 if "net" in kind else 7))
+            element(s, kind, options)
+            for _ in range(s.rng.randrange(12 if "net" in kind and "maxelem" not in options else 7))
         ):
             out.append(f"add {name} {what} -exist")
     if chosen and (featured == "list:set" or s.chance(0.15)):

@@ -420,8 +420,12 @@ class Owner(Match, name="owner"):
         return " ".join([*out, *["--suppl-groups"] * self.supplementary])
 
     def says(self, trip: Trip, row: int) -> bool:
-        if not trip.pkts.socket.item(row):
-            return not self.exists and all(ends is None or ends[2] for ends in (self.uid, self.gid))
+        if not trip.pkts.socket.item(row):  # then nothing inverts --suppl-groups
+            return (
+                not self.exists
+                and not self.supplementary
+                and all(ends is None or ends[2] for ends in (self.uid, self.gid))
+            )
         if self.exists is False:
             return False
         who = self.holder(trip, row)
