@@ -223,7 +223,7 @@ class Answers:
         if p.proto[row] in (TCP, UDP, ICMP):
             return not segment_ok(packet)
         body = packet[int(p.ihl[row]) :]
-        return int(p.proto[row]) not in UNSUMMED[kernel] and bool(body) and checksum(body) != 0
+        return int(p.proto[row]) not in UNSUMMED[kernel] and any(body) and checksum(body) != 0
 
     def pay(self, trip: Trip) -> None:
         """The run is over: send the ICMP errors that `trip` owes, as far as Linux's limits let them."""

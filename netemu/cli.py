@@ -312,8 +312,10 @@ def _record_options(p: argparse.ArgumentParser) -> None:
 
 def _fuzz_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--minutes", type=float, default=5.0, metavar="N", help="how long to look (default 5)")
-    p.add_argument("--about", choices=("ipvs", "sets"), help="only nodes with virtual services, or with sets")
+    themes = ("all", "tcp", "nat", "sets", "ipvs")
+    p.add_argument("--about", choices=themes, help="only nodes with this theme (default: each in turn)")
     p.add_argument("--kernel", choices=("host", "uml", "both"), default="uml", help="which kernel to ask (default uml)")
+    p.add_argument("--events", type=int, default=80, metavar="N", help="packets and commands of a case (default 80)")
     p.add_argument("--seed", default="0", metavar="S", help="another seed makes other nodes and traffic (default 0)")
     p.add_argument("-o", dest="output", metavar="DIR", help="shrink each disagreement to a small case and keep it here")
 

@@ -6,7 +6,9 @@ retransmissions, packets of the node itself, commands in between and small jumps
 `random.Random`, so a case is its number and seed, and hypothesis can drive the same code (`cases`).
 
 Every match, target, set type and scheduler is tried because it is registered: each name has a maker here, `unmade`
-names those that have none (a test wants it empty), and case number k features the k-th of each.
+names those that have none (a test wants it empty), and case number k features the k-th of each. A case also has a
+theme, what it is mostly about, so that states deep in one room are reached; and rules that only look on, so that many
+matches see traffic that no rule has stopped yet.
 
 Answers must fit what left. They are made from what netemu sent, and name the event that they answer, so that the lab
 can turn them to the port that Linux drew.
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from netemu.errors import NetemuError, Refused
 from netemu.ipset import SETS
-from netemu.lab import SENDER, Case, Disagreement, Event, Recording, available, compare, play, save, shrink
+from netemu.lab import SENDER, Case, Disagreement, Event, Recording, available, compare_both, play, save, shrink
 from netemu.matches import MATCHES
 from netemu.node import Journey, Node
 from netemu.schedulers import SCHEDULERS
@@ -171,6 +173,47 @@ def fragments(packet: bytes, size: int) -> list[bytes]:
 # ---- what a rule may say -----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Theme:
+    """What a case is mostly about.
+
+    protocols   how often a conversation is of each       chatty  how likely a chain has rules; of these, one is drawn
+    nat         the same for the chains of nat            watch   matches that the rules which only look on ask for
+    services    how likely there are virtual services     sets    how likely there are sets
+    fresh       how likely a packet begins a conversation; talks: how many go on at a time
+    odd         how much oftener than usual TCP is odd    errors  how likely a packet is an ICMP error
+    """
+
+    protocols: dict[int, int]
+    chatty: tuple[float, ...] = (0.25, 0.5, 0.8)
+    nat: float = 0.0
+    watch: tuple[str, ...] = ()
+    services: float = 0.5
+    sets: float = 0.6
+    fresh: float = 0.18
+    talks: int = 5
+    odd: float = 1.0
+    errors: float = 0.08
+
+
+#: how often a conversation is of a protocol
+PROTOCOLS = {TCP: 50, UDP: 28, ICMP: 12, SCTP: 0, GRE: 2, UDPLITE: 0, DCCP: 0}
+THEMES = {
+    "all": Theme(PROTOCOLS),
+    "tcp": Theme({TCP: 1}, (0.1, 0.25), 0.3, ("conntrack", "state", "connbytes", "connlimit"), 0.1, 0.1, 0.08, 2, 3.0),
+    "nat": Theme(
+        {TCP: 50, UDP: 35, ICMP: 10, GRE: 5}, (0.1, 0.2), 0.9, ("conntrack", "connmark"), 0.1, 0.1, 0.3, 4, 1.0, 0.16
+    ),
+    "sets": Theme({TCP: 45, UDP: 40, ICMP: 15}, (0.2, 0.4), 0.2, ("set", "set", "set", "mark"), 0.1, 1.0, 0.35),
+    "ipvs": Theme({TCP: 65, UDP: 35}, (0.1, 0.25), 0.3, ("ipvs", "conntrack", "mark"), 1.0, 0.2, 0.22, 4, 1.6, 0.1),
+}
+#: which theme a case has, by its number; virtual services stand on 6.1 only
+ORDER = {
+    "6.18": ("all", "tcp", "all", "sets", "nat"),
+    "6.1": ("ipvs", "all", "ipvs", "tcp", "ipvs", "sets", "ipvs", "nat"),
+}
+
+
 @dataclass
 class Scene:
     """Where and for what something is made.
@@ -187,6 +230,7 @@ class Scene:
     sets: dict[str, str] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
     serial: int = 0
+    theme: Theme = THEMES["all"]
 
     def of(self, *what: Any) -> Any:
         """One of these."""
@@ -861,7 +905,7 @@ def _rate_estimator(s: Scene) -> Clause:
 @target("TEE")
 def _tee(s: Scene) -> Clause | None:
     if not s.only({"PREROUTING", "FORWARD"}):
-        return None  # a copy of what a packet caused: the lab cannot take three mixed traces apart
+        return None  # copies of copies: what mangle OUTPUT does to a copy of a broadcast is not modelled
     return Clause(f"TEE --gateway {s.rng.choice(FAR)}{s.of('', '', ' --oif eth1')}") if s.table == "mangle" else None
 
 
@@ -963,7 +1007,10 @@ def make_sets(s: Scene, featured: str) -> str:
                 options += f" {word}"
         s.sets[name], s.options[name] = kind, options
         out.append(f"create {name} {kind} {options}".rstrip())
-        for what in dict.fromkeys(element(s, kind, options) for _ in range(s.rng.randrange(7))):
+        for what in dict.fromkeys(
+            element(s, kind, options)
+            for _ in range(s.rng.randrange(12 if "net" in kind and "maxelem" not in options else 7))
+        ):
             out.append(f"add {name} {what} -exist")
     if chosen and (featured == "list:set" or s.chance(0.15)):
         options = s.rng.choice(SET_MAKERS["list:set"][0]) + s.of("", " counters", " timeout 100")
@@ -1002,7 +1049,7 @@ def server(s: Scene, where: str, only: str = "") -> str:
     port = where.rpartition(":")[2] if method != "-m" or "-f" in where else s.of("8080", "80", "5000")
     address = only or s.rng.choice(SERVERS)
     to = address if "-f" in where else f"{address}:{port}"
-    limits = f" -x {s.of(2, 3)} -y {s.of(0, 1)}" if s.chance(0.1) else ""
+    limits = f" -x {s.of(1, 2, 3)} -y {s.of(0, 1)}" if s.chance(0.25) else ""
     return f"{where} -r {to} {method} -w {s.of(0, 1, 1, 2, 3)}{limits}"
 
 
@@ -1013,7 +1060,7 @@ def make_services(s: Scene, featured: str) -> str:
         known = sorted(set(SCHEDULER_MAKERS) - ABSENT[s.kernel])
         scheduler = featured if n == 0 and featured in known else s.rng.choice(known)
         flags = s.rng.choice(SCHEDULER_MAKERS[scheduler])
-        more = s.of("", "", "-p 60", "-p 60", "-p 300 -M 255.255.255.0", "-o" if "-u" in where else "")
+        more = s.of("", "", "-p 60", "-p 60", "-p 300 -M 255.255.255.0", "-o" if "-t" not in where else "")
         out.append(" ".join(f"-A {where} -s {scheduler} {flags} {more}".split()))
         servers = s.rng.sample(SERVERS, 1 if scheduler == "twos" else s.of(1, 2, 3))
         out += [f"-a {server(s, where, only)}" for only in servers]
@@ -1035,6 +1082,7 @@ def unmade() -> list[str]:
 
 
 TRANSLATIONS = ["DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP"]
+DEADLY = {"DROP", "REJECT", "QUEUE", "NFQUEUE"}
 
 
 def make_rule(s: Scene, jumps: Sequence[str] = (), match: str = "", target: str = "") -> str:
@@ -1052,6 +1100,8 @@ def make_rule(s: Scene, jumps: Sequence[str] = (), match: str = "", target: str 
     deed = ""
     common = TRANSLATIONS if s.table == "nat" and s.chance(0.6) else sorted(TARGET_MAKERS)
     for name in [target] * bool(target) + [s.rng.choice(common) for _ in range(4)]:
+        if name in DEADLY and name != target and s.chance(0.6):
+            continue  # what is stopped early meets nothing more
         made = TARGET_MAKERS[name](s) if name in TARGETS and name in TARGET_MAKERS else None
         needs = made.proto.split()[0] if made and made.proto else ""
         if (
@@ -1097,8 +1147,25 @@ def make_rule(s: Scene, jumps: Sequence[str] = (), match: str = "", target: str 
     return " ".join([*words, *(c.text for c in clauses), deed]).strip()
 
 
-def make_tables(s: Scene, match: str, target: str, chatty: float) -> str:
+def watching(s: Scene) -> list[str]:
+    """Rules for this chain that stop nothing: they count what they match, mark it, or put it into a set."""
+    out = []
+    for _ in range(s.of(0, 1, 2, 3)):
+        name = s.rng.choice(s.theme.watch if s.theme.watch and s.chance(0.75) else sorted(MATCH_MAKERS))
+        made = MATCH_MAKERS[name](s) if name in MATCHES else None
+        if made is None:
+            continue
+        deed = None
+        if s.chance(0.35):
+            name = s.of("MARK", "CONNMARK", "SET") if s.sets else s.of("MARK", "CONNMARK")
+            deed = TARGET_MAKERS[name](s)
+        out.append(f"{f'-p {made.proto} ' if made.proto else ''}{made.text}{f' -j {deed.text}' if deed else ''}")
+    return out
+
+
+def make_tables(s: Scene, match: str, target: str) -> str:
     """All tables (one may be missing), as iptables-restore reads them."""
+    chatty = s.rng.choice(s.theme.chatty)
     out = []
     where = featured_place(s, match, target)
     for table, hooks in HOOKS.items():
@@ -1116,8 +1183,11 @@ def make_tables(s: Scene, match: str, target: str, chatty: float) -> str:
             s.chain = chain
             s.hooks = reach.get(chain, frozenset({chain}))
             jumps = [u for k, u in enumerate(user) if s.hooks <= reach[u] and (chain in hooks or k > n - len(hooks))]
-            count = s.rng.choice([0, 1, 2, 3, 5]) if s.chance(chatty) else 0
+            talkative = max(chatty, s.theme.nat) if table == "nat" else chatty
+            count = s.rng.choice([0, 1, 2, 3, 5]) if s.chance(talkative) else 0
             mine = [make_rule(s, jumps) for _ in range(count)]
+            if table in ("raw", "mangle") and chain in hooks:
+                mine = watching(s) + mine
             if wanted and where is not None and where[1] == chain:
                 mine.insert(s.rng.randrange(len(mine) + 1), make_rule(s, jumps, match, target))
                 mine.insert(s.rng.randrange(len(mine) + 1), make_rule(s, jumps, match))
@@ -1291,28 +1361,42 @@ class Traffic:
         r = s.rng.random()
         if r < (0.06 if self.services else 0.04) and len(self.events) > 5:
             return self.command()
-        if r < 0.24 or not self.talks:
+        r -= 0.06
+        if r < s.theme.fresh or not self.talks:
             self.talks.append(self.new_talk())
             return self.speak(self.talks[-1], 0)
-        if r < 0.32:
+        r -= s.theme.fresh
+        if r < s.theme.errors:
             return self.error()
-        if r < 0.37:
-            events = [e for e in self.events[-30:] if e.packet is not None]
-            if events:
-                again = s.rng.choice(events)
-                assert again.packet is not None
-                self.send(again.link, again.packet, again.answers)
-            return None
-        if r < 0.42:
+        r -= s.theme.errors
+        if r < 0.05:
+            return self.again()
+        if r < 0.1:
             return self.stray()
-        talk = s.rng.choice(self.talks[-5:])
+        talk = s.rng.choice(self.talks[-s.theme.talks :])
+        if r < 0.13 and talk.proto == TCP and talk.sent > 1:  # the same ports once more
+            talk.sent = talk.heard = 0
+            talk.seq[0] = (talk.seq[0] + s.of(70000, 1, -5000, 2**31)) & 0xFFFFFFFF
+            return self.speak(talk, 0)
         return self.speak(
             talk, 1 if talk.there_ends is not None and s.chance(0.55 if talk.heard < talk.sent else 0.35) else 0
         )
 
+    def again(self) -> None:
+        """Something that was sent comes once more, or several times."""
+        events = [e for e in self.events[-30:] if e.packet is not None]
+        if events:
+            one = events[-1] if self.s.chance(0.5) else self.s.rng.choice(events)
+            assert one.packet is not None
+            for _ in range(self.s.of(1, 1, 2, 3)):
+                self.send(one.link, one.packet, one.answers)
+                if self.spoilt:
+                    return
+                self.at += self.pace
+
     def new_talk(self) -> Talk:
         s = self.s
-        proto = s.rng.choices(list(PROTOCOLS), list(PROTOCOLS.values()))[0]
+        proto = s.rng.choices(list(s.theme.protocols), list(s.theme.protocols.values()))[0]
         link: str | None = s.rng.choice(LINKS)
         if s.chance(0.2) and proto in (TCP, UDP, ICMP):
             link = None
@@ -1349,7 +1433,8 @@ class Traffic:
             assert talk.there_ends is not None
             link = talk.there
             proto, dst, dport, src, sport = talk.there_ends
-        data = s.of(b"", b"", b"abc", b"GET /", b"x" * 30) if s.chance(0.97) or link is None else b"x" * s.of(700, 1300)
+        little = s.chance(0.97 if s.theme.odd <= 1 else 0.7) or link is None
+        data = s.of(b"", b"", b"abc", b"GET /", b"x" * 30) if little else b"x" * s.of(700, 1300)
         if proto == TCP:
             body = self._tcp(talk, side, src, sport, dst, dport, data)
         elif proto in (UDP, UDPLITE):
@@ -1387,12 +1472,13 @@ class Traffic:
             flags = s.rng.choices([ACK, ACK | PSH, FIN | ACK, RST, RST | ACK], [45, 25, 15, 6, 3])[0]
             if flags == ACK and s.chance(0.7):
                 data = b""
-        if s.chance(0.08):
+        odd = s.theme.odd
+        if s.chance(0.06 * odd):
             flags = s.of(SYN, SYN | ACK, FIN, 0, URG | ACK, FIN | ACK | URG, SYN | FIN, PSH, RST, ACK, 0x3F, SYN | 0xC0)
-        if s.chance(0.06):
-            mine += s.of(1, -1, 100, 70000, -70000, 2**31)
-        if s.chance(0.06):
-            other += s.of(1, -1, 500, 70000, -70000)
+        if s.chance(0.4 if flags & RST else 0.05 * odd):
+            mine += s.of(1, -1, -1, 100, -100, 70000, -70000, 2**31)
+        if s.chance(0.05 * odd):
+            other += s.of(1, -1, 500, -500, 70000, -70000)
         if flags & SYN:
             options = s.of(
                 b"",
@@ -1672,27 +1758,34 @@ def crc32c(data: bytes) -> int:
 def case(rng: Random, kernel: str, number: int = 0, events: int = 80, about: str = "") -> Case:
     """A node and its traffic. `number` decides what is featured; everything else comes from `rng`.
 
-    about   "ipvs": every node has virtual services, and few rules; "sets": every node has sets and rules that ask them
+    about   the name of a theme; else the number decides that too
+
+    Traffic ends early where Linux draws what cannot be followed; then others are tried, and the longest is taken.
+
     Raises  NetemuError when netemu does not load what the makers made: a defect of one of them
     """
+    best = one_case(rng, kernel, number, events, about)
+    for _ in range(4):
+        if len(best.events) > 0.7 * events:
+            break
+        best = max(best, one_case(rng, kernel, number, events, about), key=lambda made: len(made.events))
+    return best
+
+
+def one_case(rng: Random, kernel: str, number: int, events: int, about: str = "") -> Case:
+    """The same, at the first try."""
 
     def nth(registry: Sequence[str]) -> str:
         return sorted(registry)[number % len(registry)]
 
-    s = Scene(rng, kernel)
+    s = Scene(rng, kernel, theme=THEMES[about or ORDER[kernel][number % len(ORDER[kernel])]])
     features = [nth(list(r)) for r in (MATCHES, TARGETS, SETS, SCHEDULERS)]
     may = "match:ipvs" not in ABSENT[kernel]
-    services = may and (rng.random() < 0.5 or number < len(SCHEDULERS) or features[0] == "ipvs")
-    chatty = rng.choice([0.25, 0.5, 0.8])
-    if about == "ipvs":
-        services, chatty = may, chatty / 4
-    elif about == "sets":
-        services = False
-        features[:2] = ["set", rng.choice(("SET", features[1]))]
+    services = may and (rng.random() < s.theme.services or number < len(SCHEDULERS) or features[0] == "ipvs")
     texts = {"node.toml": make_links(s, services)}
-    if features[0] == "set" or features[1] == "SET" or rng.random() < 0.6:
+    if features[0] == "set" or features[1] == "SET" or number < len(SETS) or rng.random() < s.theme.sets:
         texts["ipset.save"] = make_sets(s, features[2])
-    texts["iptables.save"] = make_tables(s, features[0], features[1], chatty)
+    texts["iptables.save"] = make_tables(s, features[0], features[1])
     if services:
         texts["ipvsadm.save"] = make_services(s, features[3])
     texts = {name: text for name, text in texts.items() if text}
@@ -1789,12 +1882,12 @@ def batch(kernel: str, seed: str, numbers: Sequence[int], events: int = 80, abou
         bag.cases += 1
         bag.packets += sum(e.command is None for e in one.events)
         bag.commands += sum(e.command is not None for e in one.events)
-        if what := disagreements(one, recording):
+        if what := compare_both(one, recording):
             suspects.append((one, recording, what))
     for _ in range(AGAIN):
         for recording in play([one for one, _, _ in suspects], kernel):
             one, first, what = suspects.pop(0)
-            if still := what if recording.trouble else common(what, disagreements(one, recording)):
+            if still := what if recording.trouble else common(what, compare_both(one, recording)):
                 suspects.append((one, first, still))
             else:
                 bag.unsteady.append(one.name)
@@ -1808,11 +1901,6 @@ def common(some: list[Disagreement], others: list[Disagreement]) -> list[Disagre
     return [d for d in some if (d.event, d.place if d.event is None else d.field) in about]
 
 
-def disagreements(one: Case, recording: Recording) -> list[Disagreement]:
-    """Of a packet at a time, or else of runs as long as can be."""
-    return compare(one, recording, 1) or compare(one, recording, None)
-
-
 def hunt(
     kernels: Sequence[str],
     seed: str,
@@ -1820,13 +1908,14 @@ def hunt(
     folder: Path | None,
     say: Callable[[str], None] = print,
     about: str = "",
+    events: int = 80,
 ) -> Bag:
     """Batch after batch on each kernel until the time is over; each disagreement is shrunk and kept in `folder`."""
     bag, start, number = Bag(), time.monotonic(), 0
     size = 24
     while time.monotonic() - start < 60 * minutes:
         for kernel in kernels:
-            one = batch(kernel, seed, range(number, number + size), 200 if about else 80, about)
+            one = batch(kernel, seed, range(number, number + size), events, about)
             bag.add(one)
             say(f"{kernel} {number}-{number + size - 1}: {one}")
             for name, why in one.refused.items():
@@ -1850,7 +1939,10 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.output) if args.output else None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    said = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    bag = hunt(wanted, str(args.seed), args.minutes, folder, said, args.about or "")
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    bag = hunt(wanted, str(args.seed), args.minutes, folder, say, args.about or "", args.events)
     print(bag)
     return 1 if bag.found else 0

@@ -2137,16 +2137,16 @@ class Ipvs:
         if c < 0:
             return
         one = np.array([row])
-        if checksum(bytes(b[int(p.ihl[row]) :])):
-            trip.end(one, "ipvs: wrong ICMP checksum")
-            return
         step = trip.paths.steps[int(t.answer[c])]
+        if t.method[c] == MASQ:  # to other servers the request went as it was
+            if checksum(bytes(b[int(p.ihl[row]) :])):
+                trip.end(one, "ipvs: wrong ICMP checksum")
+                return
+            self._rewrite_error(trip, row, b, at, step, int(t.vaddr[c]), int(t.vport[c]), to_server=False)
+            if not self._rerouted(trip, one)[0]:
+                return
         trip.step(one, step)
         trip.service[row] = t.service[c]
-        if t.method[c] == MASQ:  # others are about the virtual address already
-            self._rewrite_error(trip, row, b, at, step, int(t.vaddr[c]), int(t.vport[c]), to_server=False)
-        if not self._rerouted(trip, one)[0]:
-            return
         self._count_one(c, int(p.length[row]), OUT_PACKETS, OUT_BYTES)
         p.ipvs[row] = True
         self._untrack(trip, one, np.array([c], np.int32), reply=True)

@@ -561,7 +561,8 @@ class Drawn:
         if e is None:
             return self._quoted(packet)
         pair = self._find(self.ours, e)
-        return with_port(packet, True, pair[2]) if pair else packet
+        # an answer that nobody translates back leaves for the port that was drawn
+        return with_port(packet, True, pair[2]) if pair else self.inward(packet)
 
     def inward(self, packet: bytes) -> bytes:
         """An answer to the kernel's port, as the answer to ours."""
@@ -684,16 +685,23 @@ def _table_steps(journey: Journey) -> list[str]:
     return [str(s) for s in journey.steps if s.table]
 
 
-def is_merge(both: Sequence[str], one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether `both` holds the steps of `one` and of `other`, each in its order: the kernel logs them in one stream."""
-    if len(both) != len(one) + len(other):
+def is_merge(log: Sequence[str], *streams: Sequence[str]) -> bool:
+    """Whether `log` holds the steps of all streams, each in its order: the kernel logs what several packets do in one.
+
+    >>> is_merge("abxcy", "abc", "xy"), is_merge("abyxc", "abc", "xy")
+    (True, False)
+    """
+    if len(log) != sum(map(len, streams)):
         return False
-    reach = {0}
-    for n, step in enumerate(both):
-        reach = {i + 1 for i in reach if i < len(one) and one[i] == step} | {
-            i for i in reach if n - i < len(other) and other[n - i] == step
+    reach = {(0,) * len(streams)}  # how far each stream may have come
+    for step in log:
+        reach = {
+            (*at[:k], at[k] + 1, *at[k + 1 :])
+            for at in reach
+            for k, stream in enumerate(streams)
+            if at[k] < len(stream) and stream[at[k]] == step
         }
-    return len(one) in reach
+    return bool(reach)
 
 
 class Comparison:
@@ -836,7 +844,7 @@ class Comparison:
                 self.drawn.learn(packet, theirs, b, happened.trace)
         kernels = [(link, self.drawn.outward(b)) for link, b in happened.outs]
         mine = _table_steps(journey)
-        caused = [s for c in _all_caused(journey) for s in _table_steps(c)]
+        caused = [_table_steps(c) for c in _all_caused(journey)]
 
         def say(what: str, kernel: str, netemu: str, packets: tuple[str, str] = ("", "")) -> None:
             place = f"packet {k + 1} at {happened.at:.3f} s"
@@ -846,8 +854,8 @@ class Comparison:
                 Disagreement(self.case.name, place, what, kernel, netemu, k, packets, steps, tuple(happened.trace))
             )
 
-        if not is_merge(happened.trace, mine, caused):
-            both = mine + caused
+        if not is_merge(happened.trace, mine, *caused):
+            both = [*mine, *(step for steps in caused for step in steps)]
             at = next((n for n, (a, b) in enumerate(zip(happened.trace, both, strict=False)) if a != b), None)
             at = min(len(happened.trace), len(both)) if at is None else at
             theirs_step = happened.trace[at] if at < len(happened.trace) else "nothing more"
@@ -935,14 +943,14 @@ def conntrack_rows(text: str, drawn: Drawn) -> list[Row]:
             continue
         parts = [w for w in found[3].split() if not w.startswith("use=")]
         left = int(parts.pop(0)) if parts and parts[0].isdigit() else None
-        second = [i for i, w in enumerate(parts) if w.startswith("src=")][1:]
-        if second:
-            at = {w.partition("=")[0]: i for i, w in list(enumerate(parts))[second[0] :]}
+        for first in [i for i, w in enumerate(parts) if w.startswith("src=")]:
+            at = {w.partition("=")[0]: i for i, w in reversed(list(enumerate(parts))[first : first + 6])}
             value = {key: parts[i].partition("=")[2] for key, i in at.items()}
             if "sport" in value:
-                port = drawn.text(found[1], value["dst"], value["dport"], value["src"], value["sport"])
-                parts[at["dport"]] = f"dport={port}"
-            elif "id" in value:
+                src, dst = (value["src"], value["sport"]), (value["dst"], value["dport"])
+                parts[at["sport"]] = "sport=" + drawn.text(found[1], *src, *dst)
+                parts[at["dport"]] = "dport=" + drawn.text(found[1], *dst, *src)
+            elif "id" in value and first:
                 parts[at["id"]] = "id=" + drawn.text(found[1], value["dst"], value["id"], value["src"], "0")
         out.append((" ".join([found[1], found[2], *parts]), left))
     return out
@@ -1002,8 +1010,19 @@ def compare(case: Case, recording: Recording, run_length: int | None = 1) -> lis
         raise Refused(f"{case.name} was not played: {recording.trouble}")
     reference = Comparison(case, recording)
     sent = reference.one_by_one()
-    if run_length == 1:
-        return reference.found
+    return reference.found if run_length == 1 else _batched(case, recording, sent, run_length)
+
+
+def compare_both(case: Case, recording: Recording) -> list[Disagreement]:
+    """The same of each packet by itself, or else of runs as long as can be."""
+    if recording.trouble:
+        raise Refused(f"{case.name} was not played: {recording.trouble}")
+    reference = Comparison(case, recording)
+    sent = reference.one_by_one()
+    return reference.found or _batched(case, recording, sent, None)
+
+
+def _batched(case: Case, recording: Recording, sent: Sequence[bytes], run_length: int | None) -> list[Disagreement]:
     batched = Comparison(case, recording)
     batched.in_batches(sent, run_length)
     return batched.found
@@ -1518,7 +1537,7 @@ def verify(case: Case, kernel: str = "auto", remarks: Sequence[str] = ()) -> Ver
     (recording,) = play([case], asked, stats=True)
     if recording.trouble:
         raise Refused(f"the {asked} kernel could not play {case.name}: {recording.trouble}")
-    found = compare(case, recording, 1) or compare(case, recording, None)
+    found = compare_both(case, recording)
     said = list(remarks)
     refused = [h for e, h in zip(case.events, recording.events, strict=True) if e.link is not None and h.error]
     if refused:

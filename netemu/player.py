@@ -26,6 +26,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import select
 import shlex
 import shutil
@@ -262,6 +263,11 @@ class Sinks:
 
     def __init__(self) -> None:
         self.held: dict[tuple[int, int], socket.socket | None] = {}
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        for limit in (1 << 17, most):  # two sockets a port; root may have more than it was given
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, max(limit, most)))
+                break
         nothing = ctypes.create_string_buffer(struct.pack("<HBBI", 6, 0, 0, 0))  # a filter that says: keep 0 bytes
         self._program = nothing
         self._filter = struct.pack("HxxxxxxP", 1, ctypes.addressof(nothing))
@@ -518,12 +524,11 @@ def before_others(so: bool) -> None:
 
 def settled() -> None:
     """Wait until no packet waits for being taken up: what goes over lo is, perhaps by a thread of the kernel."""
-    until = time.monotonic() + 0.05
-    while time.monotonic() < until:
+    for _ in range(100):
         with open("/proc/net/softnet_stat") as f:
             if not any(int(words[11], 16) for words in map(str.split, f) if len(words) > 11):
                 return
-        time.sleep(0.0005)
+        time.sleep(0.0005)  # the thread goes on while we sleep
 
 
 def play(plan: dict[str, Any]) -> dict[str, Any]:
@@ -564,9 +569,9 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
                     to = bytes.fromhex(event["to"].replace(":", "")) if event.get("to") else host.macs[event["link"]]
                     source = bytes.fromhex(event.get("source", SENDER).replace(":", ""))
                     os.write(host.taps[event["link"]], to + source + b"\x08\x00" + packet)
-                settled()
             except OSError as e:
                 result["error"] = errno.errorcode.get(e.errno or 0, str(e))
+            settled()
         result["outs"], result["trace"] = host.left(), tracer.drain()
         results.append(result)
     before_others(False)

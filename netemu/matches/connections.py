@@ -16,7 +16,7 @@ from netemu.hashing import jhash2
 from netemu.ipvs import MASQ, ROUTE, TUNNEL
 from netemu.matches.base import NONE, Match, Memory, Option, drop_at_once, turned
 from netemu.matches.headers import Ports
-from netemu.packets import HOST, ICMP, MULTICAST, OFFSET_MASK, PORTED, TCP, Mask, Rows
+from netemu.packets import HOST, ICMP, MULTICAST, OFFSET_MASK, PORTED, TCP, U8, Mask, Rows
 from netemu.words import (
     M32,
     M64,
@@ -96,11 +96,30 @@ class Connmark(Match, name="connmark"):
     def many(self, trip: Trip, rows: Rows) -> Mask:
         flow = trip.pkts.ct[rows]
         hit = (trip.node.conntrack.mark[flow] & np.uint32(self.wild)) == self.value
-        return (flow >= 0) & turned(hit, self.invert)
+        said: Mask = (flow >= 0) & turned(hit, self.invert)
+        if trip.template is not None and (self.value == 0) != self.invert:  # a template's mark is 0
+            said |= trip.template[rows] != 0
+        return said
 
     def says(self, trip: Trip, row: int) -> bool:
         flow = trip.pkts.ct.item(row)
+        if wished(trip, row):
+            return (self.value == 0) != self.invert
         return flow >= 0 and ((trip.node.conntrack.mark.item(flow) & self.wild) == self.value) != self.invert
+
+
+# ---- what a CT rule wished for: until it is tracked, the packet has a template for a connection ---------------------
+
+
+def wished(trip: Trip, row: int) -> bool:
+    """Has the packet a template?"""
+    return trip.template is not None and trip.template.item(row) != 0
+
+
+def states(trip: Trip, rows: Rows) -> U8:
+    """The states of packets; what has a template looks new."""
+    found: U8 = trip.pkts.state[rows]
+    return found if trip.template is None else np.where(trip.template[rows] != 0, np.uint8(NEW_CODE), found)
 
 
 # ---- states and tuples ----------------------------------------------------------------------------------------------
@@ -108,6 +127,7 @@ class Connmark(Match, name="connmark"):
 STATES = ("INVALID", "NEW", "RELATED", "ESTABLISHED", "UNTRACKED")  # as iptables-save orders them
 #: packets.INVALID .. packets.UNTRACKED -> name
 _STATE_OF_CODE = ("INVALID", "NEW", "ESTABLISHED", "RELATED", "UNTRACKED")
+NEW_CODE = _STATE_OF_CODE.index("NEW")
 STATUSES = {"EXPECTED": 1, "SEEN_REPLY": 2, "ASSURED": 4, "CONFIRMED": 8}
 ASSURED, CONFIRMED, SRC_NAT, DST_NAT = 4, 8, 16, 32
 
@@ -135,10 +155,10 @@ class State(Match, name="state"):
         return np.array([(name in self.states) != self.invert for name in _STATE_OF_CODE])
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
-        return self._answers[trip.pkts.state[rows]]
+        return self._answers[states(trip, rows)]
 
     def says(self, trip: Trip, row: int) -> bool:
-        return self._answers.item(trip.pkts.state.item(row))
+        return self._answers.item(NEW_CODE if wished(trip, row) else trip.pkts.state.item(row))
 
 
 _TUPLE_ADDRESSES = {"--ctorigsrc": "osrc", "--ctorigdst": "odst", "--ctreplsrc": "rsrc", "--ctrepldst": "rdst"}
@@ -249,7 +269,7 @@ class ConntrackMatch(Match, name="conntrack"):
         if self.states is None:
             yes = p.ct[rows] >= 0
         else:
-            yes = self._answers[p.state[rows]]
+            yes = self._answers[states(trip, rows)]
             if self._nat_bits:
                 flow = p.ct[rows]
                 yes |= (flow >= 0) & ((flows.status[flow] & self._nat_bits) != 0)
@@ -261,22 +281,42 @@ class ConntrackMatch(Match, name="conntrack"):
         k = np.flatnonzero(yes & (p.ct[rows] >= 0))
         if len(k):
             yes[k] = self._of_flows(trip, rows[k])
+        if trip.template is not None:
+            has = trip.template[rows] != 0
+            yes = np.where(has, (yes if self.states is not None else has) & self._of_template, yes)
         return yes
 
     def says(self, trip: Trip, row: int) -> bool:
         p = trip.pkts
         flow = p.ct.item(row)
+        bare = wished(trip, row)
         if self.states is not None:
-            yes = self._answers.item(p.state.item(row))
+            yes = self._answers.item(NEW_CODE if bare else p.state.item(row))
             if self._nat_bits and not yes and flow >= 0:
                 yes = bool(trip.node.conntrack.status.item(flow) & self._nat_bits)
             if yes == self.states_invert:
                 return False
-            if flow < 0:
+            if flow < 0 and not bare:
                 return True
-        elif flow < 0:
+        elif flow < 0 and not bare:
             return False
+        if bare:
+            return self._of_template
         return not self._asks_more or bool(self._of_flows(trip, np.array([row]))[0])
+
+    @cached_property
+    def _of_template(self) -> bool:
+        """The criteria beyond --ctstate, of a template: confirmed, and everything else is 0."""
+        yes = self.direction != "REPLY"
+        yes &= all(((address & mask) == 0) != invert for _, address, mask, invert in self.addresses)
+        yes &= all(bool(ports.of(np.zeros(1, np.uint16))[0]) for _, ports in self.ports)
+        if self.proto:
+            yes &= (self.proto[0] == 0) != self.proto[1]
+        if self.status:
+            yes &= bool(CONFIRMED & self.status[0]) != self.status[1]
+        if self.expire:
+            yes &= (self.expire[0] <= 0) != self.expire[2]
+        return yes
 
     def _of_flows(self, trip: Trip, rows: Rows) -> Mask:
         """The criteria beyond --ctstate, of rows that have a connection."""
@@ -449,7 +489,8 @@ class Connlimit(Memory, name="connlimit"):
         if known is None:
             self._lists[address, zone] = ConnectionList((*this, zone), jiffies(now, trip.node.hz))
             count = 1
-        elif status & (CONFIRMED if trip.node.kernel == "6.1" else ASSURED):
+        elif status & (ASSURED if trip.node.kernel != "6.1" else CONFIRMED if p.link_in.item(row) != 0 else 0):
+            # (6.1 knows that what comes over lo was confirmed before it came)
             count = known.sweep(trip.node, now)
         else:
             count = known.add((*this, zone), bool(status & CONFIRMED), trip.node, now)

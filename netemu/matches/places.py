@@ -420,8 +420,12 @@ class Owner(Match, name="owner"):
         return " ".join([*out, *["--suppl-groups"] * self.supplementary])
 
     def says(self, trip: Trip, row: int) -> bool:
-        if not trip.pkts.socket.item(row):
-            return not self.exists and all(ends is None or ends[2] for ends in (self.uid, self.gid))
+        if not trip.pkts.socket.item(row):  # then nothing inverts --suppl-groups
+            return (
+                not self.exists
+                and not self.supplementary
+                and all(ends is None or ends[2] for ends in (self.uid, self.gid))
+            )
         if self.exists is False:
             return False
         who = self.holder(trip, row)
@@ -472,7 +476,7 @@ class Cpu(Match, name="cpu"):
 
 @dataclass(frozen=True)
 class Mac(Match, name="mac"):
-    """--mac-source XX:XX:XX:XX:XX:XX: the Ethernet source. Without an Ethernet header never, `!` or not."""
+    """--mac-source XX:XX:XX:XX:XX:XX: the Ethernet source. Without an Ethernet header (as on lo) never, `!` or not."""
 
     SPEC: ClassVar = {"--mac-source": Option(invert=True)}
     NEEDED = ("--mac-source",)
@@ -495,12 +499,13 @@ class Mac(Match, name="mac"):
         return f"{bang(self.invert)}--mac-source {self.mac.to_bytes(6, 'big').hex(':')}"
 
     def many(self, trip: Trip, rows: Rows) -> Mask:
-        p = trip.pkts
-        return p.ether[rows] & turned(p.smac[rows] == self.mac, self.invert)
+        p = trip.pkts  # link 0 is lo
+        said: Mask = p.ether[rows] & (p.link_in[rows] != 0) & turned(p.smac[rows] == self.mac, self.invert)
+        return said
 
     def says(self, trip: Trip, row: int) -> bool:
         p = trip.pkts
-        return p.ether.item(row) and (p.smac.item(row) == self.mac) != self.invert
+        return p.ether.item(row) and p.link_in.item(row) != 0 and (p.smac.item(row) == self.mac) != self.invert
 
 
 _PACKET_TYPES = {
