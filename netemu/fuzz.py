@@ -815,7 +815,13 @@ def _notrack(s: Scene) -> Clause | None:
 
 @target("CT")
 def _track_so(s: Scene) -> Clause | None:
-    return Clause(s.of("CT --notrack", "CT --notrack", "CT", "CT --ctevents new")) if s.table == "raw" else None
+    if s.table != "raw":
+        return None
+    if s.chance(0.3) and s.kernel != "6.1":
+        return Clause(f"CT {s.of('--zone', '--zone-orig', '--zone-reply')} {s.of(1, 2, 'mark')}")
+    if s.chance(0.2):
+        return Clause(*s.of(("CT --helper ftp", "tcp"), ("CT --helper tftp", "udp"), ("CT --helper sip", "udp")))
+    return Clause(s.of("CT --notrack", "CT --notrack", "CT", "CT --ctevents new"))
 
 
 @target("DNAT")

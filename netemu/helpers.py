@@ -44,7 +44,6 @@ UNMODELLED: dict[str, tuple[int, ...]] = {
     "snmp": (UDP,),
     "sip": (TCP,),
     "pptp": (TCP,),
-    "sane": (TCP,),
     "RAS": (UDP,),
     "Q.931": (TCP,),
 }
@@ -145,7 +144,7 @@ class Attended:
     said    the helper's own: numbers of what was asked last
     """
 
-    helper: Helper | None
+    helper: Helper
     notes: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
     learning: list[bool] = field(default_factory=lambda: [False, False])
     shifts: tuple[Shift, Shift] = field(default_factory=lambda: (Shift(), Shift()))
@@ -186,7 +185,6 @@ class Look:
     def expectation(self, src: int, dst: int, dport: int, proto: int, kind: int = 0) -> Expectation:
         """One that is not registered yet; any source port."""
         zone = int(self.node.conntrack.zone[self.flow])
-        assert self.attended.helper is not None
         return Expectation((src, dst, ANY, dport, proto), self.flow, zone, self.attended.helper.name, kind)
 
     def expect(self, e: Expectation) -> bool:
@@ -229,7 +227,6 @@ class Look:
         if was != text and self.trip.remember:
             texts = [self.trip.paths.text_id(part.decode("latin-1")) for part in (was, text)]
             old, new = (np.array([number]) for number in texts)
-            assert self.attended.helper is not None
             step = Step(None, f"conntrack: {self.attended.helper.name} text rewritten")
             self.trip.changes.append((step, "text", np.array([row]), old, new))
 
@@ -453,6 +450,25 @@ class Irc(Helper, name="irc"):
         if port:
             at.mangle(start, size, f"{here} {port}".encode())
         return bool(port)
+
+
+class Sane(Helper, name="sane"):
+    """SANE: a scanner's answer to "start" says on which port the picture waits. NAT does not rewrite it."""
+
+    START: ClassVar = b"\0\0\0\7"
+
+    def look(self, at: Look) -> bool:
+        if not at.established or not at.data:
+            return True
+        said = at.attended.said
+        if at.way == ORIGINAL:
+            if len(at.data) == 8:
+                said[self.START] = int(at.data[:4] == self.START)
+            return True
+        if not said.pop(self.START, 0) or len(at.data) < 8 or at.data[:6] != bytes(6):
+            return True
+        original = at.tuples[ORIGINAL]
+        return at.expect(at.expectation(original[0], original[1], int.from_bytes(at.data[6:8], "big"), TCP))
 
 
 class Sip(Helper, name="sip"):
@@ -892,12 +908,11 @@ class Helpers:
         looped = trip.hook == "INPUT" and p.link_in[row] == 0
         moved = ct.status[flow] & SEQ_ADJUST and not looped
         helper = attended.helper
-        if helper is not None:
-            if p.cap[row] < p.length[row] and row not in p.rebuilt:
-                trip.node.caveat(f"helper {helper.name} cannot read packets that were not captured whole")
-            elif not helper.look(Look(self, trip, row, flow, attended)):
-                trip.end(np.array([row]), f"conntrack: helper {helper.name} drops it")
-                return False
+        if p.cap[row] < p.length[row] and row not in p.rebuilt:
+            trip.node.caveat(f"helper {helper.name} cannot read packets that were not captured whole")
+        elif not helper.look(Look(self, trip, row, flow, attended)):
+            trip.end(np.array([row]), f"conntrack: helper {helper.name} drops it")
+            return False
         if moved and p.proto[row] == TCP:
             self._move(trip, row, attended.shifts)
         return True
