@@ -91,7 +91,7 @@ TIMEOUTS = {  # state -> (sysctl behind net.netfilter.nf_conntrack_tcp_timeout_,
     LA: ("last_ack", 30),
     TW: ("time_wait", 120),
     CL: ("close", 10),
-    S2: ("syn_sent", 120),
+    S2: ("", 120),  # no sysctl sets it
 }
 # flags that may stand together, push, ECE and CWR left out
 _GOOD = {SYN, SYN | 32, SYN | ACK, RST, RST | ACK, FIN | ACK, FIN | ACK | 32, ACK, ACK | 32}
@@ -175,7 +175,7 @@ class Tracker:
     def limits(self, get: Callable[[str, int], int]) -> None:
         """Read the sysctls again; `get(name, default)` gives the value of net.netfilter.nf_conntrack_`name`."""
         for state, (name, default) in TIMEOUTS.items():
-            self.timeouts[state] = get("tcp_timeout_" + name, default) * SECOND
+            self.timeouts[state] = (get("tcp_timeout_" + name, default) if name else default) * SECOND
         self.max_retrans_timeout = get("tcp_timeout_max_retrans", 300) * SECOND
         self.unacked_timeout = get("tcp_timeout_unacknowledged", 300) * SECOND
         self.max_retrans = get("tcp_max_retrans", 3)
