@@ -874,7 +874,10 @@ class Conntrack:
 
     def _refresh(self, proto: int, flows: NDArray[np.intp], now: I64, seen: Mask) -> None:
         """Timers of everything that has no states: UDP and GRE have two timeouts, the rest one."""
-        if proto in (UDP, UDPLITE):
+        if proto == UDPLITE:
+            self.deadline[flows] = now + np.where(seen, self.udp_stream, self.udp_timeout)
+            self.status[flows[seen]] |= ASSURED
+        elif proto == UDP:
             stream = seen & (now > self.created[flows] + 2 * SECOND)
             self.deadline[flows] = now + np.where(stream, self.udp_stream, self.udp_timeout)
             self.status[flows[stream]] |= ASSURED

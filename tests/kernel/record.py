@@ -977,6 +977,45 @@ def found_reject_of_other_protocols(kernel: str) -> Story:
 
 
 @story()
+def found_udplite_is_assured_at_once(kernel: str) -> Story:
+    s = Story(
+        "found/udplite-is-assured-at-once",
+        kernel,
+        """A UDP-Lite conversation counts as one with the second packet after an answer; UDP waits two seconds.""",
+        iptables="filter FORWARD -m state --state NEW",
+    )
+
+    def lite(src: str, sport: int, dst: str, dport: int) -> bytes:
+        body = struct.pack("!HHHH", sport, dport, 12, 0) + b"lite"
+        pseudo = ip(src, dst, 136, body)[12:20] + struct.pack("!BBH", 0, 136, len(body))
+        return ip(src, dst, 136, body[:6] + struct.pack("!H", checksum(pseudo + body)) + body[8:])
+
+    for make in (lite, udp):
+        s.sends("lan0", make(SRV, 4000, OUT, 53))
+        s.sends("eth0", make(OUT, 53, SRV, 4000))
+        s.runs("conntrack -L")
+        s.sends("eth0", make(OUT, 53, SRV, 4000))
+    return s
+
+
+@story()
+def found_simultaneous_open_lasts(kernel: str) -> Story:
+    s = Story(
+        "found/simultaneous-open-lasts",
+        kernel,
+        """Crossed SYNs have two minutes, whatever nf_conntrack_tcp_timeout_syn_sent says of the first.""",
+        iptables="filter FORWARD -m state --state NEW",
+        sysctl={"net.netfilter.nf_conntrack_tcp_timeout_syn_sent": 1},
+    )
+    s.sends("lan0", tcp(SRV, 4000, OUT, 80, "S", 1000))
+    s.sends("eth0", tcp(OUT, 80, SRV, 4000, "S", 5000))
+    s.sends("lan0", tcp(SRV, 4001, OUT, 80, "S", 1000))
+    s.waits(2.5)
+    s.sends("lan0", tcp(SRV, 4000, OUT, 80, "S", 1000))
+    return s
+
+
+@story()
 def found_labels_of_older_connections(kernel: str) -> Story:
     s = Story(
         "found/labels-of-older-connections",
