@@ -144,11 +144,16 @@ class Attended:
     said    the helper's own: numbers of what was asked last
     """
 
-    helper: Helper
+    helper: Helper | None  # None: only its numbers are moved (IPVS changed a text)
     notes: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
     learning: list[bool] = field(default_factory=lambda: [False, False])
     shifts: tuple[Shift, Shift] = field(default_factory=lambda: (Shift(), Shift()))
     said: dict[bytes, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The helper's, "" where there is none."""
+        return self.helper.name if self.helper is not None else ""
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------------
@@ -185,7 +190,7 @@ class Look:
     def expectation(self, src: int, dst: int, dport: int, proto: int, kind: int = 0) -> Expectation:
         """One that is not registered yet; any source port."""
         zone = int(self.node.conntrack.zone[self.flow])
-        return Expectation((src, dst, ANY, dport, proto), self.flow, zone, self.attended.helper.name, kind)
+        return Expectation((src, dst, ANY, dport, proto), self.flow, zone, self.attended.name, kind)
 
     def expect(self, e: Expectation) -> bool:
         """Register it; False when there is no room for it or another one stands in its way."""
@@ -227,7 +232,7 @@ class Look:
         if was != text and self.trip.remember:
             texts = [self.trip.paths.text_id(part.decode("latin-1")) for part in (was, text)]
             old, new = (np.array([number]) for number in texts)
-            step = Step(None, f"conntrack: {self.attended.helper.name} text rewritten")
+            step = Step(None, f"conntrack: {self.attended.name} text rewritten")
             self.trip.changes.append((step, "text", np.array([row]), old, new))
 
 
@@ -908,7 +913,9 @@ class Helpers:
         looped = trip.hook == "INPUT" and p.link_in[row] == 0
         moved = ct.status[flow] & SEQ_ADJUST and not looped
         helper = attended.helper
-        if p.cap[row] < p.length[row] and row not in p.rebuilt:
+        if helper is None:
+            pass
+        elif p.cap[row] < p.length[row] and row not in p.rebuilt:
             trip.node.caveat(f"helper {helper.name} cannot read packets that were not captured whole")
         elif not helper.look(Look(self, trip, row, flow, attended)):
             trip.end(np.array([row]), f"conntrack: helper {helper.name} drops it")
