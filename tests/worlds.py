@@ -174,7 +174,12 @@ MANGLE = {
     "OUTPUT": ["-p tcp -j MARK --set-xmark 0x7/0xffffffff"],
 }
 RAW = {
-    "PREROUTING": ["-p udp -m udp --dport 5000 -j CT --notrack", "-p tcp -m tcp --sport 8080 -j CT --notrack"],
+    "PREROUTING": [
+        "-p udp -m udp --dport 5000 -j CT --notrack",
+        "-p tcp -m tcp --sport 8080 -j CT --notrack",
+        "-p tcp -m tcp --dport 80 -j CT --helper ftp",
+        "-p udp -m udp --dport 53 -j CT --helper tftp",
+    ],
     "OUTPUT": [],
 }
 ZONES = {  # kernel 6.18 alone has them
