@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from craft import ends, tcp, udp
 from hypothesis import given
 from hypothesis import strategies as st
 from test_laws import dumps, told
 from worlds import Events, as_capture
 
-from netemu import Journey, Node, read_capture
+from netemu import Journey, Node, Unsupported, read_capture
 from netemu.helpers import Shift
 
 CLIENT, SERVER, GATE = "10.0.0.5", "192.0.2.7", "198.51.100.1"
@@ -155,6 +158,31 @@ def test_a_connection_of_the_starting_table_is_looked_into() -> None:
     assert (text.old, text.new) == ("10,0,0,5,4,1", "198,51,100,1,4,1")
     assert n.send(tcp(SERVER, 20, GATE, 1025, "S"), "eth0").state == "RELATED"
     assert "helper=ftp" in n.dump("conntrack")
+
+
+def test_a_helper_reads_no_text_that_was_not_captured() -> None:
+    n = node(conntrack=LISTED)
+    packet = tcp(CLIENT, 5000, SERVER, 21, "A", 1, 1, data=TEXTS[0])
+    pcap = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 101)
+    pcap += struct.pack("<IIII", 1, 0, 50, len(packet)) + packet[:50]
+    (journey,) = n.replay(read_capture(io.BytesIO(pcap)), link="lan0")
+    assert journey.fate == "forwarded" and not n.dump("expectations")
+    assert any("captured whole" in caveat for caveat in n.caveats)
+
+
+def test_a_table_with_expectations_goes_on() -> None:
+    listed = LISTED.replace("dst=198.51.100.1", "dst=10.0.0.5")
+    n = node(conntrack=listed, rules=RULES.replace("-j MASQUERADE", "-j ACCEPT"))
+    n.send(tcp(CLIENT, 5000, SERVER, 21, "A", 1, 1, data=TEXTS[0]), "lan0", at=1.0)
+    dumped = n.dump("conntrack") + n.dump("expectations")
+    assert "class=0 helper=ftp" in dumped
+    again = node(conntrack=dumped)
+    assert again.dump("expectations") == n.dump("expectations")
+    assert again.send(tcp(SERVER, 20, CLIENT, 1025, "S"), "eth0").state == "RELATED"
+    with pytest.raises(Unsupported, match="helper sane"):
+        node(conntrack=LISTED.replace("helper=ftp", "helper=sane"))
+    with pytest.raises(Unsupported, match="translated connection"):
+        node(conntrack=LISTED + dumped.splitlines()[-1] + "\n")
 
 
 def test_expectations_end_with_their_time_and_their_master() -> None:
