@@ -44,7 +44,6 @@ UNMODELLED: dict[str, tuple[int, ...]] = {
     "snmp": (UDP,),
     "sip": (TCP,),
     "pptp": (TCP,),
-    "sane": (TCP,),
     "RAS": (UDP,),
     "Q.931": (TCP,),
 }
@@ -451,6 +450,25 @@ class Irc(Helper, name="irc"):
         if port:
             at.mangle(start, size, f"{here} {port}".encode())
         return bool(port)
+
+
+class Sane(Helper, name="sane"):
+    """SANE: a scanner's answer to "start" says on which port the picture waits. NAT does not rewrite it."""
+
+    START: ClassVar = b"\0\0\0\7"
+
+    def look(self, at: Look) -> bool:
+        if not at.established or not at.data:
+            return True
+        said = at.attended.said
+        if at.way == ORIGINAL:
+            if len(at.data) == 8:
+                said[self.START] = int(at.data[:4] == self.START)
+            return True
+        if not said.pop(self.START, 0) or len(at.data) < 8 or at.data[:6] != bytes(6):
+            return True
+        original = at.tuples[ORIGINAL]
+        return at.expect(at.expectation(original[0], original[1], int.from_bytes(at.data[6:8], "big"), TCP))
 
 
 class Sip(Helper, name="sip"):

@@ -179,8 +179,8 @@ def test_a_table_with_expectations_goes_on() -> None:
     again = node(conntrack=dumped)
     assert again.dump("expectations") == n.dump("expectations")
     assert again.send(tcp(SERVER, 20, CLIENT, 1025, "S"), "eth0").state == "RELATED"
-    with pytest.raises(Unsupported, match="helper sane"):
-        node(conntrack=LISTED.replace("helper=ftp", "helper=sane"))
+    with pytest.raises(Unsupported, match="helper pptp"):
+        node(conntrack=LISTED.replace("helper=ftp", "helper=pptp"))
     with pytest.raises(Unsupported, match="translated connection"):
         node(conntrack=LISTED + dumped.splitlines()[-1] + "\n")
 

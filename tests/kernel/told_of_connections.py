@@ -349,6 +349,34 @@ def helpers_irc(kernel: str) -> Story:
     return s
 
 
+@story()
+def helpers_sane(kernel: str) -> Story:
+    s = Story(
+        "helpers/sane",
+        kernel,
+        """A scanner says where the picture can be fetched; answers to other questions, refusals, and those that are too
+        short say nothing.""",
+        iptables="""raw PREROUTING -p tcp -m tcp --dport 6566 -j CT --helper sane
+            filter FORWARD policy DROP
+            filter FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+            filter FORWARD -p tcp -m tcp --dport 6566 -j ACCEPT
+            nat POSTROUTING -s 10.0.0.6/32 -o eth0 -j MASQUERADE""",
+    )
+    for me in (SRV, SRV2):
+        t = Talk(s, "lan0", (me, 5000), (OUT, 6566))
+        for question, reply in (
+            (b"\0\0\0\6\0\0\0\1", b"\0\0\0\0\0\0\x1f\x90"), (b"\0\0\0\7\0\0\0\1", b"\0\0\0\1\0\0\x1f\x91"),
+            (b"\0\0\0\7\0\0\0\1", b"\0\0\0\0\0"), (b"\0\0\0\7\0\0\0\1\0", b"\0\0\0\0\0\0\x1f\x92"),
+            (b"\0\0\0\7\0\0\0\1", b"\0\0\0\0\0\0\x1f\x93\0\0\x12\x34"),
+        ):  # fmt: skip
+            t.says(question)
+            t.answers(reply)
+        t.answers(b"\0\0\0\0\0\0\x1f\x94")
+        for port in (0x1F90, 0x1F91, 0x1F92, 0x1F94, 0x1F93):
+            s.sends("lan0", tcp(me, 5001, OUT, port))
+    return s
+
+
 def sip(start: str, *headers: str, sdp: str = "") -> bytes:
     """A SIP message; lines of a description joined by spaces that stand for line ends."""
     body = "".join(line + "\r\n" for line in sdp.split("|")) if sdp else ""
