@@ -26,7 +26,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-import dpkt
 import numpy as np
 from numpy.typing import NDArray
 
@@ -230,6 +229,11 @@ class Frames:
             p = Packets.parse(self.data, self.at, self.cap, self.wire, self.time)
             p.smac[:], p.ether[:], p.pkttype[:] = self.smac, self.ether, self.pkttype
         return p
+
+    @staticmethod
+    def columns() -> tuple[str, ...]:
+        """The names of the columns, `data` left out, in order."""
+        return _COLUMNS
 
 
 _COLUMNS = tuple(f.name for f in fields(Frames) if f.name not in ("data", "parsed"))
@@ -1770,6 +1774,8 @@ def write_pcap(
     times    nanoseconds, one a packet      packets  from the link header on, as `link_type` has it
     snaplen  longer packets are cut to this
     """
+    import dpkt  # here, because it is slow to import and few need it
+
     magic = dpkt.pcap.TCPDUMP_MAGIC_NANO if nanoseconds else dpkt.pcap.TCPDUMP_MAGIC
     unit, per_tick = (10**9, 1) if nanoseconds else (10**6, 1000)
     pack = struct.Struct("<4I").pack

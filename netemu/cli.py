@@ -14,7 +14,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from netemu.errors import REFUSED, NetemuError, Problem, Refused, Unsupported, raise_all
 
@@ -376,6 +376,14 @@ def _replay_options(p: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most packets looked at together (1: one by one; the answer is the same)",
     )
+    p.add_argument(
+        "--jobs",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="2: a second process reads and parses the capture beside the engine, where that helps (the answer is the\n"
+        "same)",
+    )
     p.add_argument("--profile", action="store_true", help="then tell where the time went, in ns a packet")
     _state_options(p)
 
@@ -661,7 +669,7 @@ def _replay(args: argparse.Namespace) -> int:
             if said and not taken and not args.summary:
                 screen.file.write(said if said.endswith("\n") else said + "\n")
 
-    paced = Paced(capture, commands, change, args.count)
+    paced = Paced(_read_ahead(capture) if args.jobs > 1 else capture, commands, change, args.count)
     progress = _Progress(capture, wanted=args.summary or taken or not sys.stdout.isatty())
     interrupted = False
     try:
@@ -697,6 +705,13 @@ def _replay(args: argparse.Namespace) -> int:
         print(p, file=sys.stderr)
         status = max(status, REFUSED_STATUS if p.kind == REFUSED else UNSUPPORTED_STATUS)
     return INTERRUPTED if interrupted else status
+
+
+def _read_ahead(capture: Capture) -> Capture:
+    """The capture read by a second process, where that helps."""
+    from netemu.ahead import Ahead, worth_it
+
+    return cast("Capture", Ahead(capture)) if worth_it(capture) else capture
 
 
 def _profile(node: Node, writers: Sequence[Report], summary: Summary) -> Profile:

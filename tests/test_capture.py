@@ -19,7 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from netemu import ahead
 from netemu import capture as module
+from netemu.ahead import Ahead
 from netemu.capture import (
     OUT,
     PASSED,
@@ -32,7 +34,7 @@ from netemu.capture import (
     write_pcap,
 )
 from netemu.errors import REFUSED, UNSUPPORTED, Refused, Unsupported
-from netemu.packets import BROADCAST, HOST, MULTICAST, OTHERHOST
+from netemu.packets import BROADCAST, COLUMNS, HOST, MULTICAST, OTHERHOST
 from netemu.routing import Routing
 from netemu.sysctl import Sysctl
 
@@ -848,3 +850,49 @@ def test_written_pcap_is_read_back(tmp_path: Path, nanoseconds: bool) -> None:
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="cannot be written"):
         CaptureWriter(tmp_path / "missing" / "out.pcapng", ["eth0"])
+
+
+# ---- read ahead ------------------------------------------------------------------------------------------------------
+
+
+def told(capture: Capture | Ahead) -> list[object]:
+    """Everything that reading it says."""
+    out: list[object] = []
+    for frames in capture:
+        p = frames.parse()
+        out += [getattr(p, name).tolist() for name in COLUMNS if name != "at"]
+        out += [getattr(frames, name).tolist() for name in frames.columns() if name != "at"]
+        out += [p.original(k) for k in range(len(p))]
+    return [*out, capture.counts, capture.problems, capture.interfaces, capture.links, capture.frames, capture.packets]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_second_process_reads_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "CHUNK", 50)
+    records = [(k * SECOND, ether(ipv4(k, 40 + k % 90), kind=0x0800 if k % 7 else 0x0806)) for k in range(400)]
+    files = [
+        pcap(records),
+        pcapng(records),
+        gzip.compress(pcap(records)),
+        pcap(records)[:-9],
+        pcap(records[:1]),
+        pcap([]),
+    ]
+    for file in files:
+        assert told(Ahead(read_capture(io.BytesIO(file)))) == told(read_capture(io.BytesIO(file)))
+    monkeypatch.setattr(ahead, "SLOT", 4096)  # too small for any chunk
+    assert told(Ahead(read_capture(io.BytesIO(files[1])))) == told(read_capture(io.BytesIO(files[1])))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_second_process_ends_with_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 50)
+    read, write = os.pipe()
+    os.write(write, pcap([(k, ether(ipv4(k))) for k in range(400)]))
+    with open(read, "rb") as source:
+        frames = iter(Ahead(read_capture(source)))
+        assert len(next(frames)) == 50
+        frames.close()  # type: ignore[attr-defined]
+    os.close(write)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)

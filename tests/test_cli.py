@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from netemu import cli, report
+from netemu import ahead, cli, report
 from netemu.capture import read_capture, write_pcap
 
 ROOT = Path(__file__).parent.parent
@@ -249,6 +249,19 @@ def test_a_closed_pipe_is_quiet(here: Path) -> None:
     process.stdout.close()
     assert process.wait() == cli.NO_READER and process.stderr.read() == b""
     process.stderr.close()
+
+
+def test_a_second_process_changes_nothing(run: Run, monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    monkeypatch.setattr(ahead, "WORTH", 0)
+    cut = here / "cut.pcap"
+    cut.write_bytes((here / "trace.pcap").read_bytes()[:-5])
+    for words in (
+        ["trace.pcap"],
+        ["trace.pcap", "cut.pcap", "-c", "6", "--at", "0.001", "ip link set eth0 down"],
+        ["cut.pcap"],
+    ):
+        one = run("replay", "model", *words, "-o", "-", "--conntrack")
+        assert run("replay", "model", *words, "-o", "-", "--conntrack", "--jobs", "2") == one
 
 
 def test_an_interrupt_tells_what_was_done_so_far(here: Path) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 from pathlib import Path
+from typing import cast
 
+import pytest
 from craft import ends, sums_right, tcp, udp
 from hypothesis import given
 from hypothesis import strategies as st
 from worlds import World, as_capture, play, replayed, worlds
 
 from netemu import Journey, Node, read_capture
+from netemu.ahead import Ahead
+from netemu.capture import Capture
 from netemu.conntrack import zone_id
 
 DUMPS = ("iptables-save", "conntrack", "ipset-save", "ipvsadm-list", "ipvsadm-stats", "ipvsadm-connections")
@@ -169,6 +174,18 @@ def test_chunking_is_invisible_where_few_tuples_are_used_again_and_again(seed: i
             assert told(a) == told(b), f"packet {n + 1}, run length {run_length}"
         assert dumps(one) == dumps(node), f"run length {run_length}"
         node.check()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@given(worlds())
+def test_a_second_process_that_reads_ahead_is_invisible(world: World) -> None:
+    events, _ = play(world.node(), world.choices)
+    one, journeys = replayed(world, events, None)
+    two = world.node()
+    capture = cast("Capture", Ahead(read_capture(as_capture(two, events))))
+    others = two.replay(capture, timeline=events.commands)
+    assert [told(j) for j in others] == [told(j) for j in journeys]
+    assert dumps(one) == dumps(two)
 
 
 @given(worlds())
