@@ -1,6 +1,6 @@
 """Parsing a capture into columns, against a bare dpkt loop over the same file.
 
-    python bench/parse.py [--packets 1000000] [--repeat 5] [--only NAME,...]
+    python bench/parse.py [--packets 1000000] [--repeat 5] [--only NAME,...] [--clock cpu]
 
 netemu: `read_capture` and `Frames.parse`, every header column filled. dpkt: `Reader`, `Ethernet`, and the five-tuple
 in a variable. Each file is read from the page cache; medians; rates differ from machine to machine, so look at the
@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
-import platform
 import resource
 import shutil
 import statistics
 import struct
 import tempfile
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import dpkt
 import numpy as np
+from tools import WATCH, Bench
 
 from netemu.capture import CHUNK, read_capture, write_pcap
 
@@ -87,14 +85,15 @@ def with_dpkt(path: Path, most: int) -> int:
     return n
 
 
-def rate(run: Callable[[], int], repeat: int) -> float:
-    """Packets a second, the median of some runs."""
-    rates = []
+def rates(works: list[Callable[[], int]], repeat: int) -> list[float]:
+    """Packets a second of each work, medians; taken in turn, so that what else the machine does falls on all alike."""
+    found: list[list[float]] = [[] for _ in works]
     for _ in range(repeat):
-        start = time.perf_counter()
-        n = run()
-        rates.append(n / (time.perf_counter() - start))
-    return statistics.median(rates)
+        for work, taken in zip(works, found, strict=True):
+            start = WATCH.now()
+            n = work()
+            taken.append(n / (WATCH.now() - start))
+    return [statistics.median(taken) for taken in found]
 
 
 def main() -> None:
@@ -103,7 +102,11 @@ def main() -> None:
     parser.add_argument("--peer-packets", type=int, default=100_000, help="packets that dpkt is timed on")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--only", help="names of mixes, with commas")
+    parser.add_argument("--json", type=Path, help="where the results go (default bench/results/parse-DATE.json)")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine")
     args = parser.parse_args()
+    bench = Bench("parse")
+    WATCH.use(args.clock)
     rng = np.random.default_rng(1)
     folder = Path(tempfile.mkdtemp(prefix="netemu-parse-"))
     results = []
@@ -121,8 +124,9 @@ def main() -> None:
                 shutil.copyfileobj(plain, packed)
             del frames
             for path in files:
-                ours = rate(lambda path=path: with_netemu(path), args.repeat)
-                theirs = rate(lambda path=path: with_dpkt(path, args.peer_packets), args.repeat)
+                ours, theirs = rates(
+                    [partial(with_netemu, path), partial(with_dpkt, path, args.peer_packets)], args.repeat
+                )
                 kind = "".join(path.suffixes)[1:]
                 print(
                     f"{name + ', ' + kind:32} {ours / 1e6:7.2f} Mpps {theirs / 1e6:7.3f} Mpps {ours / theirs:6.0f}x",
@@ -141,24 +145,17 @@ def main() -> None:
                 path.unlink()
     finally:
         shutil.rmtree(folder)
-    now = datetime.now(UTC)
-    out = Path(__file__).parent / "results" / f"parse-{now:%Y-%m-%d}.json"
-    out.parent.mkdir(exist_ok=True)
-    report = {
-        "date": now.isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
+    answer = {
         "dpkt": dpkt.__version__,
-        "machine": platform.machine(),
         "packets": args.packets,
         "dpkt_packets": args.peer_packets,
         "repeat": args.repeat,
+        "clock": args.clock,
         "chunk": CHUNK,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "results": results,
     }
-    out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written to {out}")
+    bench.write(answer, args.json)
 
 
 if __name__ == "__main__":
