@@ -691,7 +691,7 @@ def _replay(args: argparse.Namespace) -> int:
     if profile:
         profile.stop()
 
-    notes = _notes(node, capture, paced.handed - summary.packets, summary)
+    notes = _notes(node, capture, 0 if interrupted else paced.handed - summary.packets, summary)
     if args.summary:
         summary.show(screen)
     else:
