@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 from craft import checksum, ends, error, icmp, ip, sums_right, tcp, udp
@@ -406,3 +407,40 @@ def test_conversation_with_everything() -> None:
         0.2 self in   198.51.100.1:4000 > 192.0.2.9:53 udp
             eth0 out  198.51.100.1:4000 > 192.0.2.9:53 udp
     """)  # fmt: skip
+
+
+def test_ports_used_again_at_once_are_one_run(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text(
+        '[[link]]\nname = "eth0"\naddresses = ["10.0.0.1/24"]\n[[link]]\nname = "cni0"\naddresses = ["10.244.0.1/24"]\n'
+    )
+    (tmp_path / "iptables.save").write_text(
+        "*nat\n-A PREROUTING -d 10.96.0.1 -p tcp --dport 80 -j DNAT --to-destination 10.244.0.5:8080\nCOMMIT\n"
+        "*filter\n-A FORWARD -m conntrack --ctstate INVALID -j DROP\nCOMMIT\n"
+    )
+    client, vip, pod = ("10.0.0.9", 40_000), ("10.96.0.1", 80), ("10.244.0.5", 8080)
+    events = []
+    for life in range(40):
+        n = 1 + 100_000 * life
+        said = [("eth0", tcp(*client, *vip, "S", n)), ("cni0", tcp(*pod, *client, "SA", 7 * n, n + 1))]
+        said += [("eth0", tcp(*client, *vip, flags, n + 1, 7 * n + 1)) for flags in ("A", "RA")]
+        events += [(len(events) / 1e3 + k / 1e4, *one) for k, one in enumerate(said)]
+    nodes = {length: Node.load(tmp_path) for length in (1, None)}
+    runs: list[int] = []
+    road = nodes[None].road
+    run = road.run
+    vars(road)["run"] = lambda trip, rows: (runs.append(len(rows)), run(trip, rows))
+    replays = {length: n.replay(read_capture(as_capture(n, events)), length) for length, n in nodes.items()}
+    for a, b in zip(replays[1], replays[None], strict=True):
+        assert (a.fate, a.state, a.out, [str(s) for s in a.steps]) == (
+            b.fate,
+            b.state,
+            b.out,
+            [str(s) for s in b.steps],
+        )
+        assert a.fate == "forwarded"
+    assert {n.dump("conntrack") for n in nodes.values()} == {nodes[1].dump("conntrack")}
+    assert len(runs) < 8, runs  # while the window grows
+    nodes[None].run("iptables -A FORWARD -m limit --limit 1/s -j ACCEPT")  # rules with memory foretell nothing
+    runs.clear()
+    nodes[None].replay(read_capture(as_capture(nodes[None], events)))
+    assert len(runs) >= 40
