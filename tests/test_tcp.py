@@ -392,9 +392,12 @@ def test_many_segments_are_one_repeated(cases: list[Situation], liberal: bool) -
         tracker.WORTH = usual
     left = [state(n, f) for f in range(len(cases))]
     n = fresh()
+    gone: set[int] = set()  # what comes after that is not theirs any more
     for row, f in enumerate(np.repeat(np.arange(len(cases)), sizes).tolist()):
         known = reply[row] or n.conntrack.status[f] & SEEN_REPLY
-        verdict = n.conntrack.tcp.one(n.conntrack, f, packets, row, bool(reply[row]))
+        verdict = INVALID_SEGMENT if f in gone else n.conntrack.tcp.one(n.conntrack, f, packets, row, bool(reply[row]))
+        if verdict == GONE:
+            gone.add(f)
         if verdict == REOPENED:
             verdict = INVALID_SEGMENT
         assert (verdict, states[row]) == (got[row], INVALID if verdict == INVALID_SEGMENT else NEW + bool(known)), row
