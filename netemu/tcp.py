@@ -569,20 +569,20 @@ class Tracker:
         for k, (which, lo, size) in enumerate(zip(todo.tolist(), begin.tolist(), many.tolist(), strict=True)):
             one = watched[k]
             segments, answers, known = all_segments[lo : lo + size], all_answers[lo : lo + size], knows[lo : lo + size]
-            verdict = ACCEPTED
+            over = False  # it is deleted
             j = 0
             while j < len(segments):
                 segment, answer = segments[j], answers[j]
                 plain = one.misc[9] == ES and _KIND[segment[2]] == I_ACK
-                if j >= patience and plain and one.flow >= 0 and verdict != GONE:
+                if j >= patience and plain and one.flow >= 0 and not over:
                     break
                 state = ESTABLISHED if answer or one.status & 2 else NEW
-                verdict = self._one(one, segment, answer, pkts) if verdict != GONE else REOPENED
+                verdict = REOPENED if over else self._one(one, segment, answer, pkts)
                 if verdict == REOPENED and known[j]:
                     assert lives is not None
                     one = self._born(one, -1 - len(lives), segment, pkts)
                     lives.append(Life(one, watched[k].flow, segment[0]))
-                    state, verdict = NEW, self._one(one, segment, False, pkts)
+                    state, verdict, over = NEW, self._one(one, segment, False, pkts), False
                 elif verdict == REOPENED:
                     flow = reopen(one.flow, segment[0])
                     if flow < 0:
@@ -590,15 +590,16 @@ class Tracker:
                     else:
                         flows[which] = flow
                         watched[k] = one = self._watch(ct, np.array([flow]))[0]
-                        answer, state = False, NEW
+                        answer, state, over = False, NEW, False
                         verdict = self._one(one, segment, False, pkts)
                 if verdict == INVALID_SEGMENT:
                     state = INVALID
                 elif answer:
                     one.status |= 2
                 gone.append((verdict, state, one.flow))
+                over |= verdict == GONE
                 j += 1
-                if told is not None and (verdict == GONE or one.flow < 0) and at[which] + len(segments) < stop[which]:
+                if told is not None and (over or one.flow < 0) and at[which] + len(segments) < stop[which]:
                     rest = slice(int(at[which]) + len(segments), int(stop[which]))  # all of a new life is taken here
                     segments = segments + _said(pkts, rows[rest])
                     answers, known = answers + reply[rest].tolist(), known + told[rest].tolist()
