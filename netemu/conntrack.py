@@ -267,9 +267,11 @@ class Conntrack:
 
     def told(self, p: Packets, rows: Rows, flows: Flows, reply: Mask) -> Mask:
         """bool[n]: TCP segments that could begin their connection anew as it began."""
+        out = np.zeros(len(rows), bool)
+        if self.related or self.node.helpers.attended or self.node.helpers.expected:
+            return out
         syn = p.flags.take(rows) & np.uint8(SYN | ACK | RST) == SYN
         some = np.flatnonzero(syn & ~reply)
-        out = np.zeros(len(rows), bool)
         omen = self.omen.take(flows.take(some))
         out[some] = (omen != 0) & (omen == looks(p, rows.take(some)))
         return out
@@ -945,9 +947,10 @@ class Conntrack:
         for name in _COLUMNS:
             column = getattr(self, name)
             column[flows] = column[roots]
-        for column in (self.mark, self.packets, self.bytes):
+        for column in (self.mark, self.packets, self.bytes, self.helper, self.parent):
             column[flows] = 0
         self.created[flows], self.born[flows] = p.time[rows], p.serial[rows]
+        self.stamped[flows] = self.stamping
         self.masq[flows], self.counted[flows], self.stored[flows] = -1, self.accounting, False
         self.status[flows] = [life.watched.status & (SRC_NAT | DST_NAT) for life in lives]
         last = dict(zip(roots.tolist(), range(len(lives)), strict=True))
