@@ -703,6 +703,8 @@ class Tracker:
                 break
             teaches = guess
         good &= fits if teaches is None else fits == teaches
+        if teaches is not None:  # windows may have grown since: what only they make a misfit is none for sure
+            good &= fits | ~inside | (heeds > their_end)
         if not inside.all():
             good &= inside | unseen.take(own)
 
