@@ -750,7 +750,7 @@ class Road:
         end = _first(local != local[0], end)
         t0 = int(p.time[start])
         dues = (due for due in (node.ipvs.next_due, self.next_expiry) if due > t0)
-        until = min(t0 + node.shortest_timeout, *dues)
+        until = min([t0 + node.shortest_timeout, *dues])
         end = min(end, int(np.searchsorted(p.time[rows], until)))
         lonely = ((p.frag[rows] & (OFFSET_MASK | MORE_FRAGMENTS)) != 0) | (
             (p.proto[rows] == ICMP) & _ERROR_TYPE[p.icmp_type[rows]]
