@@ -25,7 +25,7 @@ from netemu.matches.headers import Ports, Tcp, Udp
 from netemu.matches.rates import Statistic
 from netemu.nat import Wishes
 from netemu.packets import I32, Mask, Rows
-from netemu.paths import Step
+from netemu.paths import Paths, Step
 from netemu.targets import ACCEPT, Accept, Drop, Return, SetMark, Translation
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Program:
 
     def __init__(
         self,
-        trip: Trip,
+        paths: Paths,
         table: Table,
         chain: Chain,
         start: int,
@@ -125,7 +125,7 @@ class Program:
             asker.compile()
         n = len(self._rules)
         self.in_lane = self.op[: end - start + 1] != WALK
-        self.steps = np.arange(n, dtype=np.int32) + np.int32(trip.paths.steps.reserve(n, self.step))
+        self.steps = np.arange(n, dtype=np.int32) + np.int32(paths.steps.reserve(n, self.step))
         self._counted: list[tuple[Places, I32]] = []  # places that packets matched at, and the packets' lengths
         self._waiting = 0
 

@@ -385,7 +385,7 @@ class Node:
                      that might match, and packets whose fate depends on it say so (see doubt.py)
         prepare      called with the model before a node is made of it
         Raises  Refused (the real tools would refuse it too) or Unsupported (netemu cannot yet), naming every problem
-        Cost    linear in the text; nothing is compiled before the first packet
+        Cost    linear in the text; long chains are compiled, everything else when the first packet comes to it
         """
         problems: list[Problem] = []
         model = read_model(path, problems)
@@ -400,6 +400,7 @@ class Node:
             problems.extend(error.problems)
         raise_all(problems)
         assert node is not None
+        node.tables.walk.prepare(node.paths, node.routing.names)
         return node
 
     def _fill(self, model: Model, problems: list[Problem]) -> None:

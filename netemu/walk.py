@@ -37,7 +37,7 @@ from netemu.lanes import (
 from netemu.matches import Match
 from netemu.matches.headers import Tcp, Udp
 from netemu.packets import OFFSET_MASK, TCP, UDP, Mask, Packets, Rows
-from netemu.paths import Step
+from netemu.paths import Paths, Step
 from netemu.targets import ACCEPT, CONTINUE, DROP, RETURN, STOLEN
 
 if TYPE_CHECKING:
@@ -378,13 +378,18 @@ class Stretch:
 
     # ---- many
 
-    def next_many(self, trip: Trip, rows: Rows, at: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64[len(rows)]: the first line from each row's `at` on that matches it, or end. Not for odd rows."""
+    def prepare(self) -> list[_KindTable]:
+        """The hash tables, one for each kind of rule."""
         if self._tables is None:
             self._tables = [_KindTable(kind, lines, self.end) for kind, lines in self.kinds]
+        return self._tables
+
+    def next_many(self, trip: Trip, rows: Rows, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[len(rows)]: the first line from each row's `at` on that matches it, or end. Not for odd rows."""
+        tables = self.prepare()
         places = []
         best = np.full(len(rows), self.end, np.int64)
-        for table in self._tables:
+        for table in tables:
             place = table.find(trip.pkts, rows, at)
             places.append(place)
             np.minimum(best, table.lines[place], out=best)
@@ -402,7 +407,7 @@ class Stretch:
             again = np.concatenate(failed)
             now = best[again]
             best[again] = self.end
-            for table, place in zip(self._tables, places, strict=True):
+            for table, place in zip(tables, places, strict=True):
                 mine = table.lines[place[again]] == now
                 place[again[mine]] += 1
                 best[again] = np.minimum(best[again], table.lines[place[again]])
@@ -717,7 +722,7 @@ class Walk:
         end = stretch.end
         program = None
         if len(rows) >= LANES_FROM and not trip.open_doubts:
-            program = self._program(trip, table, stretch)
+            program = self._program(trip.paths, table, stretch)
 
         def send(some: Rows, at: NDArray[np.int64]) -> None:
             while len(some):
@@ -760,12 +765,22 @@ class Walk:
             return NO_ROWS
         return out[0] if len(out) == 1 else np.sort(np.concatenate(out))
 
-    def _program(self, trip: Trip, table: str, stretch: Stretch) -> Program:
+    def prepare(self, paths: Paths, links: list[str]) -> None:
+        """Compile the long chains ahead of the first packet; the others are compiled when one comes to them."""
+        self._recompile(links)
+        for name, table in self.all.tables.items():
+            for chain in table.chains.values():
+                if len(chain.rules) >= self.index_from:
+                    for stretch in self._code(name, chain.name).stretches.values():
+                        stretch.prepare()
+                        self._program(paths, name, stretch)
+
+    def _program(self, paths: Paths, table: str, stretch: Stretch) -> Program:
         if stretch.program is None:
             whole = self.all.tables[table]
             chain = stretch.lines[stretch.start].chain
             stretch.program = Program(
-                trip, whole, chain, stretch.start, stretch.end, self.pure, lambda rule: base_tests(rule, self._links)
+                paths, whole, chain, stretch.start, stretch.end, self.pure, lambda rule: base_tests(rule, self._links)
             )
             self._programs.append(stretch.program)
         return stretch.program
