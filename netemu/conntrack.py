@@ -51,6 +51,7 @@ from netemu.packets import (
     Mask,
     Packets,
     Rows,
+    distinct,
 )
 from netemu.paths import Step
 from netemu.protocols import FITS, LOST, TRACKERS, gre_keys
@@ -705,8 +706,9 @@ class Conntrack:
             todo, rows = trip.travelling(todo), trip.travelling(rows)
             if not len(todo):
                 return rows
-        for state in np.unique(p.state[todo]) if len(todo) > 1 else (p.state[todo[0]],):
-            trip.step(todo[p.state[todo] == state], _STEPS[int(state)])
+        states = p.state[todo]
+        for state in distinct(states):
+            trip.step(todo[states == state], _STEPS[state])
         trip.found[todo] = p.state[todo]
         return rows
 

@@ -59,6 +59,7 @@ from netemu.packets import (
     Mask,
     Packets,
     Rows,
+    distinct,
     noted,
     options,
     with_address,
@@ -434,7 +435,7 @@ class Road:
 
     def _unroutable(self, trip: Trip, rows: Rows, kind: NDArray[np.int8]) -> None:
         """No way on: some kinds tell the sender, some do not."""
-        for k in np.unique(kind).tolist():
+        for k in distinct(kind):
             some = rows[kind == k]
             trip.step(some, Step(None, f"routing: {REASONS[k]}"))
             error = R.ICMP_ERROR.get(k)
@@ -499,7 +500,7 @@ class Road:
         first = int(links[0])
         if len(rows) == 1 or (links == first).all():
             return [(first, rows)]
-        return [(k, rows[links == k]) for k in np.unique(links).tolist()]
+        return [(k, rows[links == k]) for k in distinct(links)]
 
     def _say_way(self, trip: Trip, rows: Rows) -> None:
         """The routing step: the device, and the gateway where there is one."""
@@ -507,7 +508,7 @@ class Road:
         via = np.where(hops != trip.pkts.dst[rows], hops, 0).astype(np.int64)
         ways = via << 16 | trip.route_link[rows]
         first = int(ways[0])
-        for way in (first,) if (ways == first).all() else np.unique(ways).tolist():
+        for way in (first,) if (ways == first).all() else distinct(ways):
             key = ("way", way, 0)
             step = self._out_steps.get(key)
             if step is None:
