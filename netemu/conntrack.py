@@ -1181,6 +1181,7 @@ class Conntrack:
         flow = self.begin(there, now, zone)
         self.alter_reply(flow, back)
         self.mark[flow], self.deadline[flow] = other.get("mark", 0), now + left * SECOND
+        self.created[flow] = min(self.created.item(flow), now - 2 * SECOND - 1)  # it is not of today: UDP's is a stream
         plain = inverse(there)
         if back[0] != plain[0] or (proto != ICMP and back[2] != plain[2]):
             status |= DST_NAT

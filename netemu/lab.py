@@ -42,6 +42,7 @@ from typing import Any
 
 from netemu import clock, player, trip
 from netemu.capture import arrivals, read_capture
+from netemu.conntrack import ASSURED, PROTOCOLS, SEEN_REPLY, dotted, inverse
 from netemu.errors import NetemuError, Problem, Refused, Unsupported, raise_all
 from netemu.matches.rates import Statistic
 from netemu.model import FILES, KERNELS, Model, read_model
@@ -50,8 +51,10 @@ from netemu.packets import U64, Rows
 from netemu.player import ERRORS, ICMP, TCP, UDP, port_places, with_port
 from netemu.routing import format_mac, parse_mac
 from netemu.sysctl import canonical
+from netemu.tcp import STATES
 
 PACKAGES = "iptables ipset conntrack iproute2"
+NOT_RESTORED = ("ip6tables.save", "conntrack.list")
 TOOLS = ("iptables", "iptables-legacy", "ipset", "ipvsadm", "conntrack", "sysctl", "ip")
 SENDER = player.SENDER
 #: limits on ICMP errors: Linux counts in ticks and draws on top. Off on both sides, unless the model speaks of them
@@ -334,8 +337,6 @@ def _checked_command(line: str) -> None:
 def plan(case: Case) -> dict[str, Any]:
     """What the player needs to know of a case. Raises Refused or Unsupported as loading the model does."""
     model = model_of(case)
-    if "conntrack.list" in model.texts:
-        raise Unsupported("a connection table at time zero (conntrack.list) on a real kernel")
     node = Node(model, seed=1)
     names = {link.name for link in model.links}
     events: list[dict[str, Any]] = []
@@ -364,7 +365,8 @@ def plan(case: Case) -> dict[str, Any]:
         ],
         "sysctl": _sysctls(model, node),
         "commands": _commands(model),
-        "texts": {name: t.text for name, t in model.texts.items() if t.text.strip() and name != "ip6tables.save"},
+        "texts": {name: t.text for name, t in model.texts.items() if t.text.strip() and name not in NOT_RESTORED},
+        "connections": _connections(node) if "conntrack.list" in model.texts else "",
         "sets": "ipset.save" in model.texts or any(e.command and "ipset" in e.command for e in case.events),
         "raw": "*raw" in case.texts.get("iptables.save", "")
         or any(e.command and " raw " in e.command for e in case.events),
@@ -375,6 +377,38 @@ def plan(case: Case) -> dict[str, Any]:
         "end": case.end,
         "begun": clock.BEGUN // node.hz,
     }
+
+
+def _connections(node: Node) -> str:
+    """The connection table as `conntrack -R` takes it: what was translated is told as what it was translated to."""
+    ct = node.conntrack
+    out = []
+    for flow in ct.stored.nonzero()[0].tolist():
+        if ct.helper[flow] or ct.parent[flow] or ct.zone[flow]:
+            raise Unsupported("connections of helpers or zones at time zero (conntrack.list) on a real kernel")
+        there, back = ct.original(flow), ct.reply(flow)
+        plain = inverse(there)
+        proto = there[4]
+        if proto not in (TCP, UDP, ICMP):
+            raise Unsupported("connections of other protocols than TCP, UDP and ICMP at time zero on a real kernel")
+        status = int(ct.status[flow])
+        named = [name for name, bit in (("SEEN_REPLY", SEEN_REPLY), ("ASSURED", ASSURED)) if status & bit]
+        left = max(int(ct.deadline[flow]) - node.now, 0) // clock.SECOND
+        words = [f"-A -t {left} -u {','.join(named) or 'UNSET'} -m {int(ct.mark[flow])} -p {PROTOCOLS[proto]}"]
+        words.append(f"-s {dotted(there[0])} -d {dotted(there[1])} -r {dotted(plain[0])} -q {dotted(plain[1])}")
+        ported = proto != ICMP
+        if ported:
+            words.append(f"--sport {there[2]} --dport {there[3]}")
+            words.append(f"--reply-port-src {plain[2]} --reply-port-dst {plain[3]}")
+        else:
+            words.append(f"--icmp-type {there[3] >> 8} --icmp-code {there[3] & 255} --icmp-id {there[2]}")
+        if proto == TCP:
+            words.append(f"--state {STATES[int(ct.tcp.misc[flow, 9])]}")
+        for option, k, port in (("--src-nat", 1, 3), ("--dst-nat", 0, 2)):
+            if back[k] != plain[k] or (ported and back[port] != plain[port]):
+                words.append(f"{option} {dotted(back[k])}" + (f":{back[port]}" if ported else ""))
+        out.append(" ".join(words))
+    return "".join(line + "\n" for line in out)
 
 
 def _renewing(text: str) -> str:

@@ -540,6 +540,10 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
     tracer = Tracer(plan["raw"])
     sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     sender.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
+    if plan["connections"]:
+        with os.fdopen(os.memfd_create("connections"), "w+") as listed:  # User Mode Linux has no /dev/stdin
+            print(plan["connections"], file=listed, end="", flush=True)
+            tool(["conntrack", "-R", f"/proc/{os.getpid()}/fd/{listed.fileno()}"])
     if plan["renew"]:
         tool(["ipset", "-exist", "restore"], plan["renew"])  # the time that members have left counts from now
     host.left()  # what bringing the links up had them send
