@@ -41,15 +41,21 @@ def test_a_case_tells_its_story(path: Path) -> None:
 
 
 def played_again(kernel: str, version: str) -> None:
-    paths = [path for path in CASES if loaded(path)[1].kernel == version]
-    cases = [loaded(path)[0] for path in paths]
-    problems = []
-    for path, case, recording in zip(paths, cases, lab.play(cases, kernel), strict=True):
-        if recording.trouble:
-            problems.append(f"{name_of(path)}: {recording.trouble}")
-        else:
-            problems += [str(d) for d in lab.compare(case, recording)]
-    assert not problems, "\n".join(problems[:5])
+    """A busy machine's timers ring late: a case that disagrees is played again by itself, and may agree then."""
+    cases = {name_of(path): loaded(path)[0] for path in CASES if loaded(path)[1].kernel == version}
+    problems: dict[str, list[str]] = {name: [] for name in cases}
+    for together in (None, 1, 1):
+        some = [cases[name] for name in problems]
+        played = zip(problems, some, lab.play(some, kernel, together), strict=True)
+        found = {name: _told(case, recording) for name, case, recording in played}
+        problems = {name: told for name, told in found.items() if told}
+        if not problems:
+            return
+    raise AssertionError("\n".join(told for all_ in problems.values() for told in all_[:2]))
+
+
+def _told(case: lab.Case, recording: lab.Recording) -> list[str]:
+    return [recording.trouble] if recording.trouble else [str(d) for d in lab.compare(case, recording)]
 
 
 @pytest.mark.kernel
