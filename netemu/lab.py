@@ -479,6 +479,10 @@ def _recording(got: dict[str, Any]) -> Recording:
     return Recording(got["release"], events, texts, times)
 
 
+#: no vector registers beyond SSE's for programs inside: see `player.uml`
+_TUNED = "GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX_Fast_Unaligned_Load,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-AVX,-RTM "
+
+
 def _booting(folder: str, words: list[str], modules: Sequence[str] = ()) -> list[str]:
     """The command that starts User Mode Linux, on this machine's own files, and has it run `words`."""
     init = Path(folder, "init")
@@ -486,7 +490,7 @@ def _booting(folder: str, words: list[str], modules: Sequence[str] = ()) -> list
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmpfs /run
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mkdir -p /run/m/lib/modules; ln -s /usr/lib/uml/modules/$(uname -r) /run/m/lib/modules/
-printf '#!/bin/sh\\nexec /sbin/modprobe -d /run/m "$@"\\n' > /run/modprobe; chmod +x /run/modprobe
+printf '#!/bin/sh\\n{_TUNED}exec /sbin/modprobe -d /run/m "$@"\\n' > /run/modprobe; chmod +x /run/modprobe
 echo /run/modprobe > /proc/sys/kernel/modprobe
 for m in tun nf_tables nfnetlink_log nf_log_syslog nf_conntrack_netlink ip_vs \\
   nf_nat_ftp nf_nat_tftp nf_nat_irc nf_nat_sip {" ".join(modules)}; do /run/modprobe $m; done
@@ -496,8 +500,10 @@ sync; poweroff -f
 """)
     init.chmod(0o755)
     return [
+        sys.executable, "-I", player.__file__, "uml",
         "linux.uml", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw", f"uml_dir={folder}/", f"init={init}",
         "mem=1G", "con=null", "con0=fd:0,fd:1", "quiet", "loglevel=0",
+        _TUNED.strip(),
     ]  # fmt: skip
 
 
