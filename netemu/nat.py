@@ -49,6 +49,7 @@ from netemu.packets import (
     patched,
 )
 from netemu.paths import Step
+from netemu.shown import PORT_SALT, Shown
 from netemu.tcp import CL, TW, before
 from netemu.trip import Trip
 
@@ -146,6 +147,7 @@ class Nat:
         self._wished: dict[int, Range] = {}  # row -> what its rule wishes for, during a walk
         self._asked: _Asked | None = None  # the same of a walk of many rows
         self._alone: dict[Range, Wishes] = {}
+        self.shown: Shown | None = None  # what the batch under way shows of ports that were drawn
 
     # ---- at the four hooks -------------------------------------------------------------------------------------
 
@@ -469,28 +471,40 @@ class Nat:
         where = np.flatnonzero(search)
         if len(where):
             port = port.copy()
-            port[where] = self._first_port(trip, rows[where], now.proto[where], port[where], manip, random[where],
+            to = now.take(where).with_side(manip, address[where].astype(np.uint32), now.port(manip)[where])
+            port[where] = self._first_port(trip, rows[where], to, manip, random[where],
                                            port_lo[where], port_hi[where], base[where])  # fmt: skip
         if manip == SOURCE:
             wishing = wishing & ~random
         return address.astype(np.uint32), port.astype(np.uint16), wishing
 
     def _first_port(
-        self, trip: Trip, rows: Rows, proto: NDArray[np.uint8], port: I64, manip: str, random: Mask, lo: I64, hi: I64,
-        base: I64,
-    ) -> I64:  # fmt: skip
-        """The port with which `_free_port` begins."""
+        self, trip: Trip, rows: Rows, to: _Tuples, manip: str, random: Mask, lo: I64, hi: I64, base: I64
+    ) -> I64:
+        """The port with which `_free_port` begins. to: the tuples, but for it"""
+        proto, port = to.proto, to.port(manip).astype(np.int64)
         own = lo >= 0
         low = np.where(proto == ICMP, 0, np.where(port < 512, 1, np.where(port < 1024, 600, 1024)))
         high = np.where(proto == ICMP, 65535, np.where(port < 512, 511, np.where(port < 1024, 1023, 65535)))
         lo, hi = np.where(own, lo, low), np.where(own, hi, high)
+        size = hi - lo + 1
         offset = np.zeros(len(rows), np.int64)
-        drawn = np.flatnonzero(lo != hi)
-        offset[drawn] = (trip.random(rows[drawn], 0x4E41) & np.uint64(0xFFFF)).view(np.int64)
+        draw = lo != hi
         if manip == DESTINATION and self.node.kernel != "6.1":
-            offset = np.where(random, offset, 0)
+            draw &= random
+        drawn = np.flatnonzero(draw & (base < 0))
+        offset[drawn] = (trip.random(rows[drawn], PORT_SALT) & np.uint64(0xFFFF)).view(np.int64)
         offset = np.where(base >= 0, (port - base) & 0xFFFF, offset)
-        first: I64 = lo + offset % (hi - lo + 1)
+        first: I64 = lo + offset % size
+        if self.shown is not None and trip.pkts is self.shown.pkts and len(drawn):
+            ends = to.take(drawn)
+            fixed = np.where(ends.proto == ICMP, 0, ends.dport if manip == SOURCE else ends.sport)
+            some = self.shown.some(ends.dst, ends.src, ends.proto, fixed, source=manip == SOURCE)
+            for k in drawn[some].tolist():
+                t = (to.src.item(k), to.dst.item(k), to.sport.item(k), to.dport.item(k), to.proto.item(k))
+                shown = self._shown(trip, int(rows[k]), t, manip, int(lo[k]), int(size[k]), int(offset[k]))
+                if shown:
+                    first[k] = shown[0]
         return first
 
     def _mapped_before(self, now: _Tuples, zone: NDArray[np.uint32], wishing: Mask) -> NDArray[np.intp]:
@@ -575,7 +589,11 @@ class Nat:
         elif (manip == DESTINATION and not wish.random and self.node.kernel != "6.1") or size == 1:
             offset = 0
         else:
-            offset = int(trip.random(one, 0x4E41)[0]) & 0xFFFF
+            offset = int(trip.random(one, PORT_SALT)[0]) & 0xFFFF
+            for shown in self._shown(trip, row, t, manip, lo, size, offset):
+                candidate = _with_port(t, manip, shown)
+                if not ct.taken(inverse(candidate), flow, now):
+                    return candidate
         attempts = min(size, 128)
         while True:
             for k in range(attempts):
@@ -589,7 +607,14 @@ class Nat:
                 return candidate
             attempts //= 2
             draw += 1
-            offset = int(trip.random(one, 0x4E41 + draw)[0]) & 0xFFFF
+            offset = int(trip.random(one, PORT_SALT + draw)[0]) & 0xFFFF
+
+    def _shown(self, trip: Trip, row: int, t: Tuple, manip: str, lo: int, size: int, offset: int) -> list[int]:
+        """Ports that the capture shows, instead of the one that was drawn (see shown.py)."""
+        if self.shown is None or trip.pkts is not self.shown.pkts:
+            return []
+        fixed = 0 if t[4] == ICMP else t[3] if manip == SOURCE else t[2]
+        return self.shown.ports(row, t[1], t[0], t[4], fixed, lo, size, lo + offset % size, source=manip == SOURCE)
 
     def _recycle(self, trip: Trip, row: int, flow: int, back: Tuple, now: int) -> bool:
         """A closing connection holds the tuple, and this SYN is newer: delete it and take its place."""

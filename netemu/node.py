@@ -32,6 +32,7 @@ from netemu.nat import Nat, Range
 from netemu.packets import DCCP, FATES, HOST, I16, I64, OTHERHOST, Mask, Packets, Rows, keep_memory, padded
 from netemu.paths import Paths, Rewrite, Step
 from netemu.routing import Routing
+from netemu.shown import Shown
 from netemu.sysctl import Sysctl
 from netemu.tables import PROGRAMS, Tables
 from netemu.targets import Netmap, Translation
@@ -489,6 +490,7 @@ class Node:
         before = arrived_columns(p)
         trip = Trip(self, p)
         trip.remember = remember
+        self.nat.shown = Shown(self.seed, p, before) if p.n > 1 else None
         start = 0
         while start < p.n:
             end = start + 1 if limit == 1 else self.road.run_end(p, start, limit)
@@ -497,6 +499,7 @@ class Node:
             if self.doubts is not None:
                 self.doubts.settle(trip, rows, before)
             start = end
+        self.nat.shown = None
         if self.doubts is not None:
             self.doubts.settle_children(trip)
         return Journeys(trip, before, numbers, late)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from netemu.packets import DROPPED, I16, I32, U8, U32, U64, Mask, Packets, Rows
+from netemu.packets import DROPPED, I16, I32, I64, U8, U32, U64, Mask, Packets, Rows
 from netemu.paths import Noted, Paths, Step
 
 if TYPE_CHECKING:
@@ -162,16 +162,7 @@ class Trip:
         if self.drew is None:
             self.drew = np.zeros(self.pkts.n, bool)
         self.drew[rows] = True
-        mixed: np.uint64 | U64
-        if isinstance(salt, int):
-            mixed = np.uint64((self.node.seed * 0x9E3779B97F4A7C15 + salt * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF)
-        else:
-            seed = np.uint64((self.node.seed * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
-            mixed = salt * np.uint64(0xD1B54A32D192ED03) + seed
-        x = self.pkts.serial[rows].view(np.uint64) * np.uint64(0xBF58476D1CE4E5B9) + mixed
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+        return draws(self.node.seed, self.pkts.serial[rows], salt)
 
     def route_out(self, rows: Rows) -> Mask:
         """Look up the way out for the addresses, mark and TOS of `rows` as they are, and attach it; False: none."""
@@ -190,6 +181,19 @@ class Trip:
     def cause_reset(self, rows: Rows) -> None:
         """Make and send the TCP reset that answers each of `rows`."""
         self.node.road.answers.reset(self, rows)
+
+
+def draws(seed: int, serials: I64, salt: int | U64) -> U64:
+    """uint64[n]: the draw of each packet with one of these serial numbers (see `Trip.random`)."""
+    mixed: np.uint64 | U64
+    if isinstance(salt, int):
+        mixed = np.uint64((seed * 0x9E3779B97F4A7C15 + salt * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF)
+    else:
+        mixed = salt * np.uint64(0xD1B54A32D192ED03) + np.uint64((seed * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
+    x = serials.view(np.uint64) * np.uint64(0xBF58476D1CE4E5B9) + mixed
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def split(rows: Rows, mask: Mask) -> tuple[Rows, Rows]:
