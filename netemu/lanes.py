@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from netemu.matches.base import Match
 from netemu.matches.connections import Mark
 from netemu.matches.headers import Ports, Tcp, Udp
-from netemu.matches.rates import Statistic
+from netemu.matches.rates import Statistic, as_shown
 from netemu.nat import Wishes
 from netemu.packets import I32, Mask, Rows
 from netemu.paths import Paths, Step
@@ -512,10 +512,11 @@ def _draws(matches: Sequence[Statistic]) -> Ask:
     salt = np.array([m.salt for m in matches], np.uint64)
     threshold = np.array([m.threshold for m in matches], np.uint64)
     invert = np.array([m.invert for m in matches])
+    leads = [m.leads for m in matches]
 
     def ask(trip: Trip, rows: Rows, which: Places) -> Mask:
         yes: Mask = ((trip.random(rows, salt[which]) >> np.uint64(33)) < threshold[which]) != invert[which]
-        return yes
+        return as_shown(trip, rows, yes, leads, which)
 
     return ask
 

@@ -13,6 +13,9 @@ translated packet tell more: its id, which no router changes, says who had sent 
 explains is not taken for an answer, so traffic made by netemu itself is replayed with the ports that it had. Where
 nothing is shown, the generator decides alone.
 
+So it is with endpoints among which `statistic --mode random` draws: the next packet to the sender's port tells which
+it was.
+
 It is a draw all the same: nothing but a port that Linux, too, could have drawn is ever taken.
 """
 
@@ -53,6 +56,7 @@ _SHOWING = np.isin(np.arange(256), (TCP, UDP, UDPLITE, SCTP))
 _ICMP_ANSWER = np.isin(np.arange(256), (0, 14, 16, 18))
 _ERROR = np.isin(np.arange(256), ICMP_ERRORS)
 _OPENING = np.uint8(SYN | ACK | RST)
+_BATCH = np.uint64(24)  # bits: a batch has fewer packets than that
 
 
 @dataclass
@@ -221,6 +225,37 @@ class Shown:
         maybe = ~self._explained(row, answers.row[found], proto, port, ack, lo, size) & (asker < 0)
         return sure + [x for x in port[maybe].tolist() if x not in others]
 
+    @cached_property
+    def _comers(self) -> tuple[U64, I64, I64]:
+        """(key, end, ack) of all packets with ports. key: whom it is sent to, and its row; ascending."""
+        p, was = self.pkts, self._arrived
+        begins = (was["proto"] == TCP) & ((was["flags"] & _OPENING) == SYN)
+        rows = np.flatnonzero(_SHOWING[was["proto"]] & ~begins & ((p.frag & OFFSET_MASK) == 0))
+        key = _placed(was["dst"][rows], was["proto"][rows], was["dport"][rows], rows)
+        order = np.argsort(key)
+        rows = rows[order]
+        ends = was["src"][rows].astype(np.int64) << 16 | was["sport"][rows]
+        acks = (was["proto"][rows] == TCP) & ((was["flags"][rows] & ACK) != 0)
+        return key[order], ends, np.where(acks, p.ack[rows].astype(np.int64), -1)
+
+    def ends(self, rows: Rows) -> I64:
+        """int64[len(rows)]: who answers these packets, address << 16 | port; -1: it is not shown.
+
+        What comes next to the sender's port counts, if it can be an answer: one to a SYN acknowledges it.
+        """
+        p, was = self.pkts, self._arrived
+        key, ends, acks = self._comers
+        out = np.full(len(rows), -1, np.int64)
+        if not len(key):
+            return out
+        wanted = _placed(was["src"][rows], was["proto"][rows], was["sport"][rows], rows)
+        at = np.minimum(key.searchsorted(wanted, "right"), len(key) - 1)
+        fits = (key[at] >> _BATCH == wanted >> _BATCH) & (key[at] > wanted) & _SHOWING[was["proto"][rows]]
+        opens = (was["proto"][rows] == TCP) & ((was["flags"][rows] & _OPENING) == SYN)
+        after = p.seq[rows].astype(np.int64) + 1 + p.length[rows] - p.ihl[rows] - p.doff[rows]
+        fits &= ~opens | (acks[at] < 0) | (acks[at] == after & 0xFFFFFFFF)
+        return np.where(fits, ends[at], -1)
+
     def _explained(self, row: int, until: I64, proto: int, port: I64, ack: I64, lo: int, size: int) -> Mask:
         """bool[n]: a packet between `row` and the answer has that port, or would draw it itself."""
         p, was = self.pkts, self._arrived
@@ -240,6 +275,12 @@ class Shown:
 
 def _payload(p: Packets, row: int) -> int:
     return int(p.length[row]) - int(p.ihl[row]) - int(p.doff[row])
+
+
+def _placed(address: NDArray[Any], proto: NDArray[Any], port: NDArray[Any], rows: Rows) -> U64:
+    """uint64[n]: a hash of one end, and in the lowest bits the row."""
+    end = _key(address, address, proto, port)
+    return end >> _BATCH << _BATCH | rows.astype(np.uint64)
 
 
 def _key(far: NDArray[Any], near: NDArray[Any], proto: NDArray[Any], fixed: NDArray[Any]) -> U64:

@@ -21,6 +21,7 @@ from netemu.doubt import stand_in, unmodelled_match, unmodelled_target
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported
 from netemu.grammar import Bad, Extension, Failed, Given, NotModelled, RuleContext
 from netemu.matches import ALL_HOOKS, MATCHES, OTHER_MATCHES, Match
+from netemu.matches.rates import Leads, Statistic
 from netemu.sockets import all_owned, sockets_of
 from netemu.targets import (
     ACCEPT,
@@ -30,6 +31,7 @@ from netemu.targets import (
     TARGETS,
     Ct,
     Target,
+    Translation,
 )
 from netemu.walk import POLICY_NAMES, Code, Walk
 from netemu.words import PROTOCOL_NAMES, PROTOCOLS, dotted, integer
@@ -470,6 +472,8 @@ class Tables:
         """Put a draft in force. Every memory of a rule starts anew, those kept by name live on."""
         self.walk.settle()
         old = self.tables[draft.name]
+        if draft.name == "nat":
+            _tell_leads(draft)
         # what is new comes before what is old goes, so that nothing both use is ever without a user
         used = set()
         for chain in draft.chains.values():
@@ -1594,3 +1598,29 @@ def _dots(text: str) -> int | None:
     if len(parts) > 4 or not all(part.isdigit() and len(part) <= 3 and int(part) < 256 for part in parts):
         return None
     return int.from_bytes(bytes(map(int, parts)).ljust(4, b"\0"), "big")
+
+
+def _tell_leads(table: Table) -> None:
+    """Let rules that share out new connections at random know where they send them, as kube-proxy's do:
+
+    -A KUBE-SVC-A -m statistic --mode random --probability 0.5 -j KUBE-SEP-B
+    -A KUBE-SVC-A -j KUBE-SEP-C         and each of these has one DNAT
+    """
+    for chain in table.chains.values():
+        ends: list[int] | None = None
+        for k, rule in enumerate(chain.rules):
+            for match in rule.matches:
+                if isinstance(match, Statistic) and match.mode == "random" and 0 < match.threshold < 1 << 31:
+                    ends = ends or [_lead(table, other) for other in chain.rules]
+                    match.leads = Leads(ends[k], frozenset(ends[k + 1 :])) if ends[k] >= 0 else None
+
+
+def _lead(table: Table, rule: Rule) -> int:
+    """The one end (address << 16 | port) to which a rule sends new connections, -1: none or many."""
+    rules = table.chains[rule.jump].rules if rule.jump else [rule]
+    ways = [r.target for r in rules if isinstance(r.target, Translation) and r.target.manip == "dst"]
+    if len(ways) != 1 or ways[0].lo is None or ways[0].port_lo is None:
+        return -1
+    way = ways[0]
+    single = way.hi in (None, way.lo) and way.port_hi in (None, way.port_lo)
+    return way.lo << 16 | way.port_lo if single and way.lo is not None and way.port_lo is not None else -1

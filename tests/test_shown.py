@@ -81,6 +81,39 @@ def test_a_destination_port() -> None:
     assert came(journeys[1]) == (17, NEAR, 53, FAR, 4000)
 
 
+POOL = """*nat
+:SVC - [0:0]
+:SEP-A - [0:0]
+:SEP-B - [0:0]
+:SEP-C - [0:0]
+-A PREROUTING -d 10.96.0.1/32 -p tcp -m tcp --dport 80 -j SVC
+-A SVC -m statistic --mode random --probability 0.33333333349 -j SEP-A
+-A SVC -m statistic --mode random --probability 0.50000000000 -j SEP-B
+-A SVC -j SEP-C
+-A SEP-A -p tcp -j DNAT --to-destination 10.0.0.21:8080
+-A SEP-B -p tcp -j DNAT --to-destination 10.0.0.22:8080
+-A SEP-C -p tcp -j DNAT --to-destination 10.0.0.23:8080
+COMMIT
+"""
+
+
+@pytest.mark.parametrize("many", [1, 40])
+def test_the_answer_tells_the_endpoint(many: int) -> None:
+    pods = [f"10.0.0.{21 + k % 3}" for k in range(many)]
+    asked = [("eth0", tcp(FAR, 4000 + k, "10.96.0.1", 80, "S", k)) for k in range(many)]
+    said = [("eth1", tcp(pod, 8080, FAR, 4000 + k, "SA", 1, k + 1)) for k, pod in enumerate(pods)]
+    journeys = played(node(POOL), *asked, *said)
+    assert [came(j)[3] for j in journeys[:many]] == pods
+    assert [came(j)[1] for j in journeys[many:]] == ["10.96.0.1"] * many
+
+
+def test_who_is_no_endpoint_tells_nothing() -> None:
+    asked = ("eth0", tcp(FAR, 4000, "10.96.0.1", 80, "S", 5))
+    others = tcp("10.0.0.99", 8080, FAR, 4000, "SA", 1, 6), tcp("10.0.0.23", 8080, FAR, 4000, "SA", 1, 99)
+    drawn = came(node(POOL).send(asked[1], "eth0"))
+    assert all(came(played(node(POOL), asked, ("eth1", other))[0]) == drawn for other in others)
+
+
 def test_nothing_outside_the_pool_is_taken() -> None:
     rule = "nat POSTROUTING -o eth0 -p udp -j MASQUERADE --to-ports 40000-49999 --random"
     journeys = played(node(rule), ("eth1", udp(A, 4000, FAR, 53)), ("eth0", udp(FAR, 53, NEAR, 30_000)))
