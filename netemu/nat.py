@@ -8,7 +8,7 @@ writes it as the flow's reply tuple. From then on rewriting is reading the other
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -500,11 +500,17 @@ class Nat:
             ends = to.take(drawn)
             fixed = np.where(ends.proto == ICMP, 0, ends.dport if manip == SOURCE else ends.sport)
             some = self.shown.some(ends.dst, ends.src, ends.proto, fixed, source=manip == SOURCE)
+            ct, given = self.node.conntrack, set()  # these come before: their tuples will be taken
             for k in drawn[some].tolist():
+                row = int(rows[k])
+                flow, now = int(trip.pkts.ct[row]), int(trip.pkts.time[row])
                 t = (to.src.item(k), to.dst.item(k), to.sport.item(k), to.dport.item(k), to.proto.item(k))
-                shown = self._shown(trip, int(rows[k]), t, manip, int(lo[k]), int(size[k]), int(offset[k]))
-                if shown:
-                    first[k] = shown[0]
+                for shown in self._shown(trip, row, t, manip, int(lo[k]), int(size[k]), int(offset[k])):
+                    back = inverse(_with_port(t, manip, shown))
+                    if back not in given and not ct.taken(back, flow, now):
+                        first[k] = shown
+                        given.add(back)
+                        break
         return first
 
     def _mapped_before(self, now: _Tuples, zone: NDArray[np.uint32], wishing: Mask) -> NDArray[np.intp]:
@@ -609,12 +615,12 @@ class Nat:
             draw += 1
             offset = int(trip.random(one, PORT_SALT + draw)[0]) & 0xFFFF
 
-    def _shown(self, trip: Trip, row: int, t: Tuple, manip: str, lo: int, size: int, offset: int) -> list[int]:
+    def _shown(self, trip: Trip, row: int, t: Tuple, manip: str, lo: int, size: int, offset: int) -> Iterator[int]:
         """Ports that the capture shows, instead of the one that was drawn (see shown.py)."""
-        if self.shown is None or trip.pkts is not self.shown.pkts:
-            return []
-        fixed = 0 if t[4] == ICMP else t[3] if manip == SOURCE else t[2]
-        return self.shown.ports(row, t[1], t[0], t[4], fixed, lo, size, lo + offset % size, source=manip == SOURCE)
+        if self.shown is not None and trip.pkts is self.shown.pkts:
+            fixed = 0 if t[4] == ICMP else t[3] if manip == SOURCE else t[2]
+            drawn = lo + offset % size
+            yield from self.shown.ports(row, t[1], t[0], t[4], fixed, lo, size, drawn, source=manip == SOURCE)
 
     def _recycle(self, trip: Trip, row: int, flow: int, back: Tuple, now: int) -> bool:
         """A closing connection holds the tuple, and this SYN is newer: delete it and take its place."""
