@@ -326,7 +326,7 @@ class Tracker:
                 td[4 * other : 4 * other + 4] = last[2], last[2], last[3] or 1, 0
                 misc[other], misc[2 + other] = misc[6], misc[7]
                 td[4 * me : 4 * me + 4] = 0, 0, 0, 0
-                misc[2 + me] = 0
+                misc[2 + me] &= LIBERAL  # who answers stays trusted, if picked up: found/picked-up-and-opened-anew
             else:
                 misc[5], misc[4] = kind, me
                 last[0], last[2], last[3] = seq, end, win

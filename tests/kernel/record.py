@@ -365,6 +365,24 @@ def tcp_odd_beginnings(kernel: str) -> Story:
 
 
 @story()
+def picked_up_and_opened_anew(kernel: str) -> Story:
+    s = Story(
+        "found/picked-up-and-opened-anew",
+        kernel,
+        """A connection that was met in the middle begins anew, as its ends agree: whoever sent the SYN is held to its
+        windows from then on, whoever answered is still believed.""",
+        iptables=STATES,
+    )
+    for port, far in ((5000, (800_000_000, "FA")), (5001, (2_000_000, "A")), (5002, (0, "A"))):
+        s.sends("lan0", tcp(SRV, port, OUT, 80, "PA", 3_000_000_000, 3_900_000_000, data=b"x"))
+        s.sends("lan0", tcp(SRV, port, OUT, 80, "S", 1_000_000, win=100))
+        s.sends("eth0", tcp(OUT, 80, SRV, port, "SA", 3_000_000, 1_000_001))
+        s.sends("eth0", tcp(OUT, 80, SRV, port, far[1], 3_000_001 + far[0], 1_000_001))
+        s.sends("lan0", tcp(SRV, port, OUT, 80, "A", 1_000_001 + far[0], 3_000_001))
+    return s
+
+
+@story()
 def conntrack_states(kernel: str) -> Story:
     s = Story(
         "conntrack/states",
