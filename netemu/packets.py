@@ -94,16 +94,17 @@ COLUMNS: dict[str, tuple[str, int]] = {
 }
 
 
-#: columns that every packet fills when it is parsed
-_ALWAYS = {
-    "at", "cap", "wire", "src", "dst", "proto", "tos", "ttl", "ident", "frag", "ihl", "length", "sport", "dport",
-}  # fmt: skip
+#: columns that are filled for every packet when it is parsed
+_ALWAYS = (
+    "at", "cap", "src", "dst", "proto", "tos", "ttl", "ident", "frag", "ihl", "length", "sport", "dport", "seq", "ack",
+    "doff", "flags", "win",
+)  # fmt: skip
 _BLOCK = 8192  # packets whose headers are read together: the copy stays in the cache
 _HAS_PORTS = np.isin(np.arange(256), PORTED)
 
 
 class Packets:
-    """n packets as columns (see COLUMNS for names, dtypes and units)."""
+    """n packets as columns (see COLUMNS for names, dtypes and units). One that nobody asked for yet takes no memory."""
 
     time: I64
     serial: I64
@@ -152,11 +153,26 @@ class Packets:
         self.n = n
         self.data = data
         self.rebuilt: dict[int, builtins.bytes] = {}
-        for name, (dtype, fresh) in COLUMNS.items():
-            setattr(self, name, np.full(n, fresh, dtype) if fresh else np.zeros(n, dtype))
+
+    def __getattr__(self, name: str) -> NDArray[Any]:
+        """A column that is asked for the first time: of fresh rows."""
+        if name not in COLUMNS:
+            raise AttributeError(name)
+        dtype, fresh = COLUMNS[name]
+        column = np.full(self.n, fresh, dtype) if fresh else np.zeros(self.n, dtype)
+        vars(self)[name] = column
+        return column
 
     def __len__(self) -> int:
         return self.n
+
+    @classmethod
+    def room(cls, n: int, data: U8) -> Packets:
+        """n fresh rows, for `read` to fill once it is known where the packets are (at, cap)."""
+        p = cls(n, data)
+        for name in _ALWAYS:
+            setattr(p, name, np.empty(n, COLUMNS[name][0]))
+        return p
 
     @classmethod
     def parse(cls, data: U8, at: I64, cap: I32, wire: I32 | None = None, time: I64 | None = None) -> Packets:
@@ -167,21 +183,14 @@ class Packets:
         time   int64[n]   nanoseconds
         Cost   two row gathers a packet and a strided read a column. Fields that were not captured are 0.
         """
-        n = len(at)
-        p = cls.__new__(cls)
-        p.n, p.data, p.rebuilt = n, data, {}
-        for name, (dtype, fresh) in COLUMNS.items():
-            if name in _ALWAYS:
-                setattr(p, name, np.empty(n, dtype))
-            else:
-                setattr(p, name, np.full(n, fresh, dtype) if fresh else np.zeros(n, dtype))
+        p = cls.room(len(at), data)
         p.at[:] = at
         p.cap[:] = cap
         p.wire[:] = cap if wire is None else wire
         if time is not None:
             p.time[:] = time
-        for lo in range(0, n, _BLOCK):
-            p._read(slice(lo, lo + _BLOCK))
+        for lo in range(0, p.n, _BLOCK):
+            p.read(slice(lo, min(lo + _BLOCK, p.n)))
         return p
 
     @classmethod
@@ -194,7 +203,7 @@ class Packets:
         p.time[:] = time
         return p
 
-    def _read(self, block: slice) -> None:
+    def read(self, block: slice) -> None:
         """Fill the header columns of a block of rows from `data`: a copy of the headers, then a column at a time.
 
         Columns that few protocols have are zero, and written only where there is something.
@@ -215,7 +224,7 @@ class Packets:
             words, wide = head.view(">u2"), head.view(">u4")
         w, d = first // 2, first // 4
         later = (frag & OFFSET_MASK) != 0
-        tcp, ported = proto == TCP, _HAS_PORTS[proto]
+        tcp, ported = proto == TCP, _HAS_PORTS.take(proto)
         if later.any():
             tcp &= ~later
             ported &= ~later
@@ -228,9 +237,13 @@ class Packets:
             self.seq[block], self.ack[block] = wide[:, d + 1], wide[:, d + 2]
             self.doff[block] = (head[:, first + 12] >> 4) << 2
             self.flags[block], self.win[block] = head[:, first + 13], words[:, w + 7]
-            if some < len(tcp):
-                for column in (self.seq, self.ack, self.doff, self.flags, self.win):
-                    column[block] *= tcp
+            if some == len(tcp):
+                return
+        for column in (self.seq, self.ack, self.doff, self.flags, self.win):
+            if some:
+                column[block] *= tcp
+            else:
+                column[block] = 0
         icmp = np.flatnonzero((proto == ICMP) & ~later)
         if len(icmp):
             rows = icmp + block.start
@@ -391,11 +404,11 @@ class Packets:
 
     def take(self, rows: Rows | slice) -> Packets:
         """A copy of some rows, over the same bytes; of a slice (without step) the rows themselves."""
-        p = Packets.__new__(Packets)
-        p.data, p.rebuilt = self.data, {}
-        for name in COLUMNS:
-            setattr(p, name, getattr(self, name)[rows])
-        p.n = len(p.at)
+        p = Packets(len(self.at[rows]), self.data)
+        p.sums_dccp = self.sums_dccp
+        for name, column in vars(self).items():
+            if name in COLUMNS:
+                setattr(p, name, column[rows])
         if self.rebuilt:
             at = np.arange(self.n)[rows].tolist()
             p.rebuilt = {new: self.rebuilt[old] for new, old in enumerate(at) if old in self.rebuilt}
