@@ -532,8 +532,10 @@ def distinct(column: NDArray[np.integer]) -> list[int]:
     """The values that occur, ascending: without sorting where they lie close together, as numbers of links do."""
     if not len(column):
         return []
-    lo = int(column.min())
-    if int(column.max()) - lo < 1 << 12:
+    lo, hi = int(column.min()), int(column.max())
+    if lo == hi:
+        return [lo]
+    if hi - lo < 1 << 12:
         return [lo + k for k in np.flatnonzero(np.bincount(column.astype(np.int64) - lo)).tolist()]
     values: list[int] = np.unique(column).tolist()
     return values

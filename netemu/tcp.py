@@ -530,7 +530,10 @@ class Tracker:
         patience = 1
         while True:
             left = stop.take(todo) - at.take(todo)
-            if int(left.sum()) >= WORTH:
+            if patience == 1 and n >= WORTH:  # all of them
+                at, states = self._plain(ct, flows, at, counts, pkts, rows, reply)
+                todo = todo.compress(at < stop)
+            elif int(left.sum()) >= WORTH:
                 begin = np.cumsum(left) - left
                 some = np.repeat(at.take(todo) - begin, left) + np.arange(int(left.sum()))
                 came, said = self._plain(ct, flows.take(todo), begin, left, pkts, rows.take(some), reply.take(some))
