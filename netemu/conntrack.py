@@ -52,6 +52,7 @@ from netemu.packets import (
     Packets,
     Rows,
     distinct,
+    stretch,
 )
 from netemu.paths import Step
 from netemu.protocols import FITS, LOST, TRACKERS, gre_keys
@@ -635,13 +636,16 @@ class Conntrack:
 
     def well_formed(self, p: Packets, rows: Rows, verify: bool) -> Mask:
         """bool[len(rows)]: the transport header is one that tracking takes (flags, lengths, checksum if `verify`)."""
-        proto = p.proto[rows]
-        room = p.length[rows] - p.ihl[rows]
-        ok: Mask = (p.frag[rows] & OFFSET_MASK) == 0
+        part = stretch(rows)
+        proto = p.proto[part]
+        room = p.length[part] - p.ihl[part]
+        ok: Mask = (p.frag[part] & OFFSET_MASK) == 0
         tcp = proto == TCP
         if tcp.any():
-            doff = p.doff[rows]
-            ok &= ~tcp | ((room >= 20) & (doff >= 20) & (doff <= room) & GOOD_TCP_FLAGS[p.flags[rows]])
+            doff = p.doff[part]
+            fine: Mask = GOOD_TCP_FLAGS.take(p.flags[part])
+            fine &= (doff >= 20) & (doff <= room)  # so there is room for 20 bytes, too
+            ok &= fine if tcp.all() else fine | ~tcp
         udp = proto == UDP
         if udp.any():
             ok &= ~udp | (room >= 8)
@@ -656,12 +660,14 @@ class Conntrack:
                 ok[some] &= (said >= 8) & (said <= room[some])
         icmp = proto == ICMP
         if icmp.any():
-            ok &= ~icmp | ((room >= 8) & (p.icmp_type[rows] <= 18))
+            ok &= ~icmp | ((room >= 8) & (p.icmp_type[part] <= 18))
         if verify and ok.any():
             some = np.flatnonzero(ok & (tcp | udp | icmp))
-            if len(some):
+            if len(some) == len(rows):
+                ok &= p.l4_checksum_ok(rows)
+            elif len(some):
                 ok[some] &= p.l4_checksum_ok(rows[some])
-        odd = ok & self.odd[proto]
+        odd = ok & self.odd.take(proto)
         if odd.any():
             for at in np.flatnonzero(odd).tolist():
                 row = int(rows[at])
@@ -685,31 +691,35 @@ class Conntrack:
         of every flow together.
         """
         p = trip.pkts
-        todo = rows[(p.ct[rows] < 0) & (p.state[rows] != UNTRACKED)]
+        part = stretch(rows)
+        bare = (p.ct[part] < 0) & (p.state[part] != UNTRACKED)
+        todo = rows if bare.all() else rows[bare]
         if not len(todo):
             return rows
         arrived = trip.hook == "PREROUTING"
         good = self.well_formed(p, todo, arrived and self.verify_checksums)
-        icmp = p.proto[todo] == ICMP
+        icmp = p.proto[stretch(todo)] == ICMP
         if icmp.any():
             error = good & icmp & _ERROR[p.icmp_type[todo]]
             for k in np.flatnonzero(error):
                 self._track_error(trip, int(todo[k]))
             good &= ~error & (~icmp | (_PAIRED[p.icmp_type[todo]] != 255))
-        plain = todo[good]
+        plain = todo if good.all() else todo[good]
         if len(plain):
             self._track_plain(trip, plain)
         if trip.template is not None:
             trip.template[todo] = 0
-        lost = todo[p.fate[todo] != 0]
-        if len(lost):
+        part = stretch(todo)
+        if p.fate[part].any():
             todo, rows = trip.travelling(todo), trip.travelling(rows)
             if not len(todo):
                 return rows
-        states = p.state[todo]
-        for state in distinct(states):
-            trip.step(todo[states == state], _STEPS[state])
-        trip.found[todo] = p.state[todo]
+            part = stretch(todo)
+        states = p.state[part]
+        kinds = distinct(states)
+        for state in kinds:
+            trip.step(todo if len(kinds) == 1 else todo[states == state], _STEPS[state])
+        trip.found[part] = states
         return rows
 
     def _track_plain(self, trip: Trip, rows: Rows) -> None:
@@ -717,8 +727,8 @@ class Conntrack:
         ids = self._looked_up(trip, rows)
         hit = ids >= 0
         if hit.any():
-            late = np.flatnonzero(hit & (self.deadline[np.maximum(ids, 0) >> 1] <= p.time[rows]))
-            for k in late.tolist():
+            late = hit & (self.deadline.take(ids >> 1, mode="clip") <= p.time[stretch(rows)])
+            for k in np.flatnonzero(late).tolist():
                 flow = int(ids[k]) >> 1
                 if not self.status[flow] & DYING:
                     self.kill(flow)
@@ -747,12 +757,16 @@ class Conntrack:
     def _follow(self, trip: Trip, flows: Flows, rows: Rows, reply: Mask) -> None:
         """Packets of flows that we know, any number of each: states, timers, counters."""
         p = trip.pkts
-        p.ct[rows], p.reply[rows] = flows, reply
+        part = stretch(rows)
+        p.ct[part], p.reply[part] = flows, reply
         starts = np.zeros(1, np.intp)
         if len(rows) > 1:  # those of one flow side by side, in arrival order
             order = grouped(flows)
-            flows, rows, reply = flows.take(order), rows.take(order), reply.take(order)
-            starts = np.flatnonzero(np.concatenate(([True], flows[1:] != flows[:-1])))
+            rows = order + part.start if isinstance(part, slice) else rows.take(order)
+            flows, reply = flows.take(order), reply.take(order)
+            first = np.ones(len(rows), bool)
+            np.not_equal(flows[1:], flows[:-1], out=first[1:])
+            starts = np.flatnonzero(first)
         each = flows.take(starts)
         ways = (self._timers, self._tcp, self._states)
         way = self.way[self.proto.take(each)]

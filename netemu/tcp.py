@@ -112,7 +112,7 @@ KIND = np.array(
     np.int8,
 )
 _KIND: list[int] = KIND.tolist()
-_PLAIN = KIND == I_ACK
+_TURNS = SYN | FIN | RST | ACK  # flags that say what kind of segment it is: of a plain one ACK alone
 _TRANSLATED = 16 | 32  # bits of conntrack's status: how a connection's packets are rewritten
 _NEAR, _WIDE, _SHIFT, _FAR = 1 << 28, 1 << 30, 1 << 30, 1 << 40  # of numbers relative to each other: see `_plain`
 WORTH = 128  # so many segments at least are worth columns
@@ -530,7 +530,10 @@ class Tracker:
         patience = 1
         while True:
             left = stop.take(todo) - at.take(todo)
-            if int(left.sum()) >= WORTH:
+            if patience == 1 and n >= WORTH:  # all of them
+                at, states = self._plain(ct, flows, at, counts, pkts, rows, reply)
+                todo = todo.compress(at < stop)
+            elif int(left.sum()) >= WORTH:
                 begin = np.cumsum(left) - left
                 some = np.repeat(at.take(todo) - begin, left) + np.arange(int(left.sum()))
                 came, said = self._plain(ct, flows.take(todo), begin, left, pkts, rows.take(some), reply.take(some))
@@ -638,9 +641,8 @@ class Tracker:
         n, k = len(rows), len(flows)
         place = np.arange(n)
         whose = np.repeat(np.arange(k), counts)
-        side = reply.astype(np.intp)  # 0: the original direction
-        own = 2 * whose + side  # the sender's number among the ends of all connections; the receiver's is far
-        far = own ^ 1
+        own = whose << 1  # the sender's number among the ends of all connections; the receiver's is the other of two
+        own |= reply
 
         # the ends, two a connection: how far it got, how far it may go, its window, what it last acknowledged
         td = self.td.take(flows, axis=0).reshape(-1, 4)
@@ -659,43 +661,52 @@ class Tracker:
 
         # the segments, relative to where the ends were
         seq, ack, raw_win = pkts.seq.take(rows), pkts.ack.take(rows), pkts.win.take(rows)
-        doff = pkts.doff.take(rows).astype(np.int32)
+        doff = pkts.doff.take(rows)
         payload = pkts.length.take(rows)
         payload -= pkts.ihl.take(rows)
         payload -= doff
         np.maximum(payload, 0, out=payload)
         end = seq + payload.view(np.uint32)
-        came = (end - end0.take(own)).view(np.int32).astype(np.int64)
-        heeds = (ack - end0.take(far)).view(np.int32).astype(np.int64)
-        win = raw_win.astype(np.int64)
+        came = (end - end0.take(own)).view(np.int32)
+        heeds = (ack - other0.take(own)).view(np.int32)
+        win = raw_win.astype(np.int32)
         if misc[:, :2].any():
             win <<= misc[:, :2].ravel().take(own)
-        edge = heeds + win
+        edge = np.add(heeds, win, dtype=np.int64)
         edge += win == 0
         edge += _SHIFT
-        good = fit.take(own)
-        good &= _PLAIN.take(pkts.flags.take(rows))
-        good &= (came < _NEAR) & (came > -_NEAR) & (heeds > -_NEAR)  # what is ahead of all that was sent is a misfit
+        good = (pkts.flags.take(rows) & _TURNS) == ACK
+        if not fit.all():
+            good &= fit.take(own)
+        # what is ahead of all that was sent is a misfit
+        if int(came.max()) >= _NEAR or int(came.min()) <= -_NEAR or int(heeds.min()) <= -_NEAR:
+            good &= (came < _NEAR) & (came > -_NEAR) & (heeds > -_NEAR)
         optional = np.flatnonzero(doff > 20)
         if len(optional):
-            optional = optional.compress((traits.take(far.take(optional)) & SACK_PERM) != 0)
+            optional = optional.compress((traits.take(own.take(optional) ^ 1) & SACK_PERM) != 0)
             good[optional] &= _only_timestamp(pkts, rows.take(optional), doff.take(optional).astype(np.int64))
 
         segment = whose << 32
-        mine = side * n + place
-        others = place + n - side * n
+        edges0 = np.maximum(edge0 + _SHIFT, 0).reshape(-1, 2).T
         tail = came  # what must lie in the window: the end where we know who sends the window, else the beginning
         if unseen.any():
             tail = came - payload * unseen.take(own)
         teaches: Mask | None = None  # which count in the maxima; None: all
         for attempt in range(4):
-            got = _running(np.maximum(came, 0) if teaches is None else np.maximum(came, 0) * teaches, mine, segment)
-            may = _running(edge if teaches is None else edge * teaches, others, segment)
-            my_end, their_end = got.take(mine), got.take(others)
-            inside = tail <= np.maximum(may.take(mine) - _SHIFT, edge0.take(own))
+            reached = np.maximum(came, 0)
+            got = _two(reached if teaches is None else reached * teaches, reply, np.int64)
+            may = _two(edge if teaches is None else edge * teaches, reply, np.int64)[::-1]
+            may[:, starts] = np.maximum(may[:, starts], edges0)
+            for rows_of_two in (got, may):  # running maxima of each connection
+                rows_of_two += segment
+                np.maximum.accumulate(rows_of_two, axis=1, out=rows_of_two)
+                rows_of_two -= segment
+            lead = (got[1] - got[0]) * reply
+            my_end, their_end = got[0] + lead, got[1] - lead
+            inside = tail <= may[0] + (may[1] - may[0]) * reply - _SHIFT
             fits = inside & (heeds <= their_end)
-            fits &= came >= my_end - reach.take(own)
-            fits &= heeds >= their_end - slack.take(own)
+            fits &= _within(my_end - came, reach, own)
+            fits &= _within(their_end - heeds, slack, own)
             if teaches is None and fits.all():
                 break
             guess = fits | ~trusted.take(own)
@@ -726,37 +737,39 @@ class Tracker:
         states, answered, settled = heard((status & 2) != 0, reply, starts, stop)
 
         # what the ends are now
+        grew, caught_up = np.empty((2, n), bool), heeds == their_end
+        np.greater(got[:, 1:], got[:, :-1], out=grew[:, 1:])
+        grew[:, starts] = got[:, starts] > 0
         if teaches is None:
             lesson, lessons = last, place
-            counted_win, counted_heard = win, heeds + _SHIFT
+            heard_of = heeds + np.int32(_SHIFT)
         else:
             lesson = np.maximum.reduceat(np.where(teaches, place, -1), starts)
             lessons = np.flatnonzero(teaches)
-            counted_win, counted_heard = win * teaches, (heeds + _SHIFT) * teaches
-        at_last = np.stack([last, last + n], 1).ravel()
+            win *= teaches
+            heard_of = (heeds + np.int32(_SHIFT)) * teaches
+            grew &= teaches
+            caught_up &= teaches
         new = np.empty_like(td)
-        new[:, 0] = end0 + got.take(at_last).astype(np.uint32)
-        new[:, 1] = end0 + np.maximum(may.take(at_last) - _SHIFT, edge0).astype(np.uint32)
-        new[:, 2] = np.maximum(window, _most(counted_win, mine, starts))
-        new[:, 3] = other0 + np.maximum(_most(counted_heard, mine, starts) - _SHIFT, heard0).astype(np.uint32)
-        before_it = got.take(mine - 1)
-        before_it[starts] = 0
-        grew, caught_up = came > before_it, heeds == their_end
-        if teaches is not None:
-            grew, caught_up = grew & teaches, caught_up & teaches
-        events = np.zeros(2 * n, np.int64)  # what last happened to UNACKED of each end: odd numbers set it
-        events[mine] = (2 * place + 3) * grew
-        events[others] = (2 * place + 2) * caught_up
-        event = np.maximum.reduceat(events.reshape(2, n), starts, axis=1).T.ravel()
+        new[:, 0] = end0 + got[:, last].T.ravel().astype(np.uint32)
+        new[:, 1] = end0 + (may[:, last].T.ravel() - _SHIFT).astype(np.uint32)
+        new[:, 2] = np.maximum(window, _most(_two(win, reply), starts))
+        new[:, 3] = other0 + np.maximum(_most(_two(heard_of, reply), starts) - _SHIFT, heard0).astype(np.uint32)
+        # what last happened to UNACKED of each end: odd numbers set it
+        when = np.arange(2, 2 * n + 2, 2, dtype=np.int32)
+        events = grew * (when + np.int32(1)) + _two(caught_up * when, reply)[::-1]
+        event = _most(events, starts)
         traits = np.where(event > 0, traits & (255 - UNACKED) | (event & 1).astype(np.uint8) * UNACKED, traits)
         misc[:, 2:4] = traits.reshape(-1, 2)
 
         # the last word of each, and how often it was said
-        said = np.stack([seq, ack, end, raw_win.astype(np.uint32)])
+        def said(where: Flows) -> U32:
+            return np.stack([seq.take(where), ack.take(where), end.take(where), raw_win.take(where)])
+
         remembered = self.last.take(flows, axis=0)
-        misc[:, 8] = self._again(misc, remembered, said, side, lesson, lessons, starts)
+        misc[:, 8] = self._again(misc, remembered, said, reply, lesson, lessons, starts)
         taught = lesson >= 0
-        remembered = np.where(taught[:, None], said.take(np.maximum(lesson, 0), axis=1).T, remembered)
+        remembered = np.where(taught[:, None], said(np.maximum(lesson, 0)).T, remembered)
         misc[:, 4], misc[:, 5] = sent, I_ACK
 
         timeout = np.full(k, self.timeouts[ES], np.int64)
@@ -780,13 +793,19 @@ class Tracker:
 
     @staticmethod
     def _again(
-        misc: U8, remembered: U32, said: U32, side: Flows, lesson: Flows, lessons: Flows, starts: Flows
+        misc: U8,
+        remembered: U32,
+        said: Callable[[Flows], U32],
+        reply: Mask,
+        lesson: Flows,
+        lessons: Flows,
+        starts: Flows,
     ) -> NDArray[np.integer]:
         """How often each connection has said the same again by now.
 
-        said     uint32[4, n] what each segment says
+        said     uint32[4, m] what these segments say
         lesson   intp[k] the last segment that counts of each connection, or -1
-        lessons  intp[m] all that count, ascending       side  intp[n]
+        lessons  intp[m] all that count, ascending       reply  bool[n]
         """
         if not len(lessons):
             return misc[:, 8]
@@ -794,20 +813,21 @@ class Tracker:
         earlier = lessons.take(came - 1, mode="clip")
         known = (came > 0) & (earlier >= starts) & (lesson >= 0)
         at = np.maximum(lesson, 0)
-        before = np.where(known, said.take(earlier, axis=1), remembered.T)
-        direction = np.where(at > starts, side.take(at - 1), misc[:, 4])
-        same = (said.take(at, axis=1) == before).all(0) & (direction == side.take(at))
+        before = np.where(known, said(earlier), remembered.T)
+        direction = np.where(at > starts, reply.take(at - 1), misc[:, 4])
+        same = (said(at) == before).all(0) & (direction == reply.take(at))
         again = np.where(lesson < 0, misc[:, 8], 0).astype(np.int64)
         for k in np.flatnonzero(same & (lesson >= 0)).tolist():
             start, times, j = int(starts[k]), 0, int(came[k])
             while times < 255:
                 this = int(lessons[j])
-                if (side[this - 1] if this > start else misc[k, 4]) != side[this]:
+                if (reply[this - 1] if this > start else misc[k, 4]) != reply[this]:
                     break
+                words = said(lessons[max(j - 1, 0) : j + 1])
                 if j == 0 or lessons[j - 1] < start:
-                    times += 1 + int(misc[k, 8]) if (remembered[k] == said[:, this]).all() else 0
+                    times += 1 + int(misc[k, 8]) if (remembered[k] == words[:, -1]).all() else 0
                     break
-                if (said[:, lessons[j - 1]] != said[:, this]).any():
+                if (words[:, 0] != words[:, 1]).any():
                     break
                 times, j = times + 1, j - 1
             again[k] = min(times, 255)
@@ -844,26 +864,23 @@ def _swapped(ends: NDArray[T]) -> NDArray[T]:
     return ends.reshape(-1, 2)[:, ::-1].ravel()
 
 
-def _running(values: I64, where: Flows, segment: Flows) -> I64:
-    """int64[2 * n]: running maxima of two rows of n, those that count standing at `where`; 0 begins each segment.
-
-    values  int64[n], below 1 << 32      segment  intp[n]  number of the segment << 32
-    """
-    both = np.zeros(2 * len(values), np.int64)
-    both[where] = values
-    two = both.reshape(2, -1)
-    two += segment
-    np.maximum.accumulate(two, axis=1, out=two)
-    two -= segment
-    return both
+def _two(values: NDArray[np.integer], reply: Mask, dtype: type[np.integer] = np.int32) -> NDArray[np.integer]:
+    """[2, n]: what the original direction says, and what the reply direction says; 0 where the other one speaks."""
+    two = np.empty((2, len(values)), dtype)
+    np.multiply(values, reply, out=two[1])
+    np.subtract(values, two[1], out=two[0])
+    return two
 
 
-def _most(values: I64, where: Flows, starts: Flows) -> I64:
-    """int64[2 * k]: the largest of each segment and row, 0 where there is none; rows as in `_running`."""
-    both = np.zeros(2 * len(values), np.int64)
-    both[where] = values
-    most: I64 = np.maximum.reduceat(both.reshape(2, -1), starts, axis=1).T.ravel()
-    return most
+def _most(two: NDArray[np.integer], starts: Flows) -> I64:
+    """int64[2 * k]: the largest of each connection's two rows, end by end."""
+    return np.maximum.reduceat(two, starts, axis=1).T.ravel().astype(np.int64)
+
+
+def _within(distance: I64, most: I64, own: Flows) -> Mask:
+    """bool[n]: distances are at most what is allowed to the sender, whose number among the ends is `own`."""
+    fine: Mask = distance <= most.min()
+    return fine if fine.all() else distance <= most.take(own)
 
 
 def _option_bytes(pkts: Packets, row: int) -> bytes:
