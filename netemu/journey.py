@@ -705,7 +705,9 @@ class Road:
                 trip.cause_icmp(one, 3, 4, limit)
             trip.end(one, "fragmentation needed", DROPPED if p.local[row] else REJECTED)
         elif parts is not None:
-            trip.outs[row] = cut(packet, min(limit, parts.largest), parts.sizes)
+            # who receives TCP wants its whole header in one place: where the first piece has less, the pieces are lost
+            apart = p.proto[row] != TCP or p.local[row] or parts.sizes[0] >= 20
+            trip.outs[row] = cut(packet, min(limit, parts.largest), parts.sizes if apart else [])
         elif len(packet) > limit:
             trip.outs[row] = cut(packet, limit)
 

@@ -1459,8 +1459,7 @@ class _Command:
                 raise Failed("Index of counter too big.", p.operands[1])
             chain.rules[at - 1] = _zeroed(chain.rules[at - 1])
             return _Done(True)
-        for chain in self.some(p):
-            chain.packets = chain.bytes = 0
+        for chain in self.some(p):  # (the policies' counters begin anew with any change: see `run`)
             chain.rules = [_zeroed(rule) for rule in chain.rules]
         return _Done(True)
 
