@@ -1,15 +1,15 @@
 """The hot core: which of a million known keys is this one, asked of many packets at once.
 
-    key columns --mix--> slot --> entry number --> the stored key, compared word by word
-                          ^                              |
-                          '------- next slot, if other --'
+    key columns --mix--> slot --> entry --> the stored key, compared word by word
+                          ^         |
+                          '------- next slot, if other
 
 `Table` is a dictionary from keys of some 64-bit words to small numbers, laid out in columns so that a look-up of many
-keys is a handful of array operations. Slots are 8 bytes (entry number and 32 bits of the hash), kept at most 3/8 full;
-the keys stand beside them, one array a word, indexed by entry number. The numbers that come out never depend on the
-seed, on the size of the table, or on how a list of keys was cut into batches.
+keys is a handful of array operations. Slots are 4 bytes (which entry), kept at most 3/8 full; the keys stand beside
+them, one array a word. The numbers that come out never depend on the seed, on the size of the table, or on how a list
+of keys was cut into batches. `repeats` finds keys that come more than once in one list, without a table that lasts.
 
-Below it stand the few hash functions that show in what Linux does: `jhash2`, `hash32`, `siphash13`.
+Below them stand the few hash functions that show in what Linux does: `jhash2`, `hash32`, `siphash13`.
 """
 
 from __future__ import annotations
@@ -19,22 +19,58 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from netemu.packets import I32, U32, U64
+from netemu.packets import I32, U32, U64, Mask
 
 M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
-_TOMB = 1  # a slot whose entry is gone: entry 0, which matches nothing, but the search goes on
+_TOMB = 1  # a slot whose entry is gone: the search goes on
+_FIRST = 2  # entries 0 and 1 are what slots without a key point at: they match nothing. That of number 0 is the third
+_CLAIM = 1 << 31  # and above it: lanes of a batch, while they look for slots of their own
 _HALF = np.uint64(32)
-_ONE = np.uint64(1)
 _SCALAR = 12  # batches up to this size are quicker one by one, in Python integers
 _CHUNK = 1 << 16  # keys looked up together: their scratch stays in the cache
 
 Columns = tuple[U64, ...]
+Places = NDArray[np.intp]
 W32 = TypeVar("W32", int, U32)
 W64 = TypeVar("W64", int, U64)
 
 
 class ShapeError(ValueError):
     """Keys of another number of words than the table's."""
+
+
+class _Mixer:
+    """One of many hash functions from keys of `words` words to 64 bits, of which the highest are the best."""
+
+    def __init__(self, words: int, seed: int) -> None:
+        state = (seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) & M64
+        self.factors: list[int] = []
+        for _ in range(words + 1):
+            state = _splitmix(state)
+            self.factors.append(state | 1)
+        self.salt = _splitmix(state ^ M64)
+        self._factors, self._salt = np.array(self.factors, np.uint64), np.uint64(self.salt)
+
+    def many(self, columns: Columns) -> U64:
+        factors = self._factors
+        h: U64 = columns[0] ^ self._salt
+        h *= factors[0]
+        for k in range(1, len(columns)):
+            h ^= h >> _HALF
+            h += columns[k]
+            h *= factors[k]
+        h ^= h >> _HALF
+        h *= factors[-1]
+        return h
+
+    def one(self, key: tuple[int, ...]) -> int:
+        factors = self.factors
+        h = (key[0] ^ self.salt) * factors[0] & M64
+        k = 1
+        for word in key[1:]:
+            h = ((h ^ (h >> 32)) + word) * factors[k] & M64
+            k += 1
+        return (h ^ (h >> 32)) * factors[k] & M64
 
 
 class Table:
@@ -56,26 +92,20 @@ class Table:
 
     def __init__(self, words: int, seed: int = 0, capacity: int = 64) -> None:
         self.words, self.seed = words, seed
-        state = (seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) & M64
-        self._mul: list[int] = []
-        for _ in range(words + 1):
-            state = _splitmix(state)
-            self._mul.append(state | 1)
-        self._salt = _splitmix(state ^ M64)
-        self._mul_np = np.array(self._mul, np.uint64)
-        self._salt_np = np.uint64(self._salt)
+        self._mixer = _Mixer(words, seed)
         self._live = 0
         self._tombs = 0
         self._free: list[int] = []  # ids given back, last one given out first
         self._callers = False  # the caller gives all numbers: none is kept for giving out
         self._next = 0  # every id from here on is new
         self.version = 0  # other keys since: it grew
-        self._keys: list[U64] = [np.zeros(max(capacity, 8) + 1, np.uint64) for _ in range(words)]
-        self._used = np.zeros(max(capacity, 8) + 1, bool)
+        entries = max(capacity, 8) + _FIRST
+        self._keys: list[U64] = [np.zeros(entries, np.uint64) for _ in range(words)]
+        self._used = np.zeros(entries, bool)
         for k, column in enumerate(self._keys):
-            column[0] = _splitmix(self._salt + k)
+            column[:_FIRST] = _splitmix(self._mixer.salt + k)
         self._view_keys()
-        self._set_slots(np.zeros(_power(max(capacity, 8) * 3), np.uint64))
+        self._set_slots(np.zeros(_power(max(capacity, 8) * 3), np.uint32))
 
     def __len__(self) -> int:
         return self._live
@@ -99,42 +129,38 @@ class Table:
             find_one = self.find_one
             return np.array([find_one(*key) for key in zip(*[c.tolist() for c in columns], strict=True)], np.int32)
         if n <= _CHUNK:
-            return self._find(columns, self._hash(columns))
+            return self._find(columns)
         out = np.empty(n, np.int32)
         for lo in range(0, n, _CHUNK):
-            part = tuple(c[lo : lo + _CHUNK] for c in columns)
-            out[lo : lo + _CHUNK] = self._find(part, self._hash(part))
+            out[lo : lo + _CHUNK] = self._find(tuple(c[lo : lo + _CHUNK] for c in columns))
         return out
 
     def find_one(self, *key: int) -> int:
         """Number of one key, or -1."""
-        h = self._hash_one(key)
-        pos = h >> self._shift
-        slots, keys, fp, mask = self._slots_view, self._key_views, h & M32, self._mask
-        while v := slots[pos]:
-            if v & M32 == fp and v > M32:
-                entry = v >> 32
-                for view, word in zip(keys, key, strict=True):
-                    if view[entry] != word:
-                        break
-                else:
-                    return entry - 1
+        pos = self._mixer.one(key) >> self._shift
+        slots, keys, mask = self._slots_view, self._key_views, self._mask
+        while entry := slots[pos]:
+            for view, word in zip(keys, key, strict=True):
+                if view[entry] != word:
+                    break
+            else:
+                return entry - _FIRST
             pos = (pos + 1) & mask
         return -1
 
     def key(self, number: int) -> tuple[int, ...]:
         """The key that has this number. Raises KeyError when none has."""
-        if not 0 <= number < len(self._used) - 1 or not self._used[number + 1]:
+        if not 0 <= number < len(self._used) - _FIRST or not self._used[number + _FIRST]:
             raise KeyError(number)
-        return tuple(view[number + 1] for view in self._key_views)
+        return tuple(view[number + _FIRST] for view in self._key_views)
 
     def ids(self) -> I32:
         """int32[len(self)]: all numbers in use, ascending."""
-        return (np.flatnonzero(self._used) - 1).astype(np.int32)
+        return (np.flatnonzero(self._used) - _FIRST).astype(np.int32)
 
     def column(self, word: int, ids: NDArray[np.integer]) -> U64:
         """uint64[n]: one word of the keys that have these numbers."""
-        out: U64 = self._keys[word][ids + 1]
+        out: U64 = self._keys[word][ids + _FIRST]
         return out
 
     # ---- changing ----------------------------------------------------------------------------------------------
@@ -165,31 +191,29 @@ class Table:
 
     def add_one(self, *key: int, number: int = -1) -> int:
         """Number of one key, after giving it one (`number`, or the table's own) if it had none."""
-        h = self._hash_one(key)
-        pos = h >> self._shift
-        slots, keys, fp, mask = self._slots_view, self._key_views, h & M32, self._mask
+        pos = self._mixer.one(key) >> self._shift
+        slots, keys, mask = self._slots_view, self._key_views, self._mask
         place = -1
-        while v := slots[pos]:
-            if v <= M32:
+        while entry := slots[pos]:
+            if entry == _TOMB:
                 if place < 0:
                     place = pos
-            elif v & M32 == fp:
-                entry = v >> 32
+            else:
                 for view, word in zip(keys, key, strict=True):
                     if view[entry] != word:
                         break
                 else:
-                    return entry - 1
+                    return entry - _FIRST
             pos = (pos + 1) & mask
         if number < 0:
             number = self._give()
         else:
             self._callers = True
-            if number < len(self._used) - 1 and self._used[number + 1]:
+            if number < len(self._used) - _FIRST and self._used[number + _FIRST]:
                 raise ValueError(f"number {number} is in use")
-        if number + 1 >= len(self._used):
-            self._more_entries(number + 2)
-        entry = number + 1
+        entry = number + _FIRST
+        if entry >= len(self._used):
+            self._more_entries(entry + 1)
         for view, word in zip(self._key_views, key, strict=True):
             view[entry] = word
         self._used_view[entry] = True
@@ -199,7 +223,7 @@ class Table:
             self._tombs -= 1
         else:
             place = pos
-        slots[place] = entry << 32 | fp
+        slots[place] = entry
         self._next = max(self._next, number + 1)
         if key[0] == self._dummy:
             self._move_dummy()
@@ -213,41 +237,44 @@ class Table:
             for i in ids.tolist():
                 self.remove_one(i)
             return
-        _, where = np.unique(ids, return_index=True)
-        entry = ids[np.sort(where)].astype(np.int64) + 1
-        entry = entry[(entry > 0) & (entry < len(self._used))]
+        if not (ids[1:] > ids[:-1]).all():
+            _, where = np.unique(ids, return_index=True)
+            ids = ids[np.sort(where)]
+        entry = ids.astype(np.intp) + _FIRST
+        entry = entry[(entry >= _FIRST) & (entry < len(self._used))]
         entry = entry[self._used[entry]]
         if not len(entry):
             return
-        h = self._hash(tuple(column[entry] for column in self._keys))
-        wanted = (entry.astype(np.uint64) << _HALF) | (h & np.uint64(M32))
-        pos = (h >> np.uint64(self._shift)).view(np.int64)
-        while True:
-            other = np.flatnonzero(self._slots[pos] != wanted)
-            if not len(other):
-                break
-            pos[other] = (pos[other] + 1) & self._mask
-        # what ends a probe run may become empty at once: nobody searches beyond it
-        last = self._slots[(pos + 1) & self._mask] == 0
-        self._slots[pos] = np.where(last, np.uint64(0), np.uint64(_TOMB))
-        self._tombs += len(entry) - int(last.sum())
         self._used[entry] = False
-        self.version += 1
         self._live -= len(entry)
+        self.version += 1
         if not self._callers:
-            self._free.extend((entry - 1).tolist())
+            self._free.extend((entry - _FIRST).tolist())
+        if not self._live:
+            self._slots.fill(0)
+            self._tombs = 0
+            return
+        pos = self._home(tuple(column.take(entry) for column in self._keys))
+        astray = np.flatnonzero(self._slots.take(pos) != entry)
+        while len(astray):
+            pos[astray] += 1
+            pos[astray] &= self._mask
+            astray = astray[self._slots.take(pos.take(astray)) != entry.take(astray)]
+        # what ends a probe run may become empty at once: nobody searches beyond it
+        goes_on = self._slots.take((pos + 1) & self._mask) != 0
+        self._slots[pos] = goes_on * np.uint32(_TOMB)
+        self._tombs += int(np.count_nonzero(goes_on))
         if self._live + self._tombs > self._limit:
             self._rebuild()
 
     def remove_one(self, number: int) -> None:
         """Forget the key that has this number, if there is one."""
-        entry = number + 1
-        if not 0 < entry < len(self._used) or not self._used_view[entry]:
+        entry = number + _FIRST
+        if not _FIRST <= entry < len(self._used) or not self._used_view[entry]:
             return
-        h = self._hash_one(tuple(view[entry] for view in self._key_views))
-        pos = h >> self._shift
-        slots, wanted = self._slots_view, entry << 32 | (h & M32)
-        while slots[pos] != wanted:
+        pos = self._mixer.one(tuple(view[entry] for view in self._key_views)) >> self._shift
+        slots = self._slots_view
+        while slots[pos] != entry:
             pos = (pos + 1) & self._mask
         if slots[(pos + 1) & self._mask]:
             slots[pos] = _TOMB
@@ -267,17 +294,17 @@ class Table:
     def check(self) -> None:
         """Assert that every part agrees with every other."""
         live = np.flatnonzero(self._used)
-        assert len(live) == self._live and (not len(live) or live[0] > 0), "entries in use"
-        values = self._slots[self._slots > M32]
-        assert sorted((values >> _HALF).tolist()) == live.tolist(), "slots and entries"
+        assert len(live) == self._live and (not len(live) or live[0] >= _FIRST), "entries in use"
+        assert sorted(self._slots[self._slots > _TOMB].tolist()) == live.tolist(), "slots and entries"
         assert int((self._slots == _TOMB).sum()) == self._tombs, "tombs"
-        assert int(np.count_nonzero(self._slots)) == self._tombs + self._live, "slots"
         assert self._live + self._tombs <= self._limit, "load"
         free = set(self._free)
-        assert not any(self._used[i + 1] for i in self._free if i + 1 < len(self._used)), "a free number in use"
+        assert not any(self._used[i + _FIRST] for i in self._free if i + _FIRST < len(self._used)), (
+            "a free number in use"
+        )
         assert len(free) == len(self._free), "free numbers"
         for entry in live.tolist():
-            assert self.find_one(*[view[entry] for view in self._key_views]) == entry - 1, "every key is found"
+            assert self.find_one(*[view[entry] for view in self._key_views]) == entry - _FIRST, "every key is found"
 
     def __getstate__(self) -> dict[str, object]:
         return {name: part for name, part in self.__dict__.items() if not name.endswith(("_view", "_views"))}
@@ -289,149 +316,174 @@ class Table:
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
-    def _hash(self, columns: Columns) -> U64:
-        mul = self._mul_np
-        h: U64 = columns[0] ^ self._salt_np
-        h *= mul[0]
-        for k in range(1, len(columns)):
-            h ^= h >> _HALF
-            h += columns[k]
-            h *= mul[k]
-        h ^= h >> _HALF
-        h *= mul[-1]
-        return h
+    def _home(self, columns: Columns) -> Places:
+        """Where the search for each key begins."""
+        pos = self._mixer.many(columns)
+        pos >>= self._down
+        return pos.view(np.intp)
 
-    def _hash_one(self, key: tuple[int, ...]) -> int:
-        mul = self._mul
-        h = (key[0] ^ self._salt) * mul[0] & M64
-        k = 1
-        for word in key[1:]:
-            h = ((h ^ (h >> 32)) + word) * mul[k] & M64
-            k += 1
-        return (h ^ (h >> 32)) * mul[k] & M64
+    def _find(self, columns: Columns) -> I32:
+        """Entries 0 and 1 match nothing, so what is left after a round is a miss (empty slot), or must probe on."""
+        pos = self._home(columns)
+        slot = self._slots.take(pos, mode="clip")
+        out = slot.view(np.int32) - np.int32(_FIRST)
+        left = np.flatnonzero(self._differ(columns, slot.astype(np.intp)))
+        if len(left):
+            out[left] = -1
+            left = left.compress(slot.take(left))
+            if len(left):
+                self._probe(columns, pos, left, out)
+        return out
 
-    def _find(self, columns: Columns, h: U64) -> I32:
-        """Entry 0 matches nothing, so what is left after a round is either a miss (empty slot) or must probe on."""
-        pos = (h >> np.uint64(self._shift)).view(np.int64)
-        v = self._slots.take(pos, mode="clip")
-        entry = (v >> _HALF).view(np.int64)
+    def _differ(self, columns: Columns, entry: Places) -> U64:
+        """uint64[n]: 0 where the entry holds the key."""
         differ = self._keys[0].take(entry, mode="clip")
         differ ^= columns[0]
         for column, stored in zip(columns[1:], self._keys[1:], strict=True):
             more = stored.take(entry, mode="clip")
             more ^= column
             differ |= more
-        out = entry.astype(np.int32)
-        out -= 1
-        left = np.flatnonzero(differ)
-        if not len(left):
-            return out
-        out[left] = -1
-        left = left[v.take(left) != 0]
-        low = h.astype(np.uint32)
-        while len(left) > _SCALAR:
-            pos[left] += 1
-            pos[left] &= self._mask
-            v = self._slots.take(pos.take(left), mode="clip")
-            there = np.flatnonzero(v)
-            left, v = left.take(there), v.take(there)
-            alike = np.flatnonzero(v.astype(np.uint32) == low.take(left))
-            if len(alike):
-                lanes = left.take(alike)
-                entry = (v.take(alike) >> _HALF).view(np.int64)
-                same = np.ones(len(alike), bool)
-                for column, stored in zip(columns, self._keys, strict=True):
-                    same &= stored.take(entry) == column.take(lanes)
-                out[lanes[same]] = (entry[same] - 1).astype(np.int32)
-                stay = np.ones(len(left), bool)
-                stay[alike[same]] = False
-                left = left[stay]
-        for lane in left.tolist():
-            out[lane] = self.find_one(*[int(c[lane]) for c in columns])
-        return out
+        return differ
+
+    def _probe(self, columns: Columns, pos: Places, left: Places, out: I32) -> None:
+        """Those of the keys that `left` names, whose slots hold others, search on; `pos` becomes where each stops:
+        at its own key, whose number goes into `out`, or at the empty slot that says that there is none."""
+        while len(left):
+            at = pos.take(left)
+            at += 1
+            at &= self._mask
+            pos[left] = at
+            slot = self._slots.take(at)
+            there = np.flatnonzero(slot)
+            left = left.take(there)
+            if not len(left):
+                return
+            slot = slot.take(there)
+            differ = self._differ(tuple(c.take(left) for c in columns), slot.astype(np.intp))
+            same = np.flatnonzero(differ == 0)
+            if len(same):
+                out[left.take(same)] = slot.take(same).view(np.int32) - np.int32(_FIRST)
+                left = left.compress(differ)
 
     def _add(self, columns: Columns, ids: NDArray[np.integer] | None) -> I32:
-        h = self._hash(columns)
-        out = self._find(columns, h)
+        n = len(columns[0])
+        pos = self._home(columns)
+        slot = self._slots.take(pos, mode="clip")
+        there = np.flatnonzero(slot)
+        out = np.full(n, -1, np.int32)
+        if len(there):
+            slot = slot.take(there)
+            out[there] = slot.view(np.int32) - np.int32(_FIRST)
+            left = there.compress(self._differ(tuple(c.take(there) for c in columns), slot.astype(np.intp)))
+            if len(left):
+                out[left] = -1
+                self._probe(columns, pos, left, out)
         lanes = np.flatnonzero(out < 0)
         if not len(lanes):
             return out
-        if len(lanes) <= _SCALAR:
-            for lane in lanes.tolist():
-                number = -1 if ids is None else int(ids[lane])
-                out[lane] = self.add_one(*[int(c[lane]) for c in columns], number=number)
-            return out
         if self._live + self._tombs + len(lanes) > self._limit:
             self._rebuild(len(lanes))
-        h = h[lanes]
-        keys = tuple(c[lanes] for c in columns)
-        first, place = self._claim(keys, h)
-        fresh = np.flatnonzero(first == np.arange(len(lanes)))
-        numbers = self._give_many(len(fresh)) if ids is None else np.asarray(ids)[lanes[fresh]].astype(np.int64)
-        top = int(numbers.max()) + 1
+            return self._add(columns, ids)
+        if len(lanes) < n:
+            columns, pos = tuple(c.take(lanes) for c in columns), pos.take(lanes)
+            ids = ids if ids is None else ids[lanes]
+        entry = None
         if ids is not None:
-            known = numbers[numbers + 1 < len(self._used)]
-            given = np.zeros(top, bool)
-            given[numbers] = True
-            if self._used[known + 1].any() or np.count_nonzero(given) < len(numbers):
-                self._slots[place[fresh]] = _TOMB
-                self._tombs += len(fresh)
-                raise ValueError("a number is in use")
-        if top + 1 > len(self._used):
-            self._more_entries(top + 1)
-        entry = numbers + 1
-        for stored, key in zip(self._keys, keys, strict=True):
-            stored[entry] = key[fresh]
-        self._slots[place[fresh]] = (entry.view(np.uint64) << _HALF) | (h[fresh] & np.uint64(M32))
-        self._used[entry] = True
+            entry = ids.astype(np.intp) + _FIRST
+            self._wanted(entry)
+        first = self._claim(columns, pos)
+        fresh = np.flatnonzero(first == np.arange(len(lanes))) if first is not None else None
+        if entry is None:
+            entry = self._give_many(len(lanes) if fresh is None else len(fresh)) + _FIRST
+        elif fresh is not None:
+            entry = entry.take(fresh)
+        if fresh is not None:
+            columns, pos = tuple(c.take(fresh) for c in columns), pos.take(fresh)
+        top = int(entry.max()) + 1
+        if top > len(self._used):
+            self._more_entries(top)
+        numbers = (entry - _FIRST).astype(np.int32)
+        to = span(entry)
+        for stored, key in zip(self._keys, columns, strict=True):
+            stored[to] = key
+        self._slots[pos] = entry
+        self._used[to] = True
         self.version += 1
-        self._live += len(fresh)
+        self._live += len(entry)
         self._callers |= ids is not None
-        self._next = max(self._next, top)
-        number_of = np.empty(len(lanes), np.int32)
-        number_of[fresh] = numbers
-        out[lanes] = number_of[first]
-        if (keys[0] == np.uint64(self._dummy)).any():
+        self._next = max(self._next, top - _FIRST)
+        if first is None or fresh is None:
+            out[lanes] = numbers
+        else:
+            number_of = np.empty(len(lanes), np.int32)
+            number_of[fresh] = numbers
+            out[lanes] = number_of.take(first)
+        if (columns[0] == np.uint64(self._dummy)).any():
             self._move_dummy()
         return out
 
-    def _claim(self, keys: Columns, h: U64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _wanted(self, entry: Places) -> None:
+        """A caller's numbers must be free, and no two of them the same."""
+        known = entry[entry < len(self._used)]
+        free = not self._used[known].any()
+        if free and not isinstance(span(entry), slice):
+            given = np.zeros(int(entry.max()) + 1, bool)
+            given[entry] = True
+            free = np.count_nonzero(given) == len(entry)
+        if not free:
+            raise ValueError("a number is in use")
+
+    def _claim(self, columns: Columns, pos: Places) -> Places | None:
         """Reserve a slot for each distinct key, none of which is in the table.
 
-        Returns for each lane the first lane with its key, and the slot. A claimed slot holds lane number + OFFSET in
-        place of an entry number. Equal keys probe the same slots in the same rounds, so the lowest lane that wins a
-        slot is also the first one with its key.
+        pos      the empty slot where the search for each ended; becomes the slot that it has
+        returns  for each lane the first lane with its key; None: all keys are different
+
+        All lanes write themselves into the slots before which they stand, last one first, and see who stayed: the
+        first one did, or else `minimum.at` puts it there. Equal keys stand before the same slots in the same rounds,
+        so the lowest lane that wins a slot is also the first one with its key.
         """
-        n = len(h)
-        offset = len(self._used) + n + 1
-        tags = np.arange(offset, offset + n, dtype=np.uint64) << _HALF
-        pos = (h >> np.uint64(self._shift)).view(np.int64)
-        first = np.zeros(n, np.int64)
-        left = np.arange(n)
-        while len(left):
-            at = pos[left]
-            v = self._slots[at]
-            open_ = np.flatnonzero(v <= _ONE)
-            if len(open_):
-                tombs = at[open_[v[open_] == _ONE]]
-                self._tombs -= len(np.unique(tombs)) if len(tombs) else 0
-                to, mine = at[open_][::-1], tags[left[open_]][::-1]
-                self._slots[to] = mine
-                np.minimum.at(self._slots, to, mine)
-            lane = (self._slots[at] >> _HALF).view(np.int64) - offset
-            ours = lane >= 0
-            who = np.where(ours, lane, 0)
-            for key in keys:
-                ours &= key[who] == key[left]
-            first[left[ours]] = lane[ours]
-            left = left[~ours]
-            pos[left] = (pos[left] + 1) & self._mask
-        return first, pos
+        n = len(pos)
+        claims = np.arange(_CLAIM, _CLAIM + n, dtype=np.uint32)
+        first: Places | None = None
+        left: Places | None = None  # the lanes that have no slot yet; None: all
+        at, mine = pos, claims
+        while len(at):
+            self._slots[at[::-1]] = mine[::-1]
+            stayed = self._slots.take(at)
+            lost = np.flatnonzero(stayed != mine)
+            if not len(lost):
+                break
+            np.minimum.at(self._slots, at.take(lost), mine.take(lost))
+            now = self._slots.take(at.take(lost))
+            if (now != stayed.take(lost)).any():  # the first one did not stay
+                stayed = self._slots.take(at)
+                lost = np.flatnonzero(stayed != mine)
+                now = stayed.take(lost)
+            winner = (now - np.uint32(_CLAIM)).astype(np.intp)
+            lanes = lost if left is None else left.take(lost)
+            same = np.ones(len(lanes), bool)
+            for column in columns:
+                same &= column.take(winner) == column.take(lanes)
+            if same.any():
+                if first is None:
+                    first = np.arange(n)
+                first[lanes[same]] = winner[same]
+                lanes = lanes[~same]
+            left, at = lanes, pos.take(lanes)
+            on = np.arange(len(left))
+            while len(on):  # to the next slot that is empty
+                at[on] += 1
+                at[on] &= self._mask
+                on = on.compress(self._slots.take(at.take(on)))
+            pos[left] = at
+            mine = claims.take(left)
+        return first
 
     def _give(self) -> int:
         while self._free:
             number = self._free.pop()
-            if not self._used_view[number + 1]:
+            if not self._used_view[number + _FIRST]:
                 return number
         self._next += 1
         return self._next - 1
@@ -445,7 +497,7 @@ class Table:
         while self._free and len(given) < n:  # the last freed first, but those that a caller took meanwhile
             some = self._free[len(given) - n :][::-1]
             del self._free[len(given) - n :]
-            given += np.array(some)[~self._used[np.array(some) + 1]].tolist()
+            given += np.array(some)[~self._used[np.array(some) + _FIRST]].tolist()
         fresh = range(self._next, self._next + n - len(given))
         self._next = fresh.stop
         return np.array([*given, *fresh], np.int64)
@@ -465,33 +517,102 @@ class Table:
         self._used_view = memoryview(cast("memoryview", self._used))
         self._dummy = int(self._keys[0][0])
 
-    def _set_slots(self, slots: U64) -> None:
+    def _set_slots(self, slots: U32) -> None:
         self._slots = slots
         self._slots_view = memoryview(cast("memoryview", slots))
         self._mask = len(slots) - 1
         self._shift = 64 - self._mask.bit_length()
+        self._down = np.uint64(self._shift)
         self._limit = len(slots) * 3 // 8
 
     def _move_dummy(self) -> None:
-        """A stored key begins as entry 0 does: let entry 0 begin as no stored key does."""
+        """A stored key begins as entries 0 and 1 do: let these begin as no stored key does."""
         word = self._dummy
-        while (self._keys[0][1:][self._used[1:]] == np.uint64(word)).any():
+        while (self._keys[0][_FIRST:][self._used[_FIRST:]] == np.uint64(word)).any():
             word = _splitmix(word)
-        self._keys[0][0] = word
+        self._keys[0][:_FIRST] = word
         self._dummy = word
 
     def _rebuild(self, extra: int = 0) -> None:
         entry = np.flatnonzero(self._used)
-        self._set_slots(np.zeros(max(_power((len(entry) + extra) * 4), 32), np.uint64))
+        self._set_slots(np.zeros(max(_power((len(entry) + extra) * 3), 32), np.uint32))
         self._tombs = 0
-        h = self._hash(tuple(column[entry] for column in self._keys))
-        value = (entry.view(np.uint64) << _HALF) | (h & np.uint64(M32))
-        pos = (h >> np.uint64(self._shift)).view(np.int64)
-        while len(pos):
-            empty = np.flatnonzero(self._slots[pos] == 0)
-            self._slots[pos[empty]] = value[empty]
-            left = np.flatnonzero(self._slots[pos] != value)
-            pos, value = (pos[left] + 1) & self._mask, value[left]
+        for lo in range(0, len(entry), _CHUNK):
+            some = entry[lo : lo + _CHUNK]
+            pos = self._home(tuple(column.take(some) for column in self._keys))
+            at, what = pos, some.astype(np.uint32)
+            while len(at):
+                empty = np.flatnonzero(self._slots.take(at) == 0)
+                self._slots[at.take(empty)] = what.take(empty)
+                left = np.flatnonzero(self._slots.take(at) != what)
+                at, what = (at.take(left) + 1) & self._mask, what.take(left)
+
+
+def span(numbers: NDArray[np.integer]) -> Any:
+    """Numbers as a slice, where they lie side by side in ascending order: to read there is to look, to write to copy.
+
+    >>> span(np.array([4, 5, 6])), span(np.array([4, 6, 5]))
+    (slice(4, 7, None), array([4, 6, 5]))
+    """
+    n = len(numbers)
+    if not n:
+        return slice(0, 0)
+    first = int(numbers[0])
+    if int(numbers[-1]) - first == n - 1 and bool((numbers[1:] > numbers[:-1]).all()):
+        return slice(first, first + n)
+    return numbers
+
+
+def repeats(columns: Columns) -> Places:
+    """Places of the keys that stood before them in the list already, ascending.
+
+    columns  one uint64[n] for each word
+    Cost     where few come again, a hash and a slot each; those that share a slot are sorted
+
+    >>> repeats((np.array([5, 7, 5, 5, 9], np.uint64),))
+    array([2, 3])
+    """
+    n = len(columns[0])
+    size = _power(max(n, 1) * 4)
+    pos = _Mixer(len(columns), n).many(columns)
+    pos >>= np.uint64(64 - (size - 1).bit_length())
+    at = pos.view(np.intp)
+    slots = np.zeros(size, np.int32)
+    places = np.arange(n, dtype=np.int32)
+    slots[at] = places
+    shared = np.zeros(size, bool)
+    shared[at.compress(slots.take(at) != places)] = True
+    some = np.flatnonzero(shared.take(at))
+    if not len(some):
+        return some
+    keys = [column.take(some) for column in columns]
+    order = np.lexsort((some, *keys))
+    same = np.ones(len(some) - 1, bool)
+    for key in keys:
+        key = key.take(order)
+        same &= key[1:] == key[:-1]
+    again: Places = np.sort(some.take(order[1:].compress(same)))
+    return again
+
+
+def among(values: U32, others: U32) -> Mask:
+    """bool[n]: is each of `values` one of `others`?
+
+    Cost: two passes of marks; only those that seem to be there are looked for.
+
+    >>> among(np.array([3, 4, 5], np.uint32), np.array([9, 5], np.uint32))
+    array([False, False,  True])
+    """
+    if len(values) + len(others) < 1 << 10:
+        return np.isin(values, others)
+    factor, down = np.uint32(0x9E3779B1), np.uint32(12)
+    marks = np.zeros(1 << 20, bool)
+    marks[others * factor >> down] = True
+    out: Mask = marks.take(values * factor >> down)
+    some = np.flatnonzero(out)
+    if len(some):
+        out[some] = np.isin(values.take(some), others)
+    return out
 
 
 def _longer(column: U64, size: int) -> U64:

@@ -5,10 +5,11 @@
                               --> translated, routed to the server, and back in at OUTPUT
     INPUT, FORWARD, OUTPUT    reply: of a known connection? --> source is the virtual address again
 
-Services and servers are objects: there are few, and people change them. Connections stand in columns, found by hash
-tables under two keys: how the client's packets look, and how the server's do. Packets of known connections whose state
-does not change are dealt with as columns; new connections and changes of state go one by one, in arrival order, since
-schedulers read what they write. What Linux does here is the same in 6.1 and 6.18.
+Services and servers are objects: there are few, and people change them; what packets change of servers stands in
+columns, which these objects show. Connections stand in columns, found by hash tables under two keys: how the client's
+packets look, and how the server's do. Packets are dealt with as columns, as far as their order does not matter; the
+rest goes one by one, in arrival order, since schedulers read what they write. What Linux does here is the same in 6.1
+and 6.18.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import heapq
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -261,23 +262,111 @@ class Settings(NamedTuple):
     tunnel: Encapsulation = PLAIN_TUNNEL
 
 
+class Servers:
+    """What packets change, or ask, of real servers, in columns by number.
+
+    up           it is in its service's list; else it was deleted, and waits for its connections to end, or to come back
+    active, inactive   connections it has               persistent  templates that point to it
+    upper, lower       thresholds, 0: none              overloaded  from upper on, until the number falls below lower
+    stat, service_stat  places in Ipvs.counters of its own counts, and of its service's
+    addr, port, method      how packets come to it
+    asked        version of the routes by which the way there was looked up: kind, link, next hop, mtu
+    chosen, known, answer   numbers of the steps of a new connection, a known one, and an answer, -1: not yet made
+    """
+
+    COLUMNS: ClassVar[dict[str, tuple[str, int]]] = {  # type, fresh value
+        "up": ("?", 0), "active": ("i8", 0), "inactive": ("i8", 0), "persistent": ("i8", 0), "upper": ("i8", 0),
+        "lower": ("i8", 0), "overloaded": ("?", 0), "stat": ("i4", 0), "service_stat": ("i4", 0), "addr": ("u4", 0),
+        "port": ("u2", 0), "method": ("u1", 0), "asked": ("i8", -1), "kind": ("i1", 0), "link": ("i2", 0),
+        "nexthop": ("u4", 0), "mtu": ("i4", 0), "chosen": ("i4", -1), "known": ("i4", -1), "answer": ("i4", -1),
+    }  # fmt: skip
+
+    up: Mask
+    active: I64
+    inactive: I64
+    persistent: I64
+    upper: I64
+    lower: I64
+    overloaded: Mask
+    stat: I32
+    service_stat: I32
+    addr: NDArray[np.uint32]
+    port: NDArray[np.uint16]
+    method: NDArray[np.uint8]
+    asked: I64
+    kind: NDArray[np.int8]
+    link: NDArray[np.int16]
+    nexthop: NDArray[np.uint32]
+    mtu: I32
+    chosen: I32
+    known: I32
+    answer: I32
+
+    def __init__(self) -> None:
+        for name, (dtype, _) in self.COLUMNS.items():
+            setattr(self, name, np.zeros(0, dtype))
+
+    def hold(self, number: int) -> None:
+        """Make room for a server of this number."""
+        old = len(self.up)
+        if number < old:
+            return
+        more = max(64, old, number + 1 - old)
+        for name, (dtype, fresh) in self.COLUMNS.items():
+            setattr(self, name, np.concatenate([getattr(self, name), np.full(more, fresh, dtype)]))
+
+    def came(self, numbers: I32, active: Mask) -> None:
+        """A new connection at each of these servers (they may repeat), active or not; maybe one too many."""
+        np.add.at(self.active, numbers[active], 1)
+        np.add.at(self.inactive, numbers[~active], 1)
+        some = numbers[self.upper[numbers] > 0]
+        self.overloaded[some] |= self.active[some] + self.inactive[some] >= self.upper[some]
+
+    def went(self, numbers: I32, active: Mask) -> None:
+        """A connection of each of these servers ended."""
+        np.subtract.at(self.active, numbers[active], 1)
+        np.subtract.at(self.inactive, numbers[~active], 1)
+        some = numbers[self.overloaded[numbers]]
+        total, upper, lower = self.active[some] + self.inactive[some], self.upper[some], self.lower[some]
+        self.overloaded[some] = np.where(lower > 0, total >= lower, (upper > 0) & (total * 4 >= upper * 3))
+
+    def shifted(self, numbers: I32, active: Mask) -> None:
+        """A connection of each of these servers became active, or inactive."""
+        change = np.where(active, 1, -1)
+        np.add.at(self.active, numbers, change)
+        np.subtract.at(self.inactive, numbers, change)
+
+
+def _column(name: str) -> Any:
+    """An attribute of a Destination that stands in a column of Servers."""
+
+    def get(self: Destination) -> Any:
+        return getattr(self.columns, name).item(self.number)
+
+    def put(self: Destination, value: int) -> None:
+        getattr(self.columns, name)[self.number] = value
+
+    return property(get, put)
+
+
 class Destination:
     """A real server of one service.
 
-    number      its place in the columns that Ipvs keeps of servers
-    active, inactive   connections it has; persistent: templates that point to it
-    upper, lower       thresholds (0 none): `overloaded` from upper on, until the number falls below lower
-    available   it is in its service's list; else it was deleted, and waits for its connections to end or to be re-added
-    last_weight the latest weight above 0 (0 if it was added with 0)
+    columns, number   where what packets change of it stands: up, active, inactive, persistent, upper, lower, overloaded
+    last_weight       the latest weight above 0 (0 if it was added with 0)
     """
 
-    __slots__ = (
-        "active", "addr", "available", "home", "idle", "inactive", "last_weight", "lower", "method", "number",
-        "overloaded", "persistent", "port", "service", "stat", "text", "tunnel", "upper", "weight",
-    )  # fmt: skip
+    available: bool = _column("up")
+    active: int = _column("active")
+    inactive: int = _column("inactive")
+    persistent: int = _column("persistent")
+    upper: int = _column("upper")
+    lower: int = _column("lower")
+    overloaded: bool = _column("overloaded")
 
-    def __init__(self, number: int, service: Service, addr: int, port: int) -> None:
-        self.number, self.stat = number, 0
+    def __init__(self, columns: Servers, number: int, service: Service, addr: int, port: int) -> None:
+        columns.hold(number)
+        self.columns, self.number, self.stat = columns, number, 0
         self.service = service
         self.home = service.identity
         self.addr, self.port = addr, port
@@ -285,9 +374,6 @@ class Destination:
         self.method = ROUTE
         self.tunnel = PLAIN_TUNNEL
         self.weight = self.last_weight = 1
-        self.upper = self.lower = 0
-        self.active = self.inactive = self.persistent = 0
-        self.overloaded = False
         self.available = True
         self.idle = -1
 
@@ -343,8 +429,7 @@ _COLUMNS = {
     "proto": "u1", "caddr": "u4", "cport": "u2", "vaddr": "u4", "vport": "u2", "daddr": "u4", "dport": "u2",
     "method": "u1", "flags": "i4", "state": "u1", "dest": "i4", "timeout": "i8", "deadline": "i8", "parent": "i4",
     "children": "i4", "mark": "u4", "service": "i4", "known": "i4", "answer": "i4", "queued": "i8", "serial": "i8",
-    "client_key": "i4", "server_key": "i4", "client_older": "i4", "server_older": "i4", "live": "?",
-    "requests": "u4",
+    "live": "?", "requests": "u4",
 }  # fmt: skip
 
 
@@ -384,59 +469,62 @@ class Connections:
     answer: I32
     queued: I64
     serial: I64
-    client_key: I32
-    server_key: I32
-    client_older: I32
-    server_older: I32
     live: Mask
     requests: NDArray[np.uint32]
 
     def __init__(self, seed: int) -> None:
         self.capacity = 0
-        self._free: list[int] = []
+        self._free: I32 = np.zeros(0, np.int32)  # numbers to be given out are its first ones, the last of them next
+        self._left = 0  # how many these are
         for name, dtype in _COLUMNS.items():
             setattr(self, name, np.zeros(0, dtype))
         self.client = Index(seed)
         self.server = Index(seed)
-        self._grow()
+        self._grow(64)
 
-    def _grow(self) -> None:
-        old, self.capacity = self.capacity, max(64, self.capacity * 2)
+    def _grow(self, n: int) -> None:
+        """Room for n more, at least. What is not given out has no parent, and waits for no time."""
+        old = self.capacity
+        self.capacity = max(64, old * 2, old + n)
         for name in _COLUMNS:
             column = getattr(self, name)
-            setattr(self, name, np.concatenate([column, np.zeros(self.capacity - old, column.dtype)]))
-        self._free[:0] = range(self.capacity - 1, old - 1, -1)
+            fresh = {"parent": -1, "queued": NEVER}.get(name, 0)
+            setattr(self, name, np.concatenate([column, np.full(self.capacity - old, fresh, column.dtype)]))
+        more = np.arange(self.capacity - 1, old - 1, -1, dtype=np.int32)
+        self._free = np.concatenate([more, self._free[: self._left], np.zeros(old - self._left, np.int32)])
+        self._left += len(more)
         self._noted = np.zeros(self.capacity, bool)
+        self.client.hold(self.capacity)
+        self.server.hold(self.capacity)
 
     def allocate(self, serial: int) -> int:
         """A number for a new connection."""
-        if not self._free:
-            self._grow()
-        c = self._free.pop()
+        if not self._left:
+            self._grow(1)
+        self._left -= 1
+        c = self._free.item(self._left)
         self.serial[c] = serial
         self.live[c] = True
-        self.parent[c] = self.client_key[c] = self.server_key[c] = -1
-        self.children[c] = 0
-        self.queued[c] = NEVER
         return c
 
     def allocate_many(self, serials: I64) -> I32:
         """int32[n]: a number for each of n new connections."""
         n = len(serials)
-        while len(self._free) < n:
-            self._grow()
-        c = np.array(self._free[-n:], np.int32)
-        del self._free[-n:]
+        if self._left < n:
+            self._grow(n - self._left)
+        self._left -= n
+        c: I32 = self._free[self._left : self._left + n][::-1].copy()
         self.serial[c] = serials
         self.live[c] = True
-        self.parent[c] = self.client_key[c] = self.server_key[c] = -1
-        self.children[c] = 0
-        self.queued[c] = NEVER
         return c
 
-    def release(self, c: int) -> None:
-        """Nobody refers to the number any more."""
-        self._free.append(c)
+    def release(self, conns: I32) -> None:
+        """Nobody refers to these numbers any more."""
+        self.queued[conns] = NEVER
+        self._free[self._left : self._left + len(conns)] = conns
+        self._left += len(conns)
+        if len(conns) > SORTED:  # neighbours are quicker to fill
+            self._free[: self._left] = np.sort(self._free[: self._left])[::-1]
 
     def among(self, conns: I32, some: I32) -> Mask:
         """bool[n]: this connection is one of `some`."""
@@ -470,12 +558,11 @@ class Connections:
             key = caddr | int(self.vaddr[c]), proto | cport | int(self.vport[c])
             if self.flags[c] & OPEN:
                 key = key[0], key[1] | ANY_PORT
-            self.client_key[c], self.client_older[c] = self.client.push(key, c)
+            self.client.push(key, c)
         if not template:
             masq = self.method[c] == MASQ
             addr, port = (self.daddr[c], self.dport[c]) if masq else (self.vaddr[c], self.vport[c])
-            key = caddr | int(addr), proto | cport | int(port)
-            self.server_key[c], self.server_older[c] = self.server.push(key, c)
+            self.server.push((caddr | int(addr), proto | cport | int(port)), c)
 
     def enlist_many(self, c: I32) -> None:
         """Make many findable, none of which is a template or has client port 0."""
@@ -485,103 +572,132 @@ class Connections:
         rest = self.proto[c].astype(np.uint64) << half
         rest |= self.cport[c].astype(np.uint64) << np.uint64(16)
         masq = self.method[c] == MASQ
-        for index, keys, older, addr, port in (
-            (self.client, self.client_key, self.client_older, self.vaddr[c], self.vport[c]),
-            (
-                self.server, self.server_key, self.server_older,
-                np.where(masq, self.daddr[c], self.vaddr[c]), np.where(masq, self.dport[c], self.vport[c]),
-            ),
-        ):  # fmt: skip
-            keys[c], older[c] = index.push_many(client | addr.astype(np.uint64), rest | port.astype(np.uint64), c)
+        for index, addr, port in (
+            (self.client, self.vaddr[c], self.vport[c]),
+            (self.server, np.where(masq, self.daddr[c], self.vaddr[c]), np.where(masq, self.dport[c], self.vport[c])),
+        ):
+            index.push_many(client | addr, rest | port, c)
 
     def delist_many(self, c: I32) -> None:
         """Make many unfindable."""
-        for index, keys, older in (
-            (self.client, self.client_key, self.client_older),
-            (self.server, self.server_key, self.server_older),
-        ):
-            some = c[keys[c] >= 0]
-            index.pull_many(keys[some], some, older)
-            keys[some] = -1
+        self.client.pull_many(c)
+        self.server.pull_many(c)
         self.flags[c] &= ~FOUND
 
     def delist(self, c: int) -> None:
         """Make it unfindable; an older connection of the same key shows again."""
-        if self.client_key[c] >= 0:
-            self.client.pull(int(self.client_key[c]), c, self.client_older)
-            self.client_key[c] = -1
-        if self.server_key[c] >= 0:
-            self.server.pull(int(self.server_key[c]), c, self.server_older)
-            self.server_key[c] = -1
+        self.client.pull(c)
+        self.server.pull(c)
         self.flags[c] &= ~FOUND
 
 
 class Index:
-    """Keys of two words -> the newest connection that has the key."""
+    """Keys of two words -> the newest connection that has the key.
+
+    older, younger   int32[capacity]  its neighbours among those of one key: -1 none, OUT: it has no key here
+    """
 
     def __init__(self, seed: int) -> None:
-        self.table = Table(2, seed=seed)
-        self.heads: I32 = np.full(64, -1, np.int32)
+        self.table = Table(2, seed=seed)  # key -> the newest connection's own number
+        self.older: I32 = np.zeros(0, np.int32)
+        self.younger: I32 = np.zeros(0, np.int32)
+
+    def hold(self, capacity: int) -> None:
+        """Make room for connections below `capacity`."""
+        more = np.full(capacity - len(self.younger), OUT, np.int32)
+        self.older, self.younger = np.concatenate([self.older, more]), np.concatenate([self.younger, more])
 
     def find(self, first: NDArray[np.uint64], second: NDArray[np.uint64]) -> I32:
         """int32[n]: connection numbers, -1 for none."""
-        found = self.table.find((first, second))
-        out = self.heads[found]  # -1 reads the last place, which is put right here
-        out[found < 0] = -1
-        return out
+        return self.table.find((first, second))
 
     def find_one(self, first: int, second: int) -> int:
-        found = self.table.find_one(first, second)
-        return -1 if found < 0 else int(self.heads[found])
+        return self.table.find_one(first, second)
 
-    def push(self, key: tuple[int, int], c: int) -> tuple[int, int]:
-        """(number of the key, the connection that had it so far or -1)."""
-        older = self.find_one(*key)
-        number = self.table.add_one(*key)
-        if number >= len(self.heads):
-            self.heads = np.concatenate([self.heads, np.full(max(len(self.heads), number), -1, np.int32)])
-        self.heads[number] = c
-        return number, older
+    def push(self, key: tuple[int, int], c: int) -> None:
+        """A new connection of this key."""
+        older = self.table.find_one(*key)
+        if older >= 0:
+            self.table.remove_one(older)
+            self.younger[older] = c
+        self.table.add_one(*key, number=c)
+        self.older[c], self.younger[c] = older, -1
 
-    def push_many(self, first: NDArray[np.uint64], second: NDArray[np.uint64], conns: I32) -> tuple[I32, I32]:
+    def push_many(self, first: NDArray[np.uint64], second: NDArray[np.uint64], conns: I32) -> None:
         """`push` for one after the other."""
-        numbers = self.table.add((first, second))
-        top = int(numbers.max()) + 1
-        if top > len(self.heads):
-            self.heads = np.concatenate([self.heads, np.full(max(len(self.heads), top), -1, np.int32)])
-        older = self.heads[numbers]
-        self.heads[numbers] = conns
-        if (self.heads[numbers] != conns).any():  # a key that comes more than once
-            order = np.argsort(numbers, kind="stable")
-            ordered, sorted_conns = numbers[order], conns[order]
-            again = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
-            older[order[again]] = sorted_conns[again - 1]
-            last = np.ones(len(order), bool)
-            last[again - 1] = False
-            self.heads[ordered[last]] = sorted_conns[last]
-        return numbers, older
+        self.older[conns] = self.younger[conns] = -1
+        again = np.flatnonzero(self.table.add((first, second), conns) != conns)
+        for k in again.tolist():
+            self.push((int(first[k]), int(second[k])), int(conns[k]))
 
-    def pull_many(self, numbers: I32, conns: I32, older: I32) -> None:
+    def pull_many(self, conns: I32) -> None:
         """`pull` for many."""
-        alone = (self.heads[numbers] == conns) & (older[conns] < 0)
-        self.heads[numbers[alone]] = -1
-        self.table.remove(numbers[alone])
-        for number, c in zip(numbers[~alone].tolist(), conns[~alone].tolist(), strict=True):
-            self.pull(number, c, older)
+        conns = conns[self.younger[conns] != OUT]
+        alone = (self.younger[conns] == -1) & (self.older[conns] == -1)
+        self.table.remove(conns[alone])
+        self.younger[conns[alone]] = OUT
+        for c in conns[~alone].tolist():
+            self.pull(c)
 
-    def pull(self, number: int, c: int, older: I32) -> None:
-        at = int(self.heads[number])
-        if at == c:
-            self.heads[number] = older[c]  # -1 where there is none: so it is for numbers not in use
-            if older[c] < 0:
-                self.table.remove_one(number)
+    def pull(self, c: int) -> None:
+        """Forget a connection, if it has a key here; the one before it shows again."""
+        older, younger = self.older.item(c), self.younger.item(c)
+        if younger == OUT:
             return
-        while int(older[at]) != c:
-            at = int(older[at])
-        older[at] = older[c]
+        self.younger[c] = OUT
+        if younger >= 0:
+            self.older[younger] = older
+        else:
+            key = self.table.key(c)
+            self.table.remove_one(c)
+            if older >= 0:
+                self.table.add_one(*key, number=older)
+        if older >= 0:
+            self.younger[older] = younger
+
+    def check(self) -> None:
+        """Assert that the table holds the newest of each key, and links go both ways."""
+        self.table.check()
+        assert self.table.ids().tolist() == np.flatnonzero(self.younger == -1).tolist(), "the newest of each key"
+        has = np.flatnonzero((self.younger != OUT) & (self.older >= 0))
+        assert (self.younger[self.older[has]] == has).all(), "links between connections of one key"
 
 
+OUT = -2
+SORTED = 256  # so many numbers given back at once are worth sorting
 ANY_PORT = 1 << 48  # in a key: the client's port is not known
+
+
+class Recall:
+    """What a table said of the packets of a run, for who asks again: the same keys of the same table.
+
+    One of the rooms asks of a run before it goes, others of its packets on their way, as long as nothing changed.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._pkts: Packets | None = None
+        self._first = self._version = 0
+        self._keys: tuple[NDArray[np.uint64], ...] = ()
+        self._found: I32 = np.zeros(0, np.int32)
+
+    def find(self, p: Packets, rows: Rows, keys: tuple[NDArray[np.uint64], ...]) -> I32:
+        """int32[n], not to be written to: `Table.find` of the keys, which are those of these packets (ascending)."""
+        n = len(rows)
+        if n <= FEW:
+            return self._table.find(keys)
+        first, last = rows.item(0), rows.item(-1)
+        if self._pkts is p and self._version == self._table.version:
+            lo, hi = first - self._first, last - self._first
+            if lo >= 0 and hi < len(self._found):
+                at = slice(lo, hi + 1) if hi - lo + 1 == n else rows - self._first
+                if all((known[at] == key).all() for known, key in zip(self._keys, keys, strict=True)):
+                    return self._found[at]
+        found = self._table.find(keys)
+        if last - first + 1 == n:
+            self._pkts, self._first, self._version = p, first, self._table.version
+            self._keys, self._found = keys, found
+        return found
 
 
 class Ask(NamedTuple):
@@ -623,7 +739,7 @@ class Choice(NamedTuple):
 
 # what becomes of a packet at the in-hook
 GO_ON, SENT, ENDED = 0, 1, 2
-CONNS, IN_PACKETS, OUT_PACKETS, IN_BYTES, OUT_BYTES = range(5)
+COUNTED = CONNS, IN_PACKETS, OUT_PACKETS, IN_BYTES, OUT_BYTES = range(5)
 _NO_ROWS = np.zeros(0, np.intp)
 FEW = 6  # so many packets are quicker one by one
 ROUNDS = 16  # of a connection, so many changes at once
@@ -656,19 +772,15 @@ class Ipvs:
         self._wildcards = 0  # services that a packet may meet without carrying their port
         self._ftp = 0
         self._dests: list[Destination] = []
+        self.servers = Servers()
         self._trash: list[Destination] = []
-        self._servers = Table(1, seed=node.seed)
+        self._addresses = Table(1, seed=node.seed)  # of servers
         self._server_uses: dict[int, int] = {}
-        # servers in columns: deleted or not, where its service and it are counted, the way there
-        self._up: Mask = np.zeros(0, bool)
-        self._dest_stat: I32 = np.zeros(0, np.int32)
-        self._service_stat: I32 = np.zeros(0, np.int32)
-        self._way: NDArray[np.int64] = np.zeros((0, 5), np.int64)  # routing version, kind, link, next hop, mtu
         # times at which something falls due, and what: connections, and SPECIAL numbers below 0. Of two connections
         # set for one moment the younger rings first, as in Linux's timer wheel: one goes before the template that
         # controls it, which may then go too
         self._timers: list[int] = []
-        self._due: dict[int, list[int]] = {}
+        self._due: dict[int, list[I32]] = {}
         # services in columns, by their place in `counters`: the choice heeds how many connections servers have; what
         # many packets at once may ask of them (see _plan), and when that was found out
         self._by_stat: dict[int, Service] = {}
@@ -679,10 +791,10 @@ class Ipvs:
         self._texts: I32 = np.zeros(64, np.int32)
         self._planned: NDArray[np.int64] = np.full((64, 2), -1, np.int64)
         self._version = 0  # counts changes to services and servers
-        # servers in columns: numbers of the steps of a new connection, a known one, and an answer, -1: not yet made
-        self._steps: NDArray[np.int32] = np.zeros((0, 3), np.int32)
-        self._ends: NDArray[np.uint32] = np.zeros((0, 3), np.uint32)  # address, port, method
-        self._spent: list[int] = []  # numbers of connections that went
+        # what the tables said of the packets of this run, for who asks again
+        self._clients, self._answers = Recall(self.conns.client.table), Recall(self.conns.server.table)
+        self._served = Recall(self._service_table)
+        self._spent: list[I32] = []  # numbers of connections that went
         self._depth = 0  # calls of the in-hook under way: what it sends passes the hooks too
         self._drop_counter = 0
         self._todrop = [0] * (SHORT_TALK + 1)  # of connections with so many packets, how many more drop_entry spares
@@ -792,7 +904,7 @@ class Ipvs:
         while len(left) > FEW:
             before = len(left)
             r = rows[left]
-            found = self.conns.client.find(*self._keys(p, r, False))
+            found = self._clients.find(p, r, self._keys(p, r, False))
             hit = found >= 0
             if hit.any():
                 known = np.flatnonzero(hit)
@@ -814,15 +926,15 @@ class Ipvs:
         p, t = trip.pkts, self.conns
         dest = t.dest[c]
         fine = (dest >= 0) & (p.proto[r] != SCTP) & ((p.proto[r] != TCP) | ((p.flags[r] & SYN) == 0))
-        fine &= self._up[dest]  # -1 reads the last one, masked before
+        fine &= self.servers.up[dest]  # -1 reads the last one, masked before
         if fine.any():
             self._refresh_ways(dest[fine])
-            way = self._way[dest]
-            fine &= (way[:, 1] == routing.FORWARD) & (p.ttl[r] > 1) & (p.src[r] >> 24 != 127) & (t.method[c] != TUNNEL)
-            fine &= (p.length[r] <= way[:, 4]) | ((p.frag[r] & DONT_FRAGMENT) == 0)
+            fine &= (self.servers.kind[dest] == routing.FORWARD) & (p.ttl[r] > 1) & (p.src[r] >> 24 != 127)
+            fine &= t.method[c] != TUNNEL
+            fine &= (p.length[r] <= self.servers.mtu[dest]) | ((p.frag[r] & DONT_FRAGMENT) == 0)
         moves = ~self._same_state(p, r, c, False) & fine
         if moves.any() and fresh.any():  # what changes a load keeps its place among choices by load
-            fine &= ~(moves & self._heeds[self._service_stat[dest]])
+            fine &= ~(moves & self._heeds[self.servers.service_stat[dest]])
         if not fine.all():
             fine = ~t.among(c, c[~fine])
         if not fine.any():
@@ -865,7 +977,7 @@ class Ipvs:
                 oc, on = c[other], new[other]
                 active = IS_ACTIVE[on]
                 swap = active == ((t.flags[oc] & INACTIVE) != 0)
-                self._shift_loads(t.dest[oc[swap]], active[swap])
+                self.servers.shifted(t.dest[oc[swap]], active[swap])
                 t.flags[oc[swap]] ^= INACTIVE
                 self._assure_many(oc[on == ES])
                 t.state[oc] = on
@@ -879,14 +991,6 @@ class Ipvs:
         self._alarm_many(first, self._rings(first))
         return done
 
-    def _shift_loads(self, dests: I32, active: Mask) -> None:
-        """Connections of these servers that become active, or inactive."""
-        more = np.bincount(dests, np.where(active, 1, -1), len(self._dests)) if len(dests) else np.zeros(0)
-        for number in np.flatnonzero(more).tolist():
-            change = int(more[number])
-            self._dests[number].active += change
-            self._dests[number].inactive -= change
-
     def _assure_many(self, conns: I32) -> None:
         parents = self.conns.parent[conns]
         parents = parents[parents >= 0]
@@ -895,12 +999,7 @@ class Ipvs:
 
     def _service_numbers(self, p: Packets, rows: Rows) -> I32:
         """int32[n]: the service that each packet belongs to, by its place in `counters`; 0 for none."""
-        key = (
-            (p.proto[rows].astype(np.uint64) << np.uint64(48))
-            | (p.dst[rows].astype(np.uint64) << np.uint64(16))
-            | p.dport[rows]
-        )
-        found = self._service_table.find((key,))
+        found = self._served.find(p, rows, (_service_keys(p, rows),))
         out = np.where(found < 0, 0, self._stat_of_key[found]).astype(np.int32)
         if self._wildcards:
             marked = (p.mark[rows] != 0) if self._by_mark else np.zeros(len(rows), bool)
@@ -919,8 +1018,9 @@ class Ipvs:
         services = [self._by_stat[number] for number in stale]
         listed = [[d.number for d in service.destinations] for service in services]
         self._refresh_ways(np.array([number for one in listed for number in one], np.int32))
-        usable = (self._way[:, 1] == routing.FORWARD) & np.isin(self._ends[:, 2], (MASQ, ROUTE))
-        room = np.where(usable, self._way[:, 4], 0).tolist()
+        s = self.servers
+        usable = (s.kind == routing.FORWARD) & ((s.method == MASQ) | (s.method == ROUTE))
+        room = np.where(usable, s.mtu, 0).tolist()
         bypass = bool(self._on("cache_bypass"))
         for number, service, servers in zip(stale, services, listed, strict=True):
             self._planned[number] = stamp
@@ -964,14 +1064,14 @@ class Ipvs:
             known = np.flatnonzero(~new)
             home = number.copy()
             home[known] = np.where(
-                self.conns.dest[found[known]] >= 0, self._service_stat[self.conns.dest[found[known]]], 0
+                self.conns.dest[found[known]] >= 0, self.servers.service_stat[self.conns.dest[found[known]]], 0
             )
             # what stays for later disturbs choices by load, and others if it may lead to a choice itself
             odd = np.zeros(self._stats_used, bool)
             odd[home[rest]] = self._heeds[home[rest]]
             bold = rest.copy()
             bold[known] &= (tcp[known] & ((flags[known] & SYN) != 0)) | (proto[known] == SCTP)
-            bold[known] |= rest[known] & ~self._up[self.conns.dest[found[known]]]
+            bold[known] |= rest[known] & ~self.servers.up[self.conns.dest[found[known]]]
             if again.any():  # one that only follows another's opening finds its connection
                 bold[again] = ~self._led(p, r, again, fit)
             odd[number[bold]] = True
@@ -1067,7 +1167,8 @@ class Ipvs:
         p, t = trip.pkts, self.conns
         c = t.allocate_many(p.serial[rows] * 2 + 1)
         self._plan_steps(dests)
-        addr, port, method = self._ends[dests].T
+        s = self.servers
+        addr, port, method = s.addr[dests], s.port[dests], s.method[dests]
         t.proto[c], t.mark[c] = p.proto[rows], p.mark[rows]
         t.caddr[c], t.cport[c], t.vaddr[c], t.vport[c] = p.src[rows], p.sport[rows], p.dst[rows], p.dport[rows]
         t.dest[c], t.daddr[c], t.method[c] = dests, addr, method
@@ -1082,40 +1183,29 @@ class Ipvs:
         t.state[c] = state
         t.requests[c] = 1
         t.service[c] = self._texts[numbers]
-        step = self._steps[dests]
-        alike = step[:, 0] >= 0
-        if not alike.all():  # a server without a port of its own: each port has its steps
-            for k in np.flatnonzero(~alike).tolist():
-                step[k] = self._steps_to(self._dests[int(dests[k])], int(t.dport[c[k]]))
-        t.known[c], t.answer[c] = step[:, 1], step[:, 2]
+        chosen, known, answer = s.chosen[dests], s.known[dests], s.answer[dests]
+        for k in np.flatnonzero(chosen < 0).tolist():  # a server without a port of its own: each port has its steps
+            chosen[k], known[k], answer[k] = self._steps_to(self._dests[int(dests[k])], int(t.dport[c[k]]))
+        t.known[c], t.answer[c] = known, answer
         t.enlist_many(c)
-        n = len(self._dests)
-        more, busy = np.bincount(dests, minlength=n), np.bincount(dests[active], minlength=n)
-        for number in np.flatnonzero(more).tolist():
-            dest = self._dests[number]
-            if not self._heeds[dest.service.stat]:
-                dest.active += int(busy[number])
-                dest.inactive += int(more[number] - busy[number])
-        for where in (self._dest_stat[dests], self._service_stat[dests]):
-            self.counters[: self._stats_used, CONNS] += np.bincount(where, minlength=self._stats_used)
+        uncounted = ~self._heeds[numbers]
+        self.servers.came(dests[uncounted], active[uncounted])
+        tally = self.counters.reshape(-1)
+        for where in (self.servers.stat[dests], numbers):
+            np.add.at(tally, where.astype(np.intp) * len(COUNTED) + CONNS, 1)
         self.counters[0, CONNS] += len(c)
         self._count(c, p.length[rows], IN_PACKETS, IN_BYTES)
         timeouts, _ = self._state_times
         t.timeout[c] = timeouts[np.where(tcp, state, len(STATES))]
         t.deadline[c] = p.time[rows] + t.timeout[c]
         self._alarm_many(c, self._rings(c))
-        return c, step[:, 0]
+        return c, chosen
 
     def _may_serve(self, p: Packets, rows: Rows) -> Mask:
         """bool[n]: some service could want this packet."""
         if self._wildcards:
             return np.ones(len(rows), bool)
-        key = (
-            (p.proto[rows].astype(np.uint64) << np.uint64(48))
-            | (p.dst[rows].astype(np.uint64) << np.uint64(16))
-            | p.dport[rows]
-        )
-        out: Mask = self._service_table.find((key,)) >= 0
+        out: Mask = self._served.find(p, rows, (_service_keys(p, rows),)) >= 0
         return out
 
     def _touch(self, conns: I32, times: I64) -> None:
@@ -1149,20 +1239,22 @@ class Ipvs:
         """Add packets to the counters of server, service and everything; a deleted server's do not count."""
         dest = self.conns.dest[conns]
         ok = dest >= 0
-        ok &= self._up[dest]
+        ok &= self.servers.up[dest]
         dest, lengths = dest[ok], lengths[ok]
         if not len(dest):
             return
-        for where in (self._dest_stat[dest], self._service_stat[dest]):
-            self.counters[: self._stats_used, packets] += np.bincount(where, minlength=self._stats_used)
-            self.counters[: self._stats_used, size] += np.bincount(where, lengths, self._stats_used).astype(np.int64)
+        tally, lengths = self.counters.reshape(-1), lengths.astype(np.int64)
+        for stat in (self.servers.stat, self.servers.service_stat):
+            where = stat[dest].astype(np.intp) * len(COUNTED)
+            np.add.at(tally, where + packets, 1)
+            np.add.at(tally, where + size, lengths)
         self.counters[0, packets] += len(dest)
         self.counters[0, size] += int(lengths.sum())
 
     def _count_one(self, c: int, length: int, packets: int, size: int) -> None:
         number = int(self.conns.dest[c])
-        if number >= 0 and self._up[number]:
-            for where in (int(self._dest_stat[number]), int(self._service_stat[number]), 0):
+        if number >= 0 and self.servers.up[number]:
+            for where in (int(self.servers.stat[number]), int(self.servers.service_stat[number]), 0):
                 self.counters[where, packets] += 1
                 self.counters[where, size] += length
 
@@ -1183,7 +1275,7 @@ class Ipvs:
                 return ENDED, -1, 0
             if gone:
                 c = -1
-        if c >= 0 and t.dest[c] >= 0 and not self._up[t.dest[c]]:
+        if c >= 0 and t.dest[c] >= 0 and not self.servers.up[t.dest[c]]:
             if not self._on("expire_nodest_conn"):
                 self._die(trip, row, "ipvs: the real server is gone")
                 return ENDED, -1, 0
@@ -1509,10 +1601,10 @@ class Ipvs:
         """Numbers of the steps to a server, of a new connection and a known one, and of its answers."""
         service = dest.service
         if port == (dest.port or service.port):
-            if self._steps[dest.number, 0] < 0:
-                self._plan_steps(np.array([dest.number], np.int32))
-            new, known, answer = self._steps[dest.number].tolist()
-            return new, known, answer
+            s, n = self.servers, dest.number
+            if s.chosen[n] < 0:
+                self._plan_steps(np.array([n], np.int32))
+            return s.chosen.item(n), s.known.item(n), s.answer.item(n)
         where, number = f"{dotted(dest.addr)}:{port}", self.node.paths.step_id
         return (
             number(service.step(service.scheduler.name, where)),
@@ -1521,8 +1613,8 @@ class Ipvs:
         )
 
     def _plan_steps(self, dests: I32) -> None:
-        """Fill in `_steps` for servers that always have the same port. The texts are made when somebody looks."""
-        missing = np.unique(dests[self._steps[dests, 0] < 0])
+        """Number the steps to servers that always have the same port. The texts are made when somebody looks."""
+        missing = np.unique(dests[self.servers.chosen[dests] < 0])
         told: list[tuple[Destination, Service, str]] = []
         for number in missing.tolist():
             dest = self._dests[number]
@@ -1536,7 +1628,9 @@ class Ipvs:
 
         if told:
             first = self.node.paths.steps.reserve(3 * len(told), make)
-            self._steps[[dest.number for dest, _, _ in told]] = first + np.arange(3 * len(told)).reshape(-1, 3)
+            numbers = [dest.number for dest, _, _ in told]
+            for k, column in enumerate((self.servers.chosen, self.servers.known, self.servers.answer)):
+                column[numbers] = first + k + np.arange(0, 3 * len(told), 3)
 
     def _bypass(self, ask: Ask, service: Service, now: int, serial: int) -> int:
         t = self.conns
@@ -1610,17 +1704,16 @@ class Ipvs:
 
     def _refresh_ways(self, dests: I32) -> None:
         """Look up the way to servers whose way is older than the routes."""
-        version = self.node.routing.version
-        stale = dests[self._way[dests, 0] != version]
+        s, version = self.servers, self.node.routing.version
+        stale = dests[s.asked[dests] != version]
         if not len(stale):
             return
         stale = np.unique(stale)
-        addrs = self._ends[stale, 0]
+        addrs = s.addr[stale]
         zero = np.zeros(len(addrs), np.uint32)
         way = self.node.routing.output(addrs, zero, zero, np.zeros(len(addrs), np.uint8))
-        self._way[stale, 0] = version
-        for k, column in enumerate((way.kind, way.link, way.nexthop, way.mtu), 1):
-            self._way[stale, k] = np.asarray(column)
+        s.asked[stale] = version
+        s.kind[stale], s.link[stale], s.nexthop[stale], s.mtu[stale] = way.kind, way.link, way.nexthop, way.mtu
 
     def _look_up(self, addr: int) -> tuple[int, int, int, int]:
         zero = np.zeros(1, np.uint32)
@@ -1633,10 +1726,10 @@ class Ipvs:
         number = int(t.dest[c])
         if number < 0:
             return self._look_up(int(trip.pkts.dst[row]))
-        if self._way[number, 0] != self.node.routing.version:
-            self._way[number] = (self.node.routing.version, *self._look_up(self._dests[number].addr))
-        _, kind, link, hop, mtu = self._way[number].tolist()
-        return kind, link, hop, mtu
+        s = self.servers
+        if s.asked[number] != self.node.routing.version:
+            self._refresh_ways(np.array([number], np.int32))
+        return s.kind.item(number), s.link.item(number), s.nexthop.item(number), s.mtu.item(number)
 
     def _send_one(self, trip: Trip, row: int, c: int, *, local_allowed: bool = True) -> int:
         """May it be sent to its server, and does it leave the node? SENT, GO_ON (the server is local) or ENDED."""
@@ -1724,9 +1817,9 @@ class Ipvs:
                 kind, link, hop, mtu = self._way_of(trip, row, c)
                 trip.route_kind[row], trip.route_link[row], trip.nexthop[row], trip.mtu[row] = kind, link, hop, mtu
             return
-        way = self._way[dest]
-        trip.route_kind[rows], trip.route_link[rows] = way[:, 1], way[:, 2]
-        trip.nexthop[rows], trip.mtu[rows] = way[:, 3], way[:, 4]
+        s = self.servers
+        trip.route_kind[rows], trip.route_link[rows] = s.kind[dest], s.link[dest]
+        trip.nexthop[rows], trip.mtu[rows] = s.nexthop[dest], s.mtu[dest]
 
     def _untrack(self, trip: Trip, rows: Rows, conns: I32, reply: bool = False) -> None:
         """Part packets and conntrack; or, for connections made with vs.conntrack on, tell it of the server."""
@@ -1814,7 +1907,7 @@ class Ipvs:
             return
         r = rows[mine]
         if len(r) > 1:
-            found = t.server.find(*self._keys(p, r, True))
+            found = self._answers.find(p, r, self._keys(p, r, True))
         else:
             one = int(r[0])
             key = int(p.proto[one]), int(p.dst[one]), int(p.dport[one]), int(p.src[one]), int(p.sport[one])
@@ -2203,9 +2296,11 @@ class Ipvs:
         shortest = min(min(self.timeouts.values()), self.udp_timeout, FIRST_TIMEOUT) * SECOND
         first = int(p.time[rows[0]])
         end = int(np.searchsorted(p.time[rows], min(first + shortest, (first // ROUND + 1) * ROUND)))
-        to = np.where(served, t.client.find(*self._keys(p, rows, False)), -1).astype(np.int32)
-        back = np.where(served, t.server.find(*self._keys(p, rows, True)), -1).astype(np.int32)
-        back[to >= 0] = -1
+        to = self._clients.find(p, rows, self._keys(p, rows, False))
+        back = self._answers.find(p, rows, self._keys(p, rows, True))
+        if not served.all():
+            to = np.where(served, to, -1)
+        back = np.where(served & (to < 0), back, -1)
         if self._read or self._awaited:  # who speaks FTP goes alone, and who may have been told to come
             alone = ((t.flags[np.maximum(to, back)] & (OPEN | READ)) != 0) & (np.maximum(to, back) >= 0)
             alone |= (proto == TCP) & (to < 0) & (back < 0) & bool(self._awaited)
@@ -2233,10 +2328,10 @@ class Ipvs:
         fresh = new[wanted]
         if len(fresh):
             moved = answered[sharp[answered]]
-            moved = moved[self._heeds[self._service_stat[t.dest[back[moved]]]]]
+            moved = moved[self._heeds[self.servers.service_stat[t.dest[back[moved]]]]]
             if len(moved):  # the later of the first two that meet
                 end = min(end, _meeting(fresh, moved))
-            rest = new[self._servers.find((p.src[rows[new]].astype(np.uint64),)) >= 0]
+            rest = new[self._addresses.find((p.src[rows[new]].astype(np.uint64),)) >= 0]
             if len(rest):
                 clients = (p.src[rows[fresh]].astype(np.int64) << 16) | p.sport[rows[fresh]]
                 targets = (p.dst[rows[rest]].astype(np.int64) << 16) | p.dport[rows[rest]]
@@ -2265,6 +2360,9 @@ class Ipvs:
         return self._timers[0] if self._timers else NEVER
 
     def _enqueue(self, at: int, what: int) -> None:
+        self._enqueue_many(at, np.array([what], np.int32))
+
+    def _enqueue_many(self, at: int, what: I32) -> None:
         due = self._due.get(at)
         if due is None:
             self._due[at] = [what]
@@ -2303,30 +2401,32 @@ class Ipvs:
     def _rings(self, conns: I32) -> I64:
         """int64[n]: `_ring` of many."""
         t = self.conns
+        timeout = t.timeout[conns]
+        if len(conns) and (timeout == timeout[0]).all():
+            granule = self._granule(int(timeout[0]))
+            return (t.deadline[conns] // granule + 1) * granule
         tick = SECOND // self.node.hz
-        level = np.searchsorted(63 * tick * (8 ** np.arange(9)), t.timeout[conns], side="right")
-        granule = tick * 8**level
-        return np.asarray((t.deadline[conns] // granule + 1) * granule)
+        granules = tick * 8 ** np.searchsorted(63 * tick * (8 ** np.arange(9)), timeout, side="right")
+        return np.asarray((t.deadline[conns] // granules + 1) * granules)
 
     def _alarm_many(self, conns: I32, at: I64) -> None:
         """`_alarm` for many, each of them once."""
         sooner = at < self.conns.queued[conns]
-        conns, at = conns[sooner], at[sooner]
+        if not sooner.all():
+            conns, at = conns[sooner], at[sooner]
         self.conns.queued[conns] = at
-        times, place = np.unique(at, return_inverse=True)
-        for k, time in enumerate(times.tolist()):
-            due = self._due.get(time)
-            if due is None:
-                due = self._due[time] = []
-                heapq.heappush(self._timers, time)
-            due += (conns if len(times) == 1 else conns[place == k]).tolist()
+        while len(at):  # granules are coarse: there are few times
+            time = at.min()
+            same = at == time
+            self._enqueue_many(int(time), conns[same])
+            conns, at = conns[~same], at[~same]
 
     def advance(self, now: int) -> None:
         """Let every timer ring that falls due until `now`, in order of time."""
         t, timers = self.conns, self._timers
         while timers and timers[0] <= now:
             at = heapq.heappop(timers)
-            due = np.array(self._due.pop(at), np.int32)
+            due = np.concatenate(self._due.pop(at))
             conns = due[due >= 0]
             conns = np.unique(conns[t.live[conns] & (t.queued[conns] == at)])
             if len(conns):
@@ -2345,7 +2445,13 @@ class Ipvs:
         t = self.conns
         conns = conns[np.argsort(-t.serial[conns], kind="stable")]
         if len(conns) > FEW:  # those that control others go after those
-            plain = (t.children[conns] == 0) & ((t.flags[conns] & (TRACKED | TEMPLATE)) == 0) & (t.dest[conns] >= 0)
+            plain = (t.children[conns] == 0) & ((t.flags[conns] & (TEMPLATE | ONE_PACKET | OPEN | READ)) == 0)
+            plain &= t.dest[conns] >= 0
+            tracked = plain & ((t.flags[conns] & TRACKED) != 0) & (t.cport[conns] != 0)
+            if self.node.conntrack.split:
+                plain &= ~tracked
+            elif tracked.any():
+                self._forget_flows(conns[tracked])
             c = conns[plain]
             conns = conns[~plain]
             t.delist_many(c)
@@ -2353,15 +2459,8 @@ class Ipvs:
             parents = t.parent[c]
             np.subtract.at(t.children, parents[parents >= 0], 1)
             t.parent[c] = -1
-            idle = (t.flags[c] & INACTIVE) != 0
-            n = len(self._dests)
-            quiet, busy = np.bincount(t.dest[c[idle]], minlength=n), np.bincount(t.dest[c[~idle]], minlength=n)
-            for number in np.flatnonzero(quiet + busy).tolist():
-                dest = self._dests[number]
-                dest.inactive -= int(quiet[number])
-                dest.active -= int(busy[number])
-                dest.relieved()
-            self._spent += c.tolist()
+            self.servers.went(t.dest[c], (t.flags[c] & INACTIVE) == 0)
+            self._spent.append(c)
         for c in conns.tolist():
             self._expire(c, now)
 
@@ -2390,8 +2489,7 @@ class Ipvs:
             t.timeout[c] = CONTROL_LIFE * SECOND
             self._set_timer(c, now + CONTROL_LIFE * SECOND)
             return
-        if t.client_key[c] >= 0 or t.server_key[c] >= 0:
-            t.delist(c)
+        t.delist(c)
         t.live[c] = False
         parent = int(t.parent[c])
         if parent >= 0:
@@ -2414,14 +2512,13 @@ class Ipvs:
             else:
                 dest.active -= 1
             dest.relieved()
-        self._spent.append(c)
+        self._spent.append(np.array([c], np.int32))
 
     def _over(self) -> None:
         """Numbers of connections that went may be given out again, once nobody under way holds them."""
-        if self._depth:
+        if self._depth or not self._spent:
             return
-        for c in self._spent:
-            self.conns.release(c)
+        self.conns.release(np.concatenate(self._spent))
         self._spent.clear()
 
     def _forget_flow(self, c: int, now: int) -> None:
@@ -2431,12 +2528,22 @@ class Ipvs:
         if holder >= 0:
             ct.kill(holder >> 1)
 
+    def _forget_flows(self, conns: I32) -> None:
+        """`_forget_flow` of many, where no zone is one direction's alone."""
+        t, ct = self.conns, self.node.conntrack
+        ports = t.cport[conns].astype(np.uint64) << np.uint64(48) | t.vport[conns].astype(np.uint64) << np.uint64(32)
+        ends = t.caddr[conns].astype(np.uint64) << np.uint64(32) | t.vaddr[conns]
+        found = ct.table.find((ends, ports | t.proto[conns].astype(np.uint64) << np.uint64(16)))
+        which = np.zeros(ct.capacity, bool)
+        which[found[found >= 0] >> 1] = True
+        ct.kill_where(which)
+
     def _flush_orphans(self, now: int) -> None:
         """expire_nodest_conn: connections of deleted servers go, and templates that then control nothing."""
         t = self.conns
         for c in self._by_age(t.live):
             dest = int(t.dest[c])
-            if not t.live[c] or dest < 0 or self._up[dest] or t.children[c]:
+            if not t.live[c] or dest < 0 or self.servers.up[dest] or t.children[c]:
                 continue
             parent = int(t.parent[c])
             self._expire(c, now, deleted=True)
@@ -2566,7 +2673,8 @@ class Ipvs:
         self._in_turn[service.stat] = type(service.scheduler) is RoundRobin and not self._heeds[service.stat]
         if isinstance(service.scheduler, RoundRobin):
             service.scheduler.come_home()
-        self._steps[[d.number for d in service.destinations]] = -1
+        numbers = [d.number for d in service.destinations]
+        self.servers.chosen[numbers] = -1
 
     def set_scheduler(self, service: Service, name: str) -> None:
         """Let another scheduler choose. It begins afresh, unless it is the one that the service has."""
@@ -2607,12 +2715,9 @@ class Ipvs:
         if dest is None:
             if self._address_kind(addr) not in ("UNICAST", "LOCAL"):
                 raise Refused("Invalid operation.  Possibly wrong module version, address not unicast, ...", status=255)
-            dest = Destination(len(self._dests), service, addr, port)
+            dest = Destination(self.servers, len(self._dests), service, addr, port)
             self._dests.append(dest)
-            dest.stat = self._new_stat()
-            if dest.number >= len(self._up):
-                self._more_servers()
-            self._dest_stat[dest.number] = dest.stat
+            dest.stat = self.servers.stat[dest.number] = self._new_stat()
         else:
             self._trash.remove(dest)
             if dest.service is not service:
@@ -2621,7 +2726,7 @@ class Ipvs:
         uses = self._server_uses.get(addr, 0)
         self._server_uses[addr] = uses + 1
         if not uses:
-            self._servers.add_one(addr)
+            self._addresses.add_one(addr)
         dest.idle = -1
         dest.last_weight = how.weight
         self._set_up(dest, service, how)
@@ -2629,19 +2734,9 @@ class Ipvs:
         service.scheduler.added(dest)
         self.changed(service)
 
-    def _more_servers(self) -> None:
-        n = max(64, len(self._up))
-        for name, empty in (
-            ("_up", False), ("_dest_stat", 0), ("_service_stat", 0), ("_way", -1), ("_steps", -1), ("_ends", 0)
-        ):  # fmt: skip
-            column = getattr(self, name)
-            more = np.full((n, *column.shape[1:]), empty, column.dtype)
-            setattr(self, name, np.concatenate([column, more]))
-
     def _set_up(self, dest: Destination, service: Service, how: Settings) -> None:
         dest.available = True
-        self._up[dest.number] = True
-        self._service_stat[dest.number] = service.stat
+        self.servers.service_stat[dest.number] = service.stat
         dest.method, dest.weight, dest.tunnel = how.method, how.weight, how.tunnel
         service.tracks |= dest.method == MASQ and service.port == FTP
         if how.weight:
@@ -2649,7 +2744,8 @@ class Ipvs:
         if how.upper == 0 or how.upper > dest.upper:
             dest.overloaded = False
         dest.upper, dest.lower = how.upper, how.lower
-        self._ends[dest.number] = dest.addr, dest.port, dest.method
+        s, n = self.servers, dest.number
+        s.addr[n], s.port[n], s.method[n] = dest.addr, dest.port, dest.method
 
     @staticmethod
     def _check_thresholds(how: Settings) -> None:
@@ -2672,14 +2768,13 @@ class Ipvs:
 
     def _bin(self, dest: Destination, now: int) -> None:
         dest.available = False
-        self._up[dest.number] = False
         dest.idle = -1
         if not self._trash:
             self._enqueue(now + TRASH_LIFE // 2, -2)
         self._trash.append(dest)
         self._server_uses[dest.addr] -= 1
         if not self._server_uses[dest.addr]:
-            self._servers.remove_one(self._servers.find_one(dest.addr))
+            self._addresses.remove_one(self._addresses.find_one(dest.addr))
         if self._on("expire_nodest_conn"):
             self._enqueue(now, -1)
 
@@ -2716,16 +2811,11 @@ class Ipvs:
             assert dest.persistent == int(template.sum()), "templates of a server"
             assert dest.inactive == int((~template & idle).sum()), "inactive connections of a server"
             assert dest.active == int((~template & ~idle).sum()), "active connections of a server"
-            assert dest.available == bool(self._up[dest.number]), "server column"
         for c in live.tolist():
             assert t.children[c] == int((t.parent[live] == c).sum()), "children of a template"
             assert t.queued[c] <= self._ring(c), "a timer that rings too late"
-        for index in (t.client, t.server):
-            used = np.zeros(len(index.heads), bool)
-            used[index.table.ids()] = True
-            assert ((index.heads >= 0) == used).all(), "heads of keys"
-        t.client.table.check()
-        t.server.table.check()
+        t.client.check()
+        t.server.check()
 
 
 TRASH_LIFE = 120 * SECOND
@@ -2774,16 +2864,30 @@ def _repeated(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> Mask:
     mixed ^= mixed >> np.uint64(29)
     mixed += second
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    order = np.argsort(mixed, kind="stable")
-    ordered = mixed[order]
-    out = np.zeros(len(order), bool)
-    out[order[1:]] = ordered[1:] == ordered[:-1]
+    bits = max(len(mixed), 16).bit_length() + 2
+    places = (mixed >> np.uint64(64 - bits)).astype(np.intp)
+    who, mark = np.arange(len(mixed), dtype=np.int32), np.zeros(1 << bits, np.int32)
+    mark[places] = who
+    out = np.zeros(len(mixed), bool)
+    shared = np.zeros(1 << bits, bool)
+    shared[places[mark[places] != who]] = True
+    some = np.flatnonzero(shared[places])  # only these share their place with another
+    order = some[np.argsort(mixed[some], kind="stable")]
+    out[order[1:]] = mixed[order[1:]] == mixed[order[:-1]]
     return out
 
 
 def _meeting(a: Rows, b: Rows) -> int:
     """First place by which there was one of both (ascending places, none empty)."""
     return max(int(a[0]), int(b[0]))
+
+
+def _service_keys(p: Packets, rows: Rows) -> NDArray[np.uint64]:
+    """uint64[n]: what the service that each packet is addressed to would be known by."""
+    key = p.proto[rows].astype(np.uint64) << np.uint64(16 + 32)
+    key |= p.dst[rows].astype(np.uint64) << np.uint64(16)
+    key |= p.dport[rows]
+    return key
 
 
 def _service_key(service: Service) -> int:

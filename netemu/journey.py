@@ -35,6 +35,7 @@ from netemu import routing as R
 from netemu.answers import Answers
 from netemu.conntrack import DST_NAT, DST_NAT_DONE, SEEN_REPLY, SEQ_ADJUST, SRC_NAT, SRC_NAT_DONE, dotted, grouped
 from netemu.fragments import Assembly, cut
+from netemu.hashing import among, repeats
 from netemu.ipvs import WATCHED
 from netemu.packets import (
     ACK,
@@ -956,23 +957,23 @@ class Road:
     def _strangers_end(self, p: Packets, rows: Rows, strangers: NDArray[np.intp], end: int) -> int:
         """Packets that no connection knows: none may be of a flow, or the answer to a flow, that another one begins."""
         r = rows[strangers]
-        src, dst = p.src[r].astype(np.uint64), p.dst[r].astype(np.uint64)
-        ports = p.icmp_id[r].astype(np.uint64)
-        a = (src << np.uint64(16)) | np.where(p.proto[r] == ICMP, ports, p.sport[r])
-        b = (dst << np.uint64(16)) | np.where(p.proto[r] == ICMP, ports, p.dport[r])
-        lo, hi = np.minimum(a, b), np.maximum(a, b)
-        order = np.lexsort((p.proto[r], hi, lo))
-        same = np.zeros(len(r), bool)
-        x, y, z = lo[order], hi[order], p.proto[r][order]
-        same[order[1:]] = (x[1:] == x[:-1]) & (y[1:] == y[:-1]) & (z[1:] == z[:-1])
-        end = _first_at(strangers[same], end)
+        src, dst, proto = p.src.take(r), p.dst.take(r), p.proto.take(r)
+        sport, dport = p.sport.take(r), p.dport.take(r)
+        icmp = proto == ICMP
+        if icmp.any():
+            ports = p.icmp_id.take(r)
+            sport, dport = np.where(icmp, ports, sport), np.where(icmp, ports, dport)
+        a = src.astype(np.uint64) << np.uint64(16) | sport
+        b = dst.astype(np.uint64) << np.uint64(16) | dport
+        kind = proto.astype(np.uint64) << np.uint64(48)
+        end = _first_at(strangers[repeats((np.minimum(a, b) | kind, np.maximum(a, b)))], end)
         rewrites = self.node.rewritten
         if rewrites.none:
             return end
-        from_ = np.isin(src, dst) | rewrites.destination(p.src[r])
-        to = np.isin(dst, src) | rewrites.source(p.dst[r])
-        answer = from_ & to
-        answer[0] = False
+        to = np.flatnonzero(among(dst, src) | rewrites.source(dst))
+        source = src.take(to)
+        answer = to.compress(among(source, dst) | rewrites.destination(source))
+        answer = answer[answer > 0]
         return _first_at(strangers[answer], end)
 
 

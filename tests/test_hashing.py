@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from netemu.hashing import ShapeError, Table, hash32, jhash2, siphash13
+from netemu.hashing import ShapeError, Table, among, hash32, jhash2, repeats, siphash13
 
 KEYS = st.integers(0, 40) | st.sampled_from([2**64 - 1, 2**63, 2**32, 2**32 - 1])
 
@@ -107,6 +107,40 @@ def test_a_key_like_the_entry_that_matches_nothing() -> None:
         assert table.find_one(key) == number
         assert table.find((np.full(50, key, np.uint64),)).tolist() == [number] * 50
     table.check()
+
+
+@pytest.mark.parametrize("distinct", [1, 3, 700, 5000])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_long_list_with_repeats(distinct: int, wanted: bool) -> None:
+    """Thousands of keys in one list, most of them new to the table: a dictionary filled one by one says the same."""
+    rng = np.random.default_rng(distinct)
+    table, model = Table(2, seed=distinct, capacity=1), dict[tuple[int, int], int]()
+    for start in range(0, 12_000, 4_000):
+        keys = [tuple(map(int, pair)) for pair in rng.integers(0, distinct, (4_000, 2))]
+        ids = rng.permutation(4_000) + start if wanted else None
+        got = table.add(columns(keys, 2), ids).tolist()
+        want = [model.setdefault(key, int(ids[k]) if ids is not None else len(model)) for k, key in enumerate(keys)]
+        assert got == want
+        table.check()
+    gone = sorted(model.values())[::2]
+    table.remove(np.array(gone))
+    table.check()
+    assert table.find(columns(list(model), 2)).tolist() == [-1 if n in set(gone) else n for n in model.values()]
+
+
+@given(st.lists(st.integers(0, 60), max_size=80), st.integers(1, 3))
+def test_repeats_are_what_a_set_has_seen(raw: list[int], words: int) -> None:
+    keys = [tuple(value * (k + 1) for k in range(words)) for value in raw]
+    seen = set[tuple[int, ...]]()
+    want = [k for k, key in enumerate(keys) if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+    assert repeats(columns(keys, words)).tolist() == want
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 0), (5, 3000), (3000, 0), (3000, 5), (20_000, 20_000)])
+def test_among_is_isin(n: int, m: int) -> None:
+    rng = np.random.default_rng(n + m)
+    values, others = (rng.integers(0, 50_000, k).astype(np.uint32) * np.uint32(77_777) for k in (n, m))
+    assert (among(values, others) == np.isin(values, others)).all()
 
 
 def test_wrong_number_of_words() -> None:

@@ -31,6 +31,7 @@ from netemu.ipvs import (
     Choice,
     Destination,
     Index,
+    Servers,
     Service,
 )
 from netemu.ipvsadm import _dest_order, _merge_sorted
@@ -571,7 +572,9 @@ def test_a_load_names_every_line_that_it_cannot_take(tmp_path: Path) -> None:
 def test_ipvsadm_sorts_by_subtraction() -> None:
     service = Service(6, 0, 80, 0)
     names = ["1.0.0.1", "128.0.0.1", "192.168.1.1", "10.0.0.1"]  # as recorded
-    dests = [Destination(k, service, int.from_bytes(socket.inet_aton(n), "big"), 80) for k, n in enumerate(names)]
+    addrs = [int.from_bytes(socket.inet_aton(name), "big") for name in names]
+    columns = Servers()
+    dests = [Destination(columns, k, service, addr, 80) for k, addr in enumerate(addrs)]
     assert [d.text for d in _merge_sorted(dests, _dest_order)] == [
         "192.168.1.1:80",
         "1.0.0.1:80",
@@ -598,20 +601,40 @@ def test_states_are_an_index() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3)), max_size=40))
 def test_an_index_shows_the_newest_of_those_with_one_key(events: list[tuple[bool, int]]) -> None:
-    index, older = Index(1), np.full(64, -1, np.int32)
+    index = Index(1)
+    index.hold(64)
     held: dict[int, list[int]] = {}
-    numbers: dict[int, int] = {}
     for c, (add, key) in enumerate(events):
         if add:
-            numbers[c], older[c] = index.push((key, 1), c)
+            index.push((key, 1), c)
             held.setdefault(key, []).append(c)
         elif held.get(key):
-            gone = held[key].pop(c % len(held[key]))
-            index.pull(numbers[gone], gone, older)
+            index.pull(held[key].pop(c % len(held[key])))
+        index.check()
         for k in range(4):
             assert index.find_one(k, 1) == (held[k][-1] if held.get(k) else -1)
     keys = np.arange(20, dtype=np.uint64) % np.uint64(4)
     assert index.find(keys, np.ones(20, np.uint64)).tolist() == [index.find_one(int(k), 1) for k in keys]
+
+
+def test_an_index_takes_many_as_one_after_the_other() -> None:
+    rng = np.random.default_rng(5)
+    one, many = Index(1), Index(1)
+    for index in (one, many):
+        index.hold(2000)
+    for begin in range(0, 2000, 100):
+        conns = np.arange(begin, begin + 100, dtype=np.int32)
+        keys = rng.integers(0, 150, 100).astype(np.uint64)
+        for c, key in zip(conns.tolist(), keys.tolist(), strict=True):
+            one.push((key, 7), c)
+        many.push_many(keys, np.full(100, 7, np.uint64), conns)
+        gone = np.flatnonzero(rng.random(begin + 100) < 0.1).astype(np.int32)
+        for c in gone.tolist():
+            one.pull(c)
+        many.pull_many(gone)
+        for index in (one, many):
+            index.check()
+        assert (one.older == many.older).all() and (one.younger == many.younger).all()
 
 
 # ---- what else it does --------------------------------------------------------------------------------------------
