@@ -162,6 +162,8 @@ class Conntrack:
     helper   who looks into it (helpers.NAMES), 0 nobody   parent   who looked into the connection that told of this one
     omen     what its first packet looked like, if one that looks like it will fare as it did (`looks`), else 0
     stored   both tuples are findable             packets, bytes  int64[flows, 2], original and reply (when counted)
+
+    fares    int32[2 * flows], by id: how the last packet fared (settled.py), 0 where nobody knows
     """
 
     osrc: NDArray[np.uint32]
@@ -194,6 +196,7 @@ class Conntrack:
             setattr(self, name, np.zeros(capacity, dtype))
         self.packets = np.zeros((capacity, 2), np.int64)
         self.bytes = np.zeros((capacity, 2), np.int64)
+        self.fares = np.zeros(2 * capacity, np.int32)
         self.tcp = Tracker(capacity)
         self.table = Table(2, seed=node.seed)
         self._free: list[int] = list(range(capacity - 1, -1, -1))
@@ -295,13 +298,16 @@ class Conntrack:
         flows = self._free[len(self._free) - n :][::-1]
         del self._free[len(self._free) - n :]
         self._fresh.extend(flows)
-        return np.array(flows, np.intp)
+        out = np.array(flows, np.intp)
+        self.fares.reshape(-1, 2)[out] = 0
+        return out
 
     def _allocate(self) -> int:
         if not self._free:
             self._grow()
         flow = self._free.pop()
         self._fresh.append(flow)
+        self.fares[2 * flow : 2 * flow + 2] = 0
         return flow
 
     def _grow(self) -> None:
@@ -314,6 +320,7 @@ class Conntrack:
             wide = np.zeros((self.capacity, 2), np.int64)
             wide[:old] = getattr(self, name)
             setattr(self, name, wide)
+        self.fares = np.concatenate((self.fares, np.zeros(2 * old, np.int32)))
         self.tcp.grow(self.capacity)
         self._free[:0] = range(self.capacity - 1, old - 1, -1)
 

@@ -109,6 +109,7 @@ class Road:
         self.next_expiry = clock.NEVER  # no fragments are given up before
         self.heard: dict[int, int] = {}  # sender -> fragments that came from it
         self.defrag = False
+        self.tracked = 0  # how many stops of PREROUTING there are up to tracking
         self.answers = Answers(node)
         self.window = 64
         self.alone_in = self.alone_out = self.one_a_flow = self.one_asking = False  # see _memories
@@ -135,6 +136,8 @@ class Road:
                         line.append(self._nat_output if hook == "OUTPUT" else node.nat.hook)
                 elif name == "track" and node.conntrack.on:
                     line.append(node.conntrack.track)
+                    if hook == "PREROUTING":
+                        self.tracked = len(line)
                 elif name == "confirm" and node.conntrack.on:
                     line.append(node.conntrack.confirm)
                 elif name == "defrag" and self.defrag:
@@ -310,10 +313,13 @@ class Road:
             self._output(trip, some)
         trip.hook = hook
 
-    def hook(self, trip: Trip, name: str, rows: Rows) -> Rows:
-        """Send `rows` past everything that stands at a hook; the rows that come out on the other side."""
+    def hook(self, trip: Trip, name: str, rows: Rows, first: int = 0, last: int | None = None) -> Rows:
+        """Send `rows` past everything that stands at a hook; the rows that come out on the other side.
+
+        first, last   only past the stops from `first` on, and before `last`
+        """
         trip.hook = name
-        for stop in self.stops[name]:
+        for stop in self.stops[name][first:last]:
             if not len(rows):
                 break
             rows = stop(trip, rows)
@@ -332,7 +338,13 @@ class Road:
         rows = self._sane(trip, rows)
         p.link_in[rows] = p.arrived[rows]
         p.link_out[rows] = -1
-        rows = self.hook(trip, "PREROUTING", rows)
+        if len(rows) > 1 and self.node.settled.on:
+            rows = self.hook(trip, "PREROUTING", rows, 0, self.tracked)
+            if len(rows):
+                rows = self.node.settled.pass_by(trip, rows)
+            rows = self.hook(trip, "PREROUTING", rows, self.tracked)
+        else:
+            rows = self.hook(trip, "PREROUTING", rows)
         if not len(rows):
             return
         way = self.node.routing.input(p.src[rows], p.dst[rows], p.link_in[rows], p.mark[rows], p.tos[rows])
@@ -473,6 +485,7 @@ class Road:
         self._say_way(trip, rows)
         trip.rewrite(rows, "ttl", p.ttl[rows] - 1, Step(None, "routing: forwarded"))
         if len(shortcut):
+            trip.waver(shortcut)
             self.answers.redirect(trip, trip.travelling(shortcut))
         p.link_out[rows] = trip.route_link[rows]
         rows = self.hook(trip, "FORWARD", rows)
@@ -733,7 +746,8 @@ class Road:
             self.receive(trip, rows)
         if trip.owed or trip.silent:
             self.answers.pay(trip)
-        trip.write(rows)
+        trip.write(node.settled.through(rows))
+        node.settled.learn(trip)
         node.conntrack.end_run()
 
     def run_end(self, p: Packets, start: int, limit: int) -> int:

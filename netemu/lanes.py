@@ -222,6 +222,11 @@ class Program:
         values["form"] = self._forms.setdefault(tuple(form), len(self._forms))
         return values
 
+    @property
+    def matches(self) -> list[Match]:
+        """All that is asked in lanes."""
+        return [match for asker in self._askers.values() for match in asker.matches]
+
     def step(self, place: int) -> Step:
         """What is written on the path of a packet that matches there."""
         chain, number = self._where[place]

@@ -173,6 +173,7 @@ class Nat:
             elsewhere &= (ct.masq[flows] >= 0) & (ct.masq[flows] != p.link_out[with_flow])
             if elsewhere.any():
                 died = True
+                trip.waver(with_flow[elsewhere])
                 for row in with_flow[elsewhere].tolist():
                     ct.kill(int(p.ct[row]))
                 trip.end(with_flow[elsewhere], "nat: the flow was masqueraded for another link")

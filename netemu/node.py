@@ -32,6 +32,7 @@ from netemu.nat import Nat, Range
 from netemu.packets import DCCP, FATES, HOST, I16, I64, OTHERHOST, Mask, Packets, Rows, keep_memory, padded
 from netemu.paths import Paths, Rewrite, Step
 from netemu.routing import Routing
+from netemu.settled import Settled
 from netemu.shown import Shown
 from netemu.sysctl import Sysctl
 from netemu.tables import PROGRAMS, Tables
@@ -362,6 +363,7 @@ class Node:
         self.tables = Tables(self)
         self.tables.uncertain = unsupported == UNCERTAIN
         self.doubts = Doubts() if unsupported == UNCERTAIN else None
+        self.settled = Settled(self)
         self.road = Road(self)
         self.shortest_timeout = SECOND
         self.routing.on_link_down.append(self._link_down)
@@ -422,6 +424,7 @@ class Node:
         self.conntrack.switch(self.tables.conntrack_needed or self.ipvs.conntrack_needed)
         self.shortest_timeout = min(SECOND, self.conntrack.shortest_timeout())
         self.rewritten = Rewritten(self)
+        self.settled.changes += 1
         self.road.compile()
 
     def milliseconds(self, now: int) -> int:

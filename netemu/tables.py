@@ -38,6 +38,7 @@ from netemu.words import PROTOCOL_NAMES, PROTOCOLS, dotted, integer
 
 if TYPE_CHECKING:
     from netemu.node import Node
+    from netemu.paths import Step
 
 HOOKS: dict[str, tuple[str, ...]] = {
     "raw": ("PREROUTING", "OUTPUT"),
@@ -275,6 +276,7 @@ class Tables:
         self._needed: tuple[int, bool] = (-1, False)
         self._defrag: tuple[int, bool] = (-1, False)
         self._steady = (-1, False)
+        self._flags = (-1, 0)
         self._memories: tuple[int, tuple[Memory, ...]] = (-1, ())
         self._written: tuple[int, frozenset[str]] = (-1, frozenset())
 
@@ -313,7 +315,7 @@ class Tables:
         """Every rule with memory that a packet can reach (see Memory). A set that nothing changes is no memory."""
         if self._memories[0] != self.version:
             self._memories = (self.version, tuple(self._find_memories()))
-        return tuple(m for m in self._memories[1] if m.touch[:4] != "set:" or self._changes(m.touch[4:]))
+        return tuple(m for m in self._memories[1] if m.touch[:4] != "set:" or self.written(m.touch[4:]))
 
     def _find_memories(self) -> Iterator[Memory]:
         for name in self.order:
@@ -360,11 +362,31 @@ class Tables:
             self._steady = (self.version, quiet and all(_is_steady(table, rule) for table, *_, rule in self.rules()))
         return self._steady[1]
 
+    @property
+    def flags_asked(self) -> int:
+        """Which of the TCP flags matter to any rule that established connections may come to."""
+        if self._flags[0] != self.version:
+            bits = 0
+            for table, *_, rule in self.rules():
+                for match in rule.matches if table != "nat" else ():
+                    bits |= match.tcp_flags
+            self._flags = (self.version, bits)
+        return self._flags[1]
+
+    def counter(self, step: Step) -> Rule | Chain | None:
+        """What counted a packet that took this step in a table: the rule, or the chain whose policy it was."""
+        table, _, rest = step.text.partition(":")
+        name, _, number = rest.rsplit(":", 2)
+        chain, n = self.tables[table].chains[name], int(number)
+        if n <= len(chain.rules):
+            return chain.rules[n - 1]
+        return None if chain.policy is None else chain
+
     def _pure(self, match: Match) -> bool:
         """What it says depends on nothing that another packet does, so it may be asked ahead of its turn."""
-        return all(touch[:4] == "set:" and not self._changes(touch[4:]) for touch in match.touches)
+        return all(touch[:4] == "set:" and not self.written(touch[4:]) for touch in match.touches)
 
-    def _changes(self, name: str) -> bool:
+    def written(self, name: str) -> bool:
         """Packets change this set: a rule writes to it (or to a member of it), or it keeps counters."""
         if self._written[0] != self.version:
             targets = (rule.target for *_, rule in self.rules() if rule.target is not None)

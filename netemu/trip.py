@@ -67,6 +67,7 @@ class Trip:
         self.silent: list[int] = []  # rows whose sender is not told after all
         self.choices: dict[int, Choice] = {}  # how IPVS found the server of a row, while Ipvs.tell is on
         self.drew: Mask | None = None  # packets that something was drawn for
+        self.fickle: Mask | None = None  # packets that did not only meet what is steadfast (settled.py); None: unheeded
         self.remember: bool = parent is None or parent.remember  # keep each rewrite for the report
         # what depends on rules that netemu cannot judge (see doubt.py): row -> why; those of the walk under way, and
         # the rows that a rule behind the doubtful one has changed
@@ -129,6 +130,24 @@ class Trip:
         if len(rows):
             self.pkts.path[rows] = self.paths.walked(self.pkts.path[rows], trail, again)
 
+    def trail(self, rows: Rows | slice) -> U64:
+        """uint64[n]: what `Paths.trail` made of the steps that these rows took in this run. For `write_later` only."""
+        return self._trail[rows]
+
+    def arrive(self, rows: Rows | slice) -> None:
+        """Their paths are written: forget the steps that were noted of them."""
+        self._trail[rows] = 0
+
+    def heed(self) -> None:
+        """From here on heed who wavers."""
+        if self.fickle is None:
+            self.fickle = np.zeros(self.pkts.n, bool)
+
+    def waver(self, rows: Rows) -> None:
+        """Something befalls these rows that need not befall another packet that looks like them."""
+        if self.fickle is not None:
+            self.fickle[rows] = True
+
     def rewrite(self, rows: Rows, field: str, new: NDArray[np.generic] | int, step: Step | I32) -> None:
         """Set a header column (src dst sport dport ttl tos mark icmp_id) of `rows`, and remember what it was."""
         column = getattr(self.pkts, field)
@@ -162,6 +181,7 @@ class Trip:
         if self.drew is None:
             self.drew = np.zeros(self.pkts.n, bool)
         self.drew[rows] = True
+        self.waver(rows)
         return draws(self.node.seed, self.pkts.serial[rows], salt)
 
     def route_out(self, rows: Rows) -> Mask:
@@ -176,10 +196,12 @@ class Trip:
         verify     only about packets whose TCP, UDP or ICMP checksum is right
         routeless  there is no route: these have a limit of their own
         """
+        self.waver(rows)
         self.node.road.answers.icmp(self, rows, kind, code, info, verify=verify, routeless=routeless)
 
     def cause_reset(self, rows: Rows) -> None:
         """Make and send the TCP reset that answers each of `rows`."""
+        self.waver(rows)
         self.node.road.answers.reset(self, rows)
 
 

@@ -101,7 +101,21 @@ class Line:
     asks    extensions that can say no, in order
     """
 
-    __slots__ = ("_step", "act", "asks", "chain", "kind", "links", "number", "rule", "says", "sub", "table", "tests")
+    __slots__ = (
+        "_step",
+        "_wavering",
+        "act",
+        "asks",
+        "chain",
+        "kind",
+        "links",
+        "number",
+        "rule",
+        "says",
+        "sub",
+        "table",
+        "tests",
+    )
 
     def __init__(self, table: str, chain: Chain, number: int, rule: Rule, names: list[str]) -> None:
         self.rule = rule
@@ -113,6 +127,7 @@ class Line:
         self.says = tuple(m.says if type(m).says is not Match.says else None for m in self.asks)
         self.table, self.chain = table, chain
         self._step: Step | None = None
+        self._wavering = (-1, -1)
         self.sub = rule.jump
         self.act = rule.target.act if rule.target is not None else None
         self.kind = (GOTO if rule.goto else JUMP) if rule.jump else NONE if rule.target is None else ACT
@@ -140,7 +155,10 @@ class Line:
             return NO_ROWS, mask
         else:
             hit = rows[mask]
-        for match in self.asks:
+        wavering = self.wavering(trip)
+        for k, match in enumerate(self.asks):
+            if k == wavering:
+                trip.waver(hit)
             said = match.mask(trip, hit)
             if said.all():
                 continue
@@ -159,13 +177,26 @@ class Line:
         for column, _, allowed in self.links:
             if not allowed[one[column] + 1]:
                 return NO_ROWS, None
-        for match, says in zip(self.asks, self.says, strict=True):
+        wavering = self.wavering(trip)
+        for k, (match, says) in enumerate(zip(self.asks, self.says, strict=True)):
+            if k == wavering:
+                trip.waver(rows)
             if says is not None:
                 if not says(trip, rows.item()):
                     return NO_ROWS, None
             elif not match.mask(trip, rows)[0]:
                 return NO_ROWS, None
         return rows, None
+
+    def wavering(self, trip: Trip) -> int:
+        """Place of the first of `asks` that is not steadfast, -1: none is there, or nobody wants to know."""
+        if trip.fickle is None or not self.asks:
+            return -1
+        era = trip.node.settled.era
+        if self._wavering[0] != era:
+            places = (k for k, match in enumerate(self.asks) if not match.steadfast(trip.node))
+            self._wavering = (era, next(places, -1))
+        return self._wavering[1]
 
 
 def base_tests(rule: Rule, names: list[str]) -> tuple[Tests, Links]:
@@ -347,6 +378,16 @@ class Stretch:
         self.ports = any(kind[3] or kind[4] for kind, _ in self.kinds)
         self._tables: list[_KindTable] | None = None
         self.program: Program | None = None
+        self._wavers = ((-1, False), False)
+
+    def wavers(self, trip: Trip) -> bool:
+        """Something here is not steadfast: in the lines, or in the chains that go by lanes."""
+        state = trip.node.settled.era, self.program is not None
+        if self._wavers[0] != state:
+            asked = (match for k in self.keyed if not k.plain for match in k.asks)
+            inside = () if self.program is None else self.program.matches
+            self._wavers = (state, not all(match.steadfast(trip.node) for match in (*asked, *inside)))
+        return self._wavers[1]
 
     # ---- one packet
 
@@ -592,6 +633,8 @@ class Walk:
                 if at in stretches:
                     stretch = stretches[at]
                 if stretch is not None:
+                    if trip.fickle is not None and table != "nat" and stretch.wavers(trip):
+                        trip.waver(rows)
                     if look.one is None:
                         evaluated[rows] += at - since
                         rows = self._spread(trip, table, stretch, rows, ends, home)
@@ -655,6 +698,8 @@ class Walk:
         rule.bytes += _bytes(trip.pkts, hit)
         trip.step(hit, line.step)
         if line.act is not None:
+            if trip.fickle is not None and rule.target is not None and not rule.target.steadfast(trip.node):
+                trip.waver(hit)
             if trip.open_doubts and rule.target is not None and rule.target.name not in _MOVES_NOTHING:
                 trip.moved.update(hit.tolist())
             verdict = line.act(trip, hit, line.step)
@@ -723,6 +768,8 @@ class Walk:
         program = None
         if len(rows) >= LANES_FROM and not trip.open_doubts:
             program = self._program(trip.paths, table, stretch)
+            if trip.fickle is not None and table != "nat" and stretch.wavers(trip):
+                trip.waver(rows)
 
         def send(some: Rows, at: NDArray[np.int64]) -> None:
             while len(some):
