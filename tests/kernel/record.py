@@ -882,8 +882,8 @@ def fragments_that_may_not_be_cut(kernel: str) -> Story:
     s = Story(
         "fragments/that-may-not-be-cut",
         kernel,
-        """Pieces with DF, the largest ones or others, of one size or of several. They leave as they came, and lose DF on
-        the way; but where the first has less than a TCP header, they are cut anew, and keep it.""",
+        """Pieces with DF, the largest ones or others, of one size or of several. They leave as they came, and lose DF
+        on the way; but where the first has less than a TCP header, they are cut anew, and keep it.""",
         iptables="filter FORWARD -m conntrack --ctstate NEW,ESTABLISHED,INVALID -j ACCEPT",
     )
     whole = tcp(SRV, 4000, OUT, 80, "S", data=bytes(range(100)), options=b"")[20:]
