@@ -1026,7 +1026,7 @@ def make_sets(s: Scene, featured: str) -> str:
             for _ in range(s.rng.randrange(12 if "net" in kind and "maxelem" not in options else 7))
         ):
             out.append(f"add {name} {what} -exist")
-    if chosen and (featured == "list:set" or s.chance(0.15)):
+    if chosen and (featured == "list:set" or s.chance(0.3)):
         options = s.rng.choice(SET_MAKERS["list:set"][0]) + s.of("", " counters", " counters", " timeout 100")
         members = s.rng.sample(sorted(s.sets), min(len(s.sets), s.of(1, 2, 3)))
         s.sets["L"], s.options["L"] = "list:set", options
@@ -1122,7 +1122,7 @@ def make_rule(s: Scene, jumps: Sequence[str] = (), match: str = "", target: str 
     deed = ""
     common = TRANSLATIONS if s.table == "nat" and s.chance(0.6) else names_of(s, TARGET_MAKERS)
     for name in [target] * bool(target) + [s.rng.choice(common) for _ in range(4)]:
-        if name in DEADLY and name != target and s.chance(0.6):
+        if name in DEADLY and name != target and s.chance(0.35 if name == "REJECT" else 0.6):
             continue  # what is stopped early meets nothing more
         made = TARGET_MAKERS[name](s) if name in TARGETS and name in TARGET_MAKERS else None
         needs = made.proto.split()[0] if made and made.proto else ""
@@ -1143,7 +1143,7 @@ def make_rule(s: Scene, jumps: Sequence[str] = (), match: str = "", target: str 
             ):
                 continue
             break
-    if jumps and s.chance(0.35) and not target:
+    if jumps and s.chance(0.45) and not target:
         deed = f"{s.of('-j', '-j', '-g')} {s.rng.choice(jumps)}"
     elif s.chance(0.05) and not target:
         deed = ""
@@ -1181,6 +1181,16 @@ def steering(s: Scene) -> list[str]:
     if s.steered:
         what = s.of("-p tcp", "-p udp", "-m statistic --mode nth --every 2 --packet 0" if not s.calm else "-p udp")
         out.append(f"{what} -j MARK --set-xmark {s.of('0x7', '0x1', '0x3/0x3', '0x101')}")
+    if s.chance(0.25):  # a mark that is part the packet's, part the connection's
+        out += [
+            f"{s.of('-p tcp', '-p udp', '! -p icmp')} -j MARK --set-xmark {s.of('0x105', '0x2')}",
+            "-j CONNMARK "
+            + s.of(
+                "--restore-mark --nfmask 0x3 --ctmask 0xff",
+                "--restore-mark --mask 0x7",
+                "--save-mark --nfmask 0xff --ctmask 0x3",
+            ),
+        ]
     return out
 
 
@@ -1236,6 +1246,9 @@ def make_tables(s: Scene, features: Sequence[tuple[str, str]]) -> str:
                     mine.insert(s.rng.randrange(len(mine) + 1), watcher(s, match))
             rules += [f"-A {chain} {r}" for r in mine]
         out += [*rules, "COMMIT"]
+    if any("-m recent" in line and "--set" not in line for line in out):  # somebody must have been seen
+        at = out.index("COMMIT")  # of raw
+        out[at:at] = [f"-A PREROUTING -m recent --set --name r{n} --mask 255.255.255.255 --rsource" for n in (0, 1)]
     return "".join(line + "\n" for line in out)
 
 
@@ -1566,7 +1579,7 @@ class Traffic:
             flags, data = so, data or b"x" if so & PSH else b""
         elif first and s.chance(0.9):
             flags = SYN | ACK if side else SYN
-            data = b"early" if s.chance(0.06) else b""
+            data = b"early" if s.chance(0.12) else b""
         else:
             flags = s.rng.choices([ACK, ACK | PSH, FIN | ACK, RST, RST | ACK], [45, 25, 15, 6, 3])[0]
             if flags == ACK and s.chance(0.7):
