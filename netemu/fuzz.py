@@ -920,6 +920,8 @@ def _rate_estimator(s: Scene) -> Clause:
 def _tee(s: Scene) -> Clause | None:
     if not s.only({"PREROUTING", "FORWARD"}):
         return None  # copies of copies: what mangle OUTPUT does to a copy of a broadcast is not modelled
+    if any("mac" in kind for kind in s.sets.values()):
+        return None  # a copy's MAC addresses are whatever was in that memory before
     return Clause(f"TEE --gateway {s.rng.choice(FAR)}{s.of('', '', ' --oif eth1')}") if s.table == "mangle" else None
 
 

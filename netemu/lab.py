@@ -656,6 +656,14 @@ class Drawn:
         pair = self._find(self.kernels, key)
         return str(pair[2]) if pair else sport
 
+    def member(self, text: str) -> str:
+        """A member of a set of ours, as the kernel's set has it: answers to a drawn port may have put that there."""
+
+        def turned(found: re.Match[str]) -> str:
+            return f"{found[1]},{found[2]}:{self.text(found[2], found[1], found[3], '0.0.0.0', '0')}"
+
+        return re.sub(r"\b(\d+\.\d+\.\d+\.\d+),(tcp|udp):(\d+)\b", turned, text) if self.kernels else text
+
 
 def _pool(port: int) -> tuple[int, int]:
     """The ports that Linux draws from when no range is given."""
@@ -943,7 +951,8 @@ class Comparison:
             elif name == "expect":
                 self._rows("expectations", expect_rows(theirs), expect_rows(node.dump("expectations")))
             elif name == "ipset":
-                self._rows(name, ipset_rows(theirs), ipset_rows(node.dump("ipset-save")))
+                ours = [(drawn.member(text), left) for text, left in ipset_rows(node.dump("ipset-save"))]
+                self._rows(name, ipset_rows(theirs), ours)
             elif name == "connections":
                 ours = connection_rows(node.dump("ipvsadm-connections"))
                 self._rows("IPVS connections", connection_rows(theirs), ours)

@@ -172,6 +172,17 @@ def test_a_drawn_port_must_come_from_the_pool():
     assert found[0].field == "sport" and found[0].kernel == "1023"
 
 
+def test_a_drawn_port_may_have_come_into_a_set():
+    drawn = lab.Drawn()
+    sent, ours, theirs = (udp(src, port, "192.0.2.7", 53) for src, port in (
+        ("10.0.0.5", 5000), ("198.51.100.1", 4001), ("198.51.100.1", 4002)
+    ))  # fmt: skip
+    drawn.learn(sent, theirs, ours, ["nat:POSTROUTING:rule:1"])
+    assert drawn.member("add S 198.51.100.1,udp:4001 timeout ~") == "add S 198.51.100.1,udp:4002 timeout ~"
+    for other in ("add S 198.51.100.1,tcp:4001", "add S 198.51.100.2,udp:4001", "add S 198.51.100.1"):
+        assert drawn.member(other) == other
+
+
 def test_netemu_is_told_what_the_kernel_drew():
     half = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m statistic --mode random --probability 0.5 -j DROP\nCOMMIT\n"
     packet = udp("10.0.0.5", 1, "192.0.2.7", 2)
