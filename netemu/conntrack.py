@@ -962,7 +962,13 @@ class Conntrack:
             return np.ones(len(rows), bool)
         p.reply[rows[again[of[again] >= 0]]] = False
         if lives:
-            of = np.where(of < 0, self._succeed(p, lives).take(-1 - of, mode="clip"), of)
+            roots, before, numbers = self._succeed(p, lives)
+            former = np.full(self.capacity, -1, np.int32)
+            former[roots] = before
+            theirs = np.flatnonzero((of == was) & (former.take(was) >= 0))  # of those whose number went to another one
+            of[theirs] = former.take(was.take(theirs))
+            of = np.where(of < 0, numbers.take(-1 - of, mode="clip"), of)
+            again = np.concatenate([again, theirs])
         p.ct[rows[again]] = of[again]
         for verdict, flow, row in zip(verdicts[odd].tolist(), of[odd].tolist(), rows[odd].tolist(), strict=True):
             if verdict == GONE:
@@ -975,39 +981,46 @@ class Conntrack:
         counts: Mask = (verdicts == ACCEPTED) | (verdicts == GONE)
         return counts
 
-    def _succeed(self, p: Packets, lives: list[Life]) -> Flows:
-        """Connections that began within a run in the place of others: their numbers.
+    def _succeed(self, p: Packets, lives: list[Life]) -> tuple[Flows, Flows, Flows]:
+        """Connections that began within a run in the place of others.
 
-        Each takes over the tuples of the one before it; nobody else could have had them in between. All but the last
-        one of a tuple are over already, and only packets under way still hold them.
+        returns  the flows that held their tuples before; new numbers for what those were; the number of each life
+
+        Each takes over the tuples of the one before it; nobody else could have had them in between. The last one of a
+        tuple takes over the number, too, so its tuples stay findable; all others are over already, and only packets
+        under way still hold them.
         """
-        flows = self._allocate_many(len(lives))
-        roots, rows = np.array([life.root for life in lives]), np.array([life.row for life in lives])
+        root, rows = np.array([life.root for life in lives]), np.array([life.row for life in lives])
+        roots, first = np.unique(root, return_index=True)
+        order = grouped(root)
+        follows = np.append(root[order[1:]] == root[order[:-1]], False)
+        last = order[~follows]
+        flows = self._allocate_many(len(lives))  # first of what the roots were, then of all lives but the last ones
+        before, numbers = flows[: len(roots)], np.empty(len(lives), np.intp)
+        numbers[order[follows]] = flows[len(roots) :]
+        numbers[last] = root[last]
+        ended = np.empty(len(lives), np.intp)  # whom each follows
+        ended[order[1:]] = numbers[order[:-1]]
+        ended[first] = before
+        self._ended.extend(zip(p.serial[rows].tolist(), ended.tolist(), strict=True))
         for name in _COLUMNS:
             column = getattr(self, name)
-            column[flows] = column[roots]
+            column[before], column[numbers] = column[roots], column[root]
+        for columns in (self.packets, self.bytes, self.tcp.td, self.tcp.misc, self.tcp.last):
+            columns[before] = columns[roots]
         for column in (self.mark, self.packets, self.bytes, self.helper, self.parent):
-            column[flows] = 0
-        self.created[flows], self.born[flows] = p.time[rows], p.serial[rows]
-        self.stamped[flows] = self.stamping
-        self.masq[flows], self.counted[flows], self.stored[flows] = -1, self.accounting, False
-        self.status[flows] = [life.watched.status & (SRC_NAT | DST_NAT) for life in lives]
-        last = dict(zip(roots.tolist(), range(len(lives)), strict=True))
-        before = dict[int, int]()
-        for k, (root, row) in enumerate(zip(roots.tolist(), rows.tolist(), strict=True)):
-            self._ended.append((int(p.serial[row]), before.get(root, root)))
-            before[root] = int(flows[k])
-            if last[root] != k:
-                self.status[flows[k]] |= DYING
-                self._dead.append(int(flows[k]))
-        final = []
-        for root, k in last.items():
-            self.kill(root)
-            lives[k].watched.flow = int(flows[k])
-            final.append(lives[k].watched)
-            self.store(int(flows[k]), int(p.time[rows[k]]))
+            column[numbers] = 0
+        self.created[numbers], self.born[numbers] = p.time[rows], p.serial[rows]
+        self.stamped[numbers], self.masq[numbers], self.counted[numbers] = self.stamping, -1, self.accounting
+        self.status[numbers] = [life.watched.status & (SRC_NAT | DST_NAT) for life in lives]
+        self.stored[flows] = False
+        self.status[flows] |= DYING
+        self._dead.extend(flows.tolist())
+        final = [lives[k].watched for k in last.tolist()]
+        for one, flow in zip(final, root[last].tolist(), strict=True):
+            one.flow = flow
         self.tcp._keep(self, final)
-        return flows
+        return roots, before, numbers
 
     def _track_error(self, trip: Trip, row: int) -> None:
         """An ICMP error belongs to the connection that it complains about, if it quotes one that we know."""
@@ -1062,13 +1075,13 @@ class Conntrack:
             if trip.drew is not None:
                 moved |= trip.drew[rows[mine[new]]]
             self.omen[flows[new[moved]]] = 0
+        there = self.stored[flows[new]]
+        self.status[flows[new[there]]] |= CONFIRMED
+        new = new[~there]
         lost: list[int] = []
         while len(new):
             f = flows[new]
-            if len(new) >= MANY and not self.stored[f].any():
-                done = self.store_many(f)
-            else:
-                done = len(f) if self.stored[f].all() else 0
+            done = self.store_many(f) if len(new) >= MANY else 0
             self.status[f[:done]] |= CONFIRMED
             new = new[done:]
             for k in new[: 1 if len(new) >= MANY else MANY].tolist():

@@ -199,16 +199,20 @@ class Nat:
         self._wished, self._asked = {}, _Asked(p.n) if len(rows) >= MANY else None
         verdict = self.node.tables.walk(trip, "nat", rows)
         on = trip.travelling(rows[verdict == ACCEPT])
-        flows = p.ct[on]  # a connection that began and ended within this run is decided as the one before it was
-        ct.status[flows[(ct.status[flows] & DYING) != 0]] |= _BITS[manip][1]
+        died = len(on) < len(rows)
+        flows = p.ct[on]  # a connection that began in another one's place is decided as that one was
+        decided = ((ct.status[flows] & DYING) != 0) | ct.stored[flows]
+        if decided.any():
+            ct.status[flows[decided]] |= _BITS[manip][1]
+            on = on[~decided]
         (wished, asked), (self._wished, self._asked) = (self._wished, self._asked), outer
         # rows come to different rules at different times, but tuples are given out in arrival order
         if asked is not None:
             self._set_up_many(trip, on, manip, asked)
-            return len(on) < len(rows)
-        for row in on.tolist():
-            self._set_up(trip, row, manip, wished.get(row))
-        return len(on) < len(rows)
+        else:
+            for row in on.tolist():
+                self._set_up(trip, row, manip, wished.get(row))
+        return died
 
     def choose(self, trip: Trip, rows: Rows, manip: str, wish: Range, step: Step) -> NDArray[np.int8]:
         """A target's wish for new flows: int8[len(rows)] of ACCEPT or DROP (there is no address to be had).
