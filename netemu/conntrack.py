@@ -203,6 +203,8 @@ class Conntrack:
         self._fresh: list[int] = []  # begun in this run, not yet confirmed
         self._ended: list[tuple[int, int]] = []  # (serial, flow): what packets of this run ended
         self._dead: list[int] = []  # deleted in this run; packets under way may still hold them
+        self.too_early = FOREVER  # the first packet (serial) that changed what one before it saw, as far as noticed
+        self.killed: list[tuple[int, int]] | None = None  # what was findable and is not any more: see `take_back`
         self.mapped: dict[int, list[int]] = {}  # flows whose source was rewritten, by (protocol, source, port)
         self._oldest: list[tuple[int, int]] = []  # (born, flow) of those that may be thrown out first
         self._elders: deque[tuple[int, int]] = deque()  # and of the others, in this order
@@ -411,8 +413,14 @@ class Conntrack:
         if found < 0:
             return False
         other = found >> 1
+        self._seen_by(flow, other)
         same = self.original(other) == self.original(flow)
         return not same or zone_id(int(self.zone[other]), 0) != zone_id(zone, 0)
+
+    def _seen_by(self, flow: int, other: int) -> None:
+        """The other one is in the way of this one: one by one that is only so if it began before."""
+        if self.born[other] > self.born[flow]:
+            self.too_early = min(self.too_early, int(self.born[other]))
 
     def store(self, flow: int, now: int) -> bool:
         """Make both tuples findable; False when another flow holds one of them."""
@@ -420,8 +428,11 @@ class Conntrack:
             return True
         zone = int(self.zone[flow])
         there, back = self.original(flow), self.reply(flow)
-        if self.clash(there, now, zone, 0) >= 0 or self.clash(back, now, zone, 1) >= 0:
-            return False
+        for t, direction in ((there, 0), (back, 1)):
+            found = self.clash(t, now, zone, direction)
+            if found >= 0:
+                self._seen_by(flow, found >> 1)
+                return False
         self.split |= zone >> 16 != 0
         if back != there or zone >> 16:
             self.table.add_one(*key(there, zone, 0), number=2 * flow)
@@ -469,6 +480,9 @@ class Conntrack:
 
     def kill(self, flow: int) -> None:
         """The flow is not there any more; its number stays taken until the run ends."""
+        if self.killed is not None and self.stored[flow]:
+            mapped = self.mapped.get(self._map_key(flow), [])
+            self.killed.append((flow, mapped.index(flow) if flow in mapped else -1))
         if self.stored[flow]:
             self.table.remove_one(2 * flow + 1)
             if self.original(flow) != self.reply(flow) or self.zone[flow] >> 16:
@@ -500,6 +514,30 @@ class Conntrack:
             flows.remove(flow)
             if not flows:
                 del self.mapped[k]
+
+    def take_back(self, begun: int, ended: int, killed: list[tuple[int, int]]) -> None:
+        """Only so many flows were begun and ended in this run, and those that were killed since are there again.
+
+        killed  (flow, place in `mapped` or -1) of what was findable: `killed`, as it was written since
+        """
+        flows = np.array(self._fresh[begun:], np.intp)
+        del self._fresh[begun:], self._ended[ended:]
+        mask = np.zeros(self.capacity, bool)
+        mask[flows] = True
+        self.kill_where(mask)
+        for flow in flows.tolist():
+            self.kill(flow)
+        killed = [(flow, place) for flow, place in killed if not mask[flow]]
+        for flow, place in reversed(killed):
+            zone, there, back = int(self.zone[flow]), self.original(flow), self.reply(flow)
+            if back != there or zone >> 16:
+                self.table.add_one(*key(there, zone, 0), number=2 * flow)
+            self.table.add_one(*key(back, zone, 1), number=2 * flow + 1)
+            self.stored[flow] = True
+            self.status[flow] &= ~np.uint16(DYING)
+            self._dead.remove(flow)
+            if place >= 0:
+                self.mapped.setdefault(self._map_key(flow), []).insert(place, flow)
 
     def end_run(self) -> None:
         """No packet is under way: forget flows that never were confirmed, and reuse the numbers of the dead."""
@@ -603,6 +641,10 @@ class Conntrack:
         ids = self.look_up(p, rows, wishes)
         self._ahead = (p, self.table.version, int(rows[0]), ids) if wishes is None else None
         return ids
+
+    def forget_ahead(self) -> None:
+        """What was looked up is not what is about to be tracked."""
+        self._ahead = None
 
     def _looked_up(self, trip: Trip, rows: Rows) -> NDArray[np.int32]:
         """`look_up`, or what `look_ahead` found when nothing has changed since."""
