@@ -1143,9 +1143,10 @@ class Conntrack:
     # ---- text --------------------------------------------------------------------------------------------------
 
     def dump(self, now: int) -> str:
-        """The table as `conntrack -L -o extended` prints it."""
+        """The table as `conntrack -L -o extended` prints it, the oldest connection first."""
         out = []
-        for flow in np.flatnonzero(self.stored & (self.deadline > now) & ((self.status & CONFIRMED) != 0)).tolist():
+        flows = np.flatnonzero(self.stored & (self.deadline > now) & ((self.status & CONFIRMED) != 0))
+        for flow in flows[np.argsort(self.born[flows], kind="stable")].tolist():
             out.append(self.line(flow, now))
         return "\n".join(out) + ("\n" if out else "")
 

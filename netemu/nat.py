@@ -339,12 +339,13 @@ class Nat:
         if chosen != current:
             ct.alter_reply(flow, inverse(chosen))
             ct.status[flow] |= bit
-            if manip == SOURCE:
-                ct.remember_source(flow)
         ct.status[flow] |= done
-        if manip == SOURCE and trip.hook in ("POSTROUTING", "INPUT"):
-            # nothing but the confirmation follows, so the tuple is taken from now on
-            ct.store(flow, int(trip.pkts.time[row]))
+        if manip == DESTINATION:
+            return
+        # at the last hooks nothing but the confirmation follows, so the tuple is taken from now on, or the flow is lost
+        last = trip.hook in ("POSTROUTING", "INPUT")
+        if (not last or ct.store(flow, int(trip.pkts.time[row]))) and chosen != current:
+            ct.remember_source(flow)
 
     def follow(self, trip: Trip, row: int, flow: int, e: Expectation) -> None:
         """A new connection that a helper expected goes the way of its master's packets, both ends rewritten."""
@@ -485,6 +486,7 @@ class Nat:
         stage = np.where(random | (ranged & ~fits), drawn, addressed)
         stage[inside & ~random] = kept
         tries, offset = np.zeros(n, np.int64), np.full(n, -1, np.int64)
+        hints, hinted = dict[int, list[int]](), np.zeros(n, np.int64)  # ports that the capture shows are tried first
         bad = (stage > kept) & (~simple | (ranged & ~portable)) | (stage == drawn) & (~portable | (most <= 0))
         chosen, source = port.copy(), here.copy()
         key0, key1 = np.zeros(n, np.uint64), np.zeros(n, np.uint64)
@@ -499,7 +501,14 @@ class Nat:
             fresh = open_[(at == drawn) & (offset[open_] < 0)]
             if len(fresh):
                 offset[fresh] = (trip.random(rows[fresh], PORT_SALT) & np.uint64(0xFFFF)).view(np.int64)
-            ports = low[open_] + (offset[open_] + tries[open_]) % (high - low + 1)[open_]
+                for k in self._maybe_shown(trip, rows, fresh, now, address, low, high, offset):
+                    t = (int(address[k]), now.dst.item(k), now.sport.item(k), now.dport.item(k), now.proto.item(k))
+                    size = int(high[k] - low[k]) + 1
+                    hints[k] = list(self._shown(trip, int(rows[k]), t, SOURCE, int(low[k]), size, int(offset[k])))
+                    hinted[k] = len(hints[k])
+            ports = low[open_] + (offset[open_] + tries[open_] - hinted[open_]) % (high - low + 1)[open_]
+            for j in np.flatnonzero((at == drawn) & (tries[open_] < hinted[open_])).tolist():
+                ports[j] = hints[int(open_[j])][tries[open_[j]]]
             chosen[open_] = np.where(at == drawn, ports, port[open_])
             source[open_] = np.where(at == kept, here[open_], address[open_])
             back = now.take(open_).with_side(
@@ -531,11 +540,26 @@ class Nat:
             stage[open_] = np.where(
                 (at == kept) & fits[open_] & (address[open_] != here[open_]), addressed, drawn
             )  # fmt: skip
-            bad[open_] |= (stage[open_] == drawn) & (tries[open_] >= most[open_])
+            bad[open_] |= (stage[open_] == drawn) & (tries[open_] - hinted[open_] >= most[open_])
         n = limit
         changed = (source != here) | (chosen != port)
         back = now.with_side(SOURCE, source.astype(np.uint32), chosen.astype(np.uint16)).answer()
         return self._give(flows[:n], SOURCE, now, back, changed) if n else 0
+
+    def _maybe_shown(
+        self, trip: Trip, rows: Rows, which: NDArray[np.intp], now: _Tuples, address: I64, low: I64, high: I64,
+        offset: I64,
+    ) -> list[int]:  # fmt: skip
+        """Those of `which` for whose source the capture may show another port than the drawn one."""
+        if self.shown is None or trip.pkts is not self.shown.pkts:
+            return []
+        which = which[low[which] < high[which]]
+        ends = _Tuples(
+            address[which].astype(np.uint32), now.dst[which], now.sport[which], now.dport[which], now.proto[which]
+        )
+        first = low[which] + offset[which] % (high - low + 1)[which]
+        out: list[int] = which[self._undecided(self.shown, rows[which], ends, first, SOURCE)].tolist()
+        return out
 
     def _maps_alike(
         self, now: _Tuples, flows: NDArray[np.integer], zone: NDArray[np.uint32], time: I64, lo: I64, hi: I64,
@@ -630,9 +654,7 @@ class Nat:
         offset = np.where(base >= 0, (port - base) & 0xFFFF, offset)
         first: I64 = lo + offset % size
         if self.shown is not None and trip.pkts is self.shown.pkts and len(drawn):
-            ends = to.take(drawn)
-            fixed = np.where(ends.proto == ICMP, 0, ends.dport if manip == SOURCE else ends.sport)
-            some = self.shown.some(ends.dst, ends.src, ends.proto, fixed, source=manip == SOURCE)
+            some = self._undecided(self.shown, rows[drawn], to.take(drawn), first[drawn], manip)
             ct, given = self.node.conntrack, set()  # these come before: their tuples will be taken
             for k in drawn[some].tolist():
                 row = int(rows[k])
@@ -645,6 +667,15 @@ class Nat:
                         given.add(back)
                         break
         return first
+
+    @staticmethod
+    def _undecided(shown: Shown, rows: Rows, to: _Tuples, first: I64, manip: str) -> Mask:
+        """bool[n]: the capture may show another port than the one that was drawn first for a tuple."""
+        fixed = np.where(to.proto == ICMP, 0, to.dport if manip == SOURCE else to.sport)
+        out: Mask = shown.some(to.dst, to.src, to.proto, fixed, source=manip == SOURCE)
+        if manip == SOURCE and out.any():
+            out &= ~shown.as_drawn(rows, to.dst, to.src, to.proto, fixed, first)
+        return out
 
     def _mapped_before(self, now: _Tuples, zone: NDArray[np.uint32], wishing: Mask) -> NDArray[np.intp]:
         """Those of the rows whose wish is not met whose source was mapped before: they may be given the same again."""
