@@ -486,7 +486,7 @@ class Nat:
         stage = np.where(random | (ranged & ~fits), drawn, addressed)
         stage[inside & ~random] = kept
         tries, offset = np.zeros(n, np.int64), np.full(n, -1, np.int64)
-        hints, hinted = dict[int, list[int]](), np.zeros(n, np.int64)  # ports that the capture shows are tried first
+        hints = dict[int, Iterator[int]]()  # ports that the capture shows for a row: they are tried first
         bad = (stage > kept) & (~simple | (ranged & ~portable)) | (stage == drawn) & (~portable | (most <= 0))
         chosen, source = port.copy(), here.copy()
         key0, key1 = np.zeros(n, np.uint64), np.zeros(n, np.uint64)
@@ -504,11 +504,16 @@ class Nat:
                 for k in self._maybe_shown(trip, rows, fresh, now, address, low, high, offset):
                     t = (int(address[k]), now.dst.item(k), now.sport.item(k), now.dport.item(k), now.proto.item(k))
                     size = int(high[k] - low[k]) + 1
-                    hints[k] = list(self._shown(trip, int(rows[k]), t, SOURCE, int(low[k]), size, int(offset[k])))
-                    hinted[k] = len(hints[k])
-            ports = low[open_] + (offset[open_] + tries[open_] - hinted[open_]) % (high - low + 1)[open_]
-            for j in np.flatnonzero((at == drawn) & (tries[open_] < hinted[open_])).tolist():
-                ports[j] = hints[int(open_[j])][tries[open_[j]]]
+                    hints[k] = self._shown(trip, int(rows[k]), t, SOURCE, int(low[k]), size, int(offset[k]))
+            ports = low[open_] + (offset[open_] + tries[open_]) % (high - low + 1)[open_]
+            hinted = np.isin(open_, list(hints)) & (at == drawn)
+            for j in np.flatnonzero(hinted).tolist():
+                k = int(open_[j])
+                port_shown = next(hints[k], None)
+                if port_shown is None:
+                    del hints[k]
+                else:
+                    ports[j], tries[k] = port_shown, -1  # the drawn one comes after it
             chosen[open_] = np.where(at == drawn, ports, port[open_])
             source[open_] = np.where(at == kept, here[open_], address[open_])
             back = now.take(open_).with_side(
@@ -540,7 +545,7 @@ class Nat:
             stage[open_] = np.where(
                 (at == kept) & fits[open_] & (address[open_] != here[open_]), addressed, drawn
             )  # fmt: skip
-            bad[open_] |= (stage[open_] == drawn) & (tries[open_] - hinted[open_] >= most[open_])
+            bad[open_] |= (stage[open_] == drawn) & (tries[open_] >= most[open_])
         n = limit
         changed = (source != here) | (chosen != port)
         back = now.with_side(SOURCE, source.astype(np.uint32), chosen.astype(np.uint16)).answer()
