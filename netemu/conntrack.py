@@ -203,6 +203,8 @@ class Conntrack:
         self._fresh: list[int] = []  # begun in this run, not yet confirmed
         self._ended: list[tuple[int, int]] = []  # (serial, flow): what packets of this run ended
         self._dead: list[int] = []  # deleted in this run; packets under way may still hold them
+        self.too_early = FOREVER  # the first packet (serial) that changed what one before it saw, as far as noticed
+        self.killed: list[tuple[int, int]] | None = None  # what was findable and is not any more: see `take_back`
         self.mapped: dict[int, list[int]] = {}  # flows whose source was rewritten, by (protocol, source, port)
         self._oldest: list[tuple[int, int]] = []  # (born, flow) of those that may be thrown out first
         self._elders: deque[tuple[int, int]] = deque()  # and of the others, in this order
@@ -411,8 +413,14 @@ class Conntrack:
         if found < 0:
             return False
         other = found >> 1
+        self._seen_by(flow, other)
         same = self.original(other) == self.original(flow)
         return not same or zone_id(int(self.zone[other]), 0) != zone_id(zone, 0)
+
+    def _seen_by(self, flow: int, other: int) -> None:
+        """The other one is in the way of this one: one by one that is only so if it began before."""
+        if self.born[other] > self.born[flow]:
+            self.too_early = min(self.too_early, int(self.born[other]))
 
     def store(self, flow: int, now: int) -> bool:
         """Make both tuples findable; False when another flow holds one of them."""
@@ -420,8 +428,11 @@ class Conntrack:
             return True
         zone = int(self.zone[flow])
         there, back = self.original(flow), self.reply(flow)
-        if self.clash(there, now, zone, 0) >= 0 or self.clash(back, now, zone, 1) >= 0:
-            return False
+        for t, direction in ((there, 0), (back, 1)):
+            found = self.clash(t, now, zone, direction)
+            if found >= 0:
+                self._seen_by(flow, found >> 1)
+                return False
         self.split |= zone >> 16 != 0
         if back != there or zone >> 16:
             self.table.add_one(*key(there, zone, 0), number=2 * flow)
@@ -469,6 +480,9 @@ class Conntrack:
 
     def kill(self, flow: int) -> None:
         """The flow is not there any more; its number stays taken until the run ends."""
+        if self.killed is not None and self.stored[flow]:
+            mapped = self.mapped.get(self._map_key(flow), [])
+            self.killed.append((flow, mapped.index(flow) if flow in mapped else -1))
         if self.stored[flow]:
             self.table.remove_one(2 * flow + 1)
             if self.original(flow) != self.reply(flow) or self.zone[flow] >> 16:
@@ -500,6 +514,30 @@ class Conntrack:
             flows.remove(flow)
             if not flows:
                 del self.mapped[k]
+
+    def take_back(self, begun: int, ended: int, killed: list[tuple[int, int]]) -> None:
+        """Only so many flows were begun and ended in this run, and those that were killed since are there again.
+
+        killed  (flow, place in `mapped` or -1) of what was findable: `killed`, as it was written since
+        """
+        flows = np.array(self._fresh[begun:], np.intp)
+        del self._fresh[begun:], self._ended[ended:]
+        mask = np.zeros(self.capacity, bool)
+        mask[flows] = True
+        self.kill_where(mask)
+        for flow in flows.tolist():
+            self.kill(flow)
+        killed = [(flow, place) for flow, place in killed if not mask[flow]]
+        for flow, place in reversed(killed):
+            zone, there, back = int(self.zone[flow]), self.original(flow), self.reply(flow)
+            if back != there or zone >> 16:
+                self.table.add_one(*key(there, zone, 0), number=2 * flow)
+            self.table.add_one(*key(back, zone, 1), number=2 * flow + 1)
+            self.stored[flow] = True
+            self.status[flow] &= ~np.uint16(DYING)
+            self._dead.remove(flow)
+            if place >= 0:
+                self.mapped.setdefault(self._map_key(flow), []).insert(place, flow)
 
     def end_run(self) -> None:
         """No packet is under way: forget flows that never were confirmed, and reuse the numbers of the dead."""
@@ -603,6 +641,10 @@ class Conntrack:
         ids = self.look_up(p, rows, wishes)
         self._ahead = (p, self.table.version, int(rows[0]), ids) if wishes is None else None
         return ids
+
+    def forget_ahead(self) -> None:
+        """What was looked up is not what is about to be tracked."""
+        self._ahead = None
 
     def _looked_up(self, trip: Trip, rows: Rows) -> NDArray[np.int32]:
         """`look_up`, or what `look_ahead` found when nothing has changed since."""
@@ -962,7 +1004,13 @@ class Conntrack:
             return np.ones(len(rows), bool)
         p.reply[rows[again[of[again] >= 0]]] = False
         if lives:
-            of = np.where(of < 0, self._succeed(p, lives).take(-1 - of, mode="clip"), of)
+            roots, before, numbers = self._succeed(p, lives)
+            former = np.full(self.capacity, -1, np.int32)
+            former[roots] = before
+            theirs = np.flatnonzero((of == was) & (former.take(was) >= 0))  # of those whose number went to another one
+            of[theirs] = former.take(was.take(theirs))
+            of = np.where(of < 0, numbers.take(-1 - of, mode="clip"), of)
+            again = np.concatenate([again, theirs])
         p.ct[rows[again]] = of[again]
         for verdict, flow, row in zip(verdicts[odd].tolist(), of[odd].tolist(), rows[odd].tolist(), strict=True):
             if verdict == GONE:
@@ -975,39 +1023,46 @@ class Conntrack:
         counts: Mask = (verdicts == ACCEPTED) | (verdicts == GONE)
         return counts
 
-    def _succeed(self, p: Packets, lives: list[Life]) -> Flows:
-        """Connections that began within a run in the place of others: their numbers.
+    def _succeed(self, p: Packets, lives: list[Life]) -> tuple[Flows, Flows, Flows]:
+        """Connections that began within a run in the place of others.
 
-        Each takes over the tuples of the one before it; nobody else could have had them in between. All but the last
-        one of a tuple are over already, and only packets under way still hold them.
+        returns  the flows that held their tuples before; new numbers for what those were; the number of each life
+
+        Each takes over the tuples of the one before it; nobody else could have had them in between. The last one of a
+        tuple takes over the number, too, so its tuples stay findable; all others are over already, and only packets
+        under way still hold them.
         """
-        flows = self._allocate_many(len(lives))
-        roots, rows = np.array([life.root for life in lives]), np.array([life.row for life in lives])
+        root, rows = np.array([life.root for life in lives]), np.array([life.row for life in lives])
+        roots, first = np.unique(root, return_index=True)
+        order = grouped(root)
+        follows = np.append(root[order[1:]] == root[order[:-1]], False)
+        last = order[~follows]
+        flows = self._allocate_many(len(lives))  # first of what the roots were, then of all lives but the last ones
+        before, numbers = flows[: len(roots)], np.empty(len(lives), np.intp)
+        numbers[order[follows]] = flows[len(roots) :]
+        numbers[last] = root[last]
+        ended = np.empty(len(lives), np.intp)  # whom each follows
+        ended[order[1:]] = numbers[order[:-1]]
+        ended[first] = before
+        self._ended.extend(zip(p.serial[rows].tolist(), ended.tolist(), strict=True))
         for name in _COLUMNS:
             column = getattr(self, name)
-            column[flows] = column[roots]
-        for column in (self.mark, self.packets, self.bytes, self.helper, self.parent):
-            column[flows] = 0
-        self.created[flows], self.born[flows] = p.time[rows], p.serial[rows]
-        self.stamped[flows] = self.stamping
-        self.masq[flows], self.counted[flows], self.stored[flows] = -1, self.accounting, False
-        self.status[flows] = [life.watched.status & (SRC_NAT | DST_NAT) for life in lives]
-        last = dict(zip(roots.tolist(), range(len(lives)), strict=True))
-        before = dict[int, int]()
-        for k, (root, row) in enumerate(zip(roots.tolist(), rows.tolist(), strict=True)):
-            self._ended.append((int(p.serial[row]), before.get(root, root)))
-            before[root] = int(flows[k])
-            if last[root] != k:
-                self.status[flows[k]] |= DYING
-                self._dead.append(int(flows[k]))
-        final = []
-        for root, k in last.items():
-            self.kill(root)
-            lives[k].watched.flow = int(flows[k])
-            final.append(lives[k].watched)
-            self.store(int(flows[k]), int(p.time[rows[k]]))
+            column[before], column[numbers] = column[roots], column[root]
+        for columns in (self.packets, self.bytes, self.tcp.td, self.tcp.misc, self.tcp.last):
+            columns[before] = columns[roots]
+        for column in (self.mark, self.packets, self.bytes, self.helper, self.parent, self.fares.reshape(-1, 2)):
+            column[numbers] = 0
+        self.created[numbers], self.born[numbers] = p.time[rows], p.serial[rows]
+        self.stamped[numbers], self.masq[numbers], self.counted[numbers] = self.stamping, -1, self.accounting
+        self.status[numbers] = [life.watched.status & (SRC_NAT | DST_NAT) for life in lives]
+        self.stored[flows] = False
+        self.status[flows] |= DYING
+        self._dead.extend(flows.tolist())
+        final = [lives[k].watched for k in last.tolist()]
+        for one, flow in zip(final, root[last].tolist(), strict=True):
+            one.flow = flow
         self.tcp._keep(self, final)
-        return flows
+        return roots, before, numbers
 
     def _track_error(self, trip: Trip, row: int) -> None:
         """An ICMP error belongs to the connection that it complains about, if it quotes one that we know."""
@@ -1062,13 +1117,13 @@ class Conntrack:
             if trip.drew is not None:
                 moved |= trip.drew[rows[mine[new]]]
             self.omen[flows[new[moved]]] = 0
+        there = self.stored[flows[new]]
+        self.status[flows[new[there]]] |= CONFIRMED
+        new = new[~there]
         lost: list[int] = []
         while len(new):
             f = flows[new]
-            if len(new) >= MANY and not self.stored[f].any():
-                done = self.store_many(f)
-            else:
-                done = len(f) if self.stored[f].all() else 0
+            done = self.store_many(f) if len(new) >= MANY else 0
             self.status[f[:done]] |= CONFIRMED
             new = new[done:]
             for k in new[: 1 if len(new) >= MANY else MANY].tolist():
@@ -1088,9 +1143,10 @@ class Conntrack:
     # ---- text --------------------------------------------------------------------------------------------------
 
     def dump(self, now: int) -> str:
-        """The table as `conntrack -L -o extended` prints it."""
+        """The table as `conntrack -L -o extended` prints it, the oldest connection first."""
         out = []
-        for flow in np.flatnonzero(self.stored & (self.deadline > now) & ((self.status & CONFIRMED) != 0)).tolist():
+        flows = np.flatnonzero(self.stored & (self.deadline > now) & ((self.status & CONFIRMED) != 0))
+        for flow in flows[np.argsort(self.born[flows], kind="stable")].tolist():
             out.append(self.line(flow, now))
         return "\n".join(out) + ("\n" if out else "")
 

@@ -128,6 +128,7 @@ class Program:
         self.steps = np.arange(n, dtype=np.int32) + np.int32(paths.steps.reserve(n, self.step))
         self._counted: list[tuple[Places, I32]] = []  # places that packets matched at, and the packets' lengths
         self._waiting = 0
+        self._draft: int | None = None  # how many of those there were when a draft began
 
     # ---- compiling ---------------------------------------------------------------------------------------------
 
@@ -236,8 +237,19 @@ class Program:
         """Packets matched there."""
         self._counted.append((places, lengths))
         self._waiting += len(places)
-        if self._waiting > max(len(self._rules), 1 << 20):
+        if self._waiting > max(len(self._rules), 1 << 20) and self._draft is None:
             self.settle()
+
+    def draft(self) -> None:
+        """What is counted from here on may be forgotten again (`decide`)."""
+        self._draft = len(self._counted)
+
+    def decide(self, *, keep: bool) -> None:
+        """It stands, or is forgotten."""
+        if not keep:
+            del self._counted[self._draft or 0 :]
+            self._waiting = sum(len(places) for places, _ in self._counted)
+        self._draft = None
 
     def settle(self) -> None:
         """Write the counts to the rules."""

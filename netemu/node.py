@@ -498,10 +498,10 @@ class Node:
         while start < p.n:
             end = start + 1 if limit == 1 else self.road.run_end(p, start, limit)
             rows = np.arange(start, end)
-            self.road.run(trip, rows)
+            rows = rows[: self.road.run(trip, rows)]
             if self.doubts is not None:
                 self.doubts.settle(trip, rows, before)
-            start = end
+            start += len(rows)
         self.nat.shown = None
         if self.doubts is not None:
             self.doubts.settle_children(trip)

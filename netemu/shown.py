@@ -51,6 +51,7 @@ from netemu.trip import draws
 
 MOST = 2048  # packets that are looked at for one draw
 NEAR = 4096  # packets after the one that draws whose own draws may explain a port
+FEW = 4  # answers up to this many are looked at one by one
 SMALL = 64  # in a pool of no more ports, anybody else who asks may have drawn any of them
 PORT_SALT = 0x4E41  # of the draw of a port
 _SHOWING = np.isin(np.arange(256), (TCP, UDP, UDPLITE, SCTP))
@@ -197,6 +198,38 @@ class Shown:
         at = answers.key.searchsorted(key)
         return at < answers.key.searchsorted(key, "right")
 
+    def as_drawn(
+        self, rows: Rows, far: U32, near: U32, proto: NDArray[np.uint8], fixed: NDArray[np.uint16], drawn: I64
+    ) -> Mask:
+        """bool[n]: the source port that was drawn for each packet is shown, so `ports` has nothing to say.
+
+        Where it says no, `ports` may all the same have nothing to say. It is there for many draws of netemu's own.
+        """
+        answers = self._of_sources
+        if not len(rows) or not len(answers.key):
+            return np.zeros(len(rows), bool)
+        kinds, order, where = self._kinds
+        key = _key(far, near, proto, fixed)
+        found = order[np.minimum(kinds.searchsorted(_kind(key, drawn)), len(kinds) - 1)]
+        p = self.pkts
+        opens = (proto == TCP) & ((self._arrived["flags"][rows] & _OPENING) == SYN)
+        after = p.seq[rows].astype(np.int64) + 1 + p.length[rows] - p.ihl[rows] - p.doff[rows]
+        ack = answers.ack[found]
+        out: Mask = (answers.key[found] == key) & (answers.port[found] == drawn) & (answers.row[found] > rows)
+        out &= (answers.far[found] == far) & (answers.near[found] == near) & (answers.proto[found] == proto)
+        out &= (answers.fixed[found] == fixed) & (~opens | (ack < 0) | (ack == after & 0xFFFFFFFF))
+        return out & (found < where.searchsorted(where[found] >> 32 << 32 | rows, "right") + MOST)
+
+    @cached_property
+    def _kinds(self) -> tuple[U64, Rows, I64]:
+        """Of the answers to sources: a hash of end and port, ascending, and which answer it is of; and of each answer
+        number of the end << 32 | row, which ascend."""
+        key = self._of_sources.key
+        ends = np.cumsum(np.append(False, key[1:] != key[:-1])) << 32
+        kinds = _kind(self._of_sources.key, self._of_sources.port)
+        order = np.argsort(kinds, kind="stable")
+        return kinds[order], order, ends | self._of_sources.row
+
     def ports(
         self, row: int, far: int, near: int, proto: int, fixed: int, lo: int, size: int, drawn: int, *, source: bool
     ) -> Iterator[int]:
@@ -221,10 +254,27 @@ class Shown:
         mine = asker == self._asker(row)
         yield from port[mine].tolist()
         others = set(port[~mine & (asker >= 0)].tolist())
-        for k in np.flatnonzero(asker < 0).tolist():
-            x, until = int(port[k]), int(answers.row[found[k]])
-            if x not in others and not self._explained(row, until, proto, x, int(ack[k]), lo, size):
+        unknown = np.flatnonzero(asker < 0)
+        if len(unknown) > FEW:
+            until = np.minimum(answers.row[found[unknown]], row + NEAR)
+            explained = self._explainers(row, proto, lo, size).take(port[unknown]) < until
+            unknown = unknown[~explained | (ack[unknown] >= 0)]
+        for k in unknown.tolist():
+            x, last = int(port[k]), int(answers.row[found[k]])
+            if x not in others and not self._explained(row, last, proto, x, int(ack[k]), lo, size):
                 yield x
+
+    def _explainers(self, row: int, proto: int, lo: int, size: int) -> I64:
+        """int64[65536]: the row of the first packet that `_explained` finds for each port, but for what TCP says."""
+        was = self._arrived
+        rows = np.flatnonzero(was["proto"][row + 1 : row + NEAR] == proto)[::-1] + row + 1
+        own = (was["icmp_id"] if proto == ICMP else was["sport"])[rows]
+        first = np.full((2, 1 << 16), row + NEAR)
+        first[0, own], first[1, lo + self._drawn[rows] % size] = rows, rows
+        if size <= SMALL and len(rows):
+            first[:] = rows[-1]
+        out: I64 = first.min(0)
+        return out
 
     def _explained(self, row: int, until: int, proto: int, port: int, ack: int, lo: int, size: int) -> bool:
         """A packet between `row` and the answer, in `until`, has that port, or would draw it itself."""
@@ -273,6 +323,10 @@ class Shown:
         after = p.seq[rows].astype(np.int64) + 1 + p.length[rows] - p.ihl[rows] - p.doff[rows]
         fits &= ~opens | (acks[at] < 0) | (acks[at] == after & 0xFFFFFFFF)
         return np.where(fits, ends[at], -1)
+
+
+def _kind(key: U64, port: NDArray[Any]) -> U64:
+    return (key + port.astype(np.uint64)) * np.uint64(0xD1B54A32D192ED03)
 
 
 def _placed(address: NDArray[Any], proto: NDArray[Any], port: NDArray[Any], rows: Rows) -> U64:

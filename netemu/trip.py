@@ -101,6 +101,11 @@ class Trip:
         if len(self._trail) < self.pkts.n:
             self._trail = np.zeros(self.pkts.n, np.uint64)
 
+    def forget_steps(self, rows: Rows) -> None:
+        """Nothing was noted: it was of `rows` only."""
+        self._log = []
+        self._trail[rows] = 0
+
     def write(self, rows: Rows) -> None:
         """Put on the paths of `rows` what was noted. It is all of the rows that steps were noted of."""
         if self._log is None:

@@ -556,6 +556,7 @@ class Walk:
         self.index_from = INDEX_FROM
         self._links: list[str] = []
         self._programs: list[Program] = []
+        self._counted: list[tuple[Chain | Rule, int, int]] | None = None  # see `draft`
 
     def __call__(self, trip: Trip, table: str, rows: Rows) -> NDArray[np.int8]:
         """Send `rows` through `table` at trip.hook.
@@ -573,8 +574,7 @@ class Walk:
         left = self._through(trip, table, code, rows, Look(trip.pkts, rows), ends)
         if len(left):
             chain = code.chain
-            chain.packets += len(left)
-            chain.bytes += _bytes(trip.pkts, left)
+            self._count(chain, len(left), _bytes(trip.pkts, left))
             trip.step(left, code.last)
             if chain.policy == DROP:
                 trip.end(left, code.reason)
@@ -590,6 +590,27 @@ class Walk:
         if trip.open_doubts:
             settle_walk(trip, rows, out)
         return out
+
+    def _count(self, what: Chain | Rule, packets: int, size: int) -> None:
+        what.packets += packets
+        what.bytes += size
+        if self._counted is not None:
+            self._counted.append((what, packets, size))
+
+    def draft(self) -> None:
+        """What is counted from here on may be forgotten again (`decide`)."""
+        self._counted = []
+        for program in self._programs:
+            program.draft()
+
+    def decide(self, *, keep: bool) -> None:
+        """It stands, or is forgotten."""
+        counted, self._counted = self._counted, None
+        for program in self._programs:
+            program.decide(keep=keep)
+        for what, packets, size in counted or () if not keep else ():
+            what.packets -= packets
+            what.bytes -= size
 
     def foresee(self, trip: Trip, table: str) -> None:
         """Take copies of packets through a table, to see what it will do. Nothing is counted."""
@@ -694,8 +715,7 @@ class Walk:
     ) -> Rows:
         """Count the rows that match a line, do what it says, return those that go on to the next line."""
         rule = line.rule
-        rule.packets += len(hit)
-        rule.bytes += _bytes(trip.pkts, hit)
+        self._count(rule, len(hit), _bytes(trip.pkts, hit))
         trip.step(hit, line.step)
         if line.act is not None:
             if trip.fickle is not None and rule.target is not None and not rule.target.steadfast(trip.node):
@@ -829,6 +849,8 @@ class Walk:
             stretch.program = Program(
                 paths, whole, chain, stretch.start, stretch.end, self.pure, lambda rule: base_tests(rule, self._links)
             )
+            if self._counted is not None:
+                stretch.program.draft()
             self._programs.append(stretch.program)
         return stretch.program
 

@@ -13,7 +13,7 @@ FLOORS = [  # a module may import from floors above its own line, and from earli
     "routing ipset tcp protocols conntrack helpers conntracktool shown nat schedulers answers ipvsftp ipvs ipvsadm",
     "matches.base matches.headers matches.content matches.connections matches.places matches.rates",
     "matches targets listing doubt lanes walk tables",
-    "model capture ahead settled journey node",
+    "model capture ahead settled sweeps journey node",
     "flows kube scaling lint diff snapshot values profile player lab fuzz",
     "lines report cli __main__",
 ]
