@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported, raise_all
-from netemu.packets import BROADCAST, HOST, I16, I32, I64, MULTICAST, U8, U32, U64, Mask, Packets, Rows
+from netemu.packets import BROADCAST, HOST, I16, I32, I64, MULTICAST, U8, U32, U64, Mask, Packets, Rows, stretch
 
 if TYPE_CHECKING:
     from netemu.routing import Routing
@@ -44,12 +44,14 @@ BLOCK = (
 WINDOW = 8 << 20  # bytes looked at together
 PEEK = 64 << 10  # bytes read to see what a file is
 SETTLED = 2.0  # seconds without a write after which a file's pages are used as they are
-PAD = 64  # bytes behind a window that may be read, as Packets.parse asks
+PAD = 128  # bytes behind a window that may be read: the headers of a record that ends there, and more
+NEAR = 80  # bytes from the link header on that are fetched with the record's header: it, the network's, the transport's
 LONGEST_PACKET = 262_144  # libpcap's MAXIMUM_SNAPLEN: a longer record is damage
 LONGEST_BLOCK = 16 << 20  # as libpcap: a longer pcapng block is damage
 PIECE = 32 << 10  # bytes of one chain of a parallel walk
 REACH = 2048  # bytes searched for a record start behind the edge of a piece
 GUESSES = 4  # places behind each edge that are looked at more closely
+WORTH_SHARING = 1024  # packets that are asked about together, where answers are shared
 STEPS = 32  # hops between two looks at which chains have arrived
 
 OUT, PASSED = -1, -2  # what arrivals says besides a link: the node sent it; it is not an arrival at all
@@ -889,8 +891,8 @@ class _Reader:
     def read(self, stretch: _Stretch, into: Frames) -> tuple[U8 | None, U32 | None, _Damage | None]:
         """What the headers of these records say: at, cap and wire (of the link header on), time, iface.
 
-        returns  the first 16 bytes of the link headers, when they lay near; epb_flags, 0 where there are none, None
-                 when there are none at all; and what is wrong with the record behind those that are filled in
+        returns  the first NEAR bytes from the link headers on; epb_flags, 0 where there are none, None when there are
+                 none at all; and what is wrong with the record behind those that are filled in
         """
         raise NotImplementedError
 
@@ -958,6 +960,7 @@ class _Reader:
                 part, head = part.take(slice(0, wrong.record)), None if head is None else head[: wrong.record]
                 n = block.stop
             if len(part):
+                starts = part.at.copy()
                 self.link_header(part, head, kind[block])
                 if flags is not None:
                     _direction(part, flags)
@@ -965,7 +968,7 @@ class _Reader:
                     part.iface += np.int32(self.base)
                 if self.alone:
                     parsed.cap[block] = part.cap
-                    parsed.read(block)
+                    parsed.read(block, _behind(head, part.at - starts))
             if wrong:
                 frames, parsed, kind = frames.take(slice(0, n)), parsed.take(slice(0, n)), kind[:n]
                 break
@@ -1038,8 +1041,16 @@ def _foreign(file: str, link_type: int) -> Problem:
     )
 
 
+def _behind(head: U8 | None, skipped: I64) -> U8 | None:
+    """The IP headers, out of the bytes from the link headers on, where all of those are of one length."""
+    first = int(skipped[0])
+    if head is None or not 0 <= first <= head.shape[1] - 64 or not (skipped == first).all():
+        return None
+    return head[:, first : first + 64]
+
+
 def _link(f: Frames, link_type: int, head: U8 | None) -> I32:
-    """Step over link headers of one type, which start at `f.at`; their first 16 bytes may be given.
+    """Step over link headers of one type, which start at `f.at`; their first bytes may be given.
 
     Fills in what they say, and returns the kind of each frame: an ethertype, or one of ours.
     """
@@ -1188,25 +1199,26 @@ class _Pcap(_Reader):
     def read(self, stretch: _Stretch, into: Frames) -> tuple[U8 | None, U32 | None, _Damage | None]:
         """The records at these places, up to the first that nobody can have written."""
         places = stretch[0]
-        rows = _rows(self.source.data, places, 32)
+        rows = _rows(self.source.data, places, 16 + NEAR)
         head = rows[:, :16].view(self.order + "u4")
         captured, wire = head[:, 2].astype(np.uint32), head[:, 3].astype(np.uint32)
         damage = None
-        odd = wire < np.maximum(captured, 1)
-        odd |= captured > LONGEST_PACKET
-        for k in np.flatnonzero(odd).tolist() if odd.any() else ():
-            if captured[k] > LONGEST_PACKET:
-                damage = self.too_long(int(places[k]), int(captured[k]))
-            elif not head[k].any():
-                damage = _Damage(int(places[k]), "the record header is all zeros")
-            elif wire[k] and head[k, 1] >= self.unit:
-                damage = _Damage(int(places[k]), "the record header makes no sense (neither its lengths nor its time)")
-            if damage:
-                damage.record = k
-                break
+        whole = bool((captured == wire).all())
+        if not whole or not captured.min() or captured.max() > LONGEST_PACKET:
+            for k in np.flatnonzero((wire < np.maximum(captured, 1)) | (captured > LONGEST_PACKET)).tolist():
+                if captured[k] > LONGEST_PACKET:
+                    damage = self.too_long(int(places[k]), int(captured[k]))
+                elif not head[k].any():
+                    damage = _Damage(int(places[k]), "the record header is all zeros")
+                elif wire[k] and head[k, 1] >= self.unit:
+                    what = "the record header makes no sense (neither its lengths nor its time)"
+                    damage = _Damage(int(places[k]), what)
+                if damage:
+                    damage.record = k
+                    break
         np.add(places, 16, out=into.at)
         into.cap[:] = captured
-        np.maximum(np.minimum(wire, 0x7FFF_FFFF), captured, out=into.wire, casting="unsafe")
+        into.wire[:] = captured if whole else np.maximum(np.minimum(wire, 0x7FFF_FFFF), captured)
         into.iface[:] = 0
         into.time[:] = head[:, 0]
         into.time *= 10**9
@@ -1453,12 +1465,12 @@ class _Pcapng(_Reader):
         places, kind = stretch
         assert kind is not None
         words, n = self.window, len(places)
-        rows = _rows(words.view(np.uint8), places * 4, 48)
+        rows = _rows(words.view(np.uint8), places * 4, 28 + NEAR)
         head = rows[:, :32].view(np.uint32)
         length, iface, high, low, cap, wire = (head[:, k].astype(np.uint32) for k in range(1, 7))
         at = places * 4 + 28
         room = length.astype(np.int64) - 32
-        link: U8 | None = rows[:, 28:44] if self.native else None
+        link: U8 | None = rows[:, 28:] if self.native else None
         simple = np.zeros(0, np.intp)
         if not (kind == ENHANCED_PACKET).all():
             link = None  # it stands elsewhere in the older kinds
@@ -1630,38 +1642,43 @@ def arrivals(
         of_iface = np.array(
             [-3 if name is None or routing.index(name) < 0 else routing.index(name) for name in capture.links], np.int16
         )
-        where = of_iface[frames.iface]
-        numbered = np.flatnonzero((where == -3) & (frames.ifindex > 0) & (frames.ifindex <= len(routing.links)))
-        where[numbered] = frames.ifindex[numbered] - 1
+        where = of_iface.take(frames.iface)
+        if frames.ifindex.any():
+            numbered = np.flatnonzero((where == -3) & (frames.ifindex > 0) & (frames.ifindex <= len(routing.links)))
+            where[numbered] = frames.ifindex[numbered] - 1
     macs: dict[int, int] = {}
     for k, one in enumerate(routing.links):
         if one.mac:
             macs[one.mac] = k if one.mac not in macs else -3  # several links share it: it does not tell which
-    if auto and len(macs):
+    if auto and macs and frames.dmac.any():
         unknown = np.flatnonzero((where == -3) & (frames.dmac != 0))
         if len(unknown):
             where[unknown] = _looked_up(frames.dmac[unknown], macs)
-    sent = frames.outgoing.copy()
-    if macs:
-        sent |= frames.ether & ~frames.incoming & (_looked_up(frames.smac, dict.fromkeys(macs, 0)) == 0)
+    sent = frames.outgoing
     # nothing on the link tells who sent these: loopback, and captures without link header
-    silent = (~frames.ether | ((frames.smac | frames.dmac) == 0)) & ~sent
-    ask = np.flatnonzero(sent | silent) if auto else np.flatnonzero(sent)
+    silent = ~sent
+    if frames.ether.any():
+        if macs:
+            sent = sent | (frames.ether & ~frames.incoming & (_looked_up(frames.smac, dict.fromkeys(macs, 0)) == 0))
+        silent = (~frames.ether | ((frames.smac | frames.dmac) == 0)) & ~sent
+    ask = np.flatnonzero(sent | silent if auto else sent)
     if len(ask):
-        src = _sources(frames, ask) if known is None else known[ask]
-        own = routing.is_local(src) | (src == 0)
-        told = frames.incoming[ask]
-        # a packet that the node heard from itself (lo in a capture of all links) was seen when it left
-        where[ask[own]] = np.where(told[own], PASSED, OUT)
-        where[ask[~own & sent[ask]]] = PASSED
+        some = stretch(ask)
+        src = _sources(frames, ask) if known is None else known[some]
+        own = _by_source(src, lambda src: routing.is_local(src) | (src == 0))
+        if own.any():
+            here = ask[own]
+            # a packet that the node heard from itself (lo in a capture of all links) was seen when it left
+            where[here] = np.where(frames.incoming[here], PASSED, OUT)
+        copies = sent[some] & ~own
+        if copies.any():
+            where[ask[copies]] = PASSED
     lost = np.flatnonzero(where == -3)
     if len(lost):
-        src = _sources(frames, lost) if known is None else known[lost]
-        none = np.zeros(len(lost), np.uint32)
-        route = routing.output(src, none, none, none.astype(np.uint8))
-        back = route.link.astype(np.int16)
+        src = _sources(frames, lost) if known is None else known[stretch(lost)]
+        back = _by_source(src, lambda src: _way_back(routing, src))
         # a source that is the node's own, or that it has no route to: the first link that is not lo
-        where[lost] = np.where(back > 0, back, 1 if len(routing.links) > 1 else 0)
+        where[lost] = np.where(back > 0, back, np.int16(1 if len(routing.links) > 1 else 0))
     return where
 
 
@@ -1683,6 +1700,40 @@ def _looked_up(macs: U64, table: dict[int, int]) -> I16:
         return out
     place = np.minimum(np.searchsorted(keys, macs), len(keys) - 1)
     return np.where(keys[place] == macs, values[place], np.int16(-3)).astype(np.int16)
+
+
+def _way_back(routing: Routing, src: U32) -> I16:
+    """By which link the node would answer these addresses."""
+    none = np.zeros(len(src), np.uint32)
+    return routing.output(src, none, none, none.astype(np.uint8)).link
+
+
+def _by_source(src: U32, question: Callable[[U32], NDArray[Any]]) -> NDArray[Any]:
+    """What `question` says of each address. It is asked once about those that come often, which nearly all do.
+
+    Cost: five passes; an address that shares its place in a small table with a later one is asked about each time.
+    """
+    if len(src) < WORTH_SHARING:
+        return question(src)
+    place = _place(src)
+    latest = np.zeros(len(_PLACES), np.uint32)
+    latest[place] = src
+    asked = np.flatnonzero(_place(latest) == _PLACES)  # where nobody came by there is 0, whose place is the first
+    said = question(latest.take(asked))
+    answers = np.zeros(len(_PLACES), said.dtype)
+    answers[asked] = said
+    out = answers.take(place)
+    other = np.flatnonzero(latest.take(place) != src)
+    if len(other):
+        out[other] = question(src.take(other))
+    return out
+
+
+def _place(addresses: U32) -> Rows:
+    return ((addresses * np.uint32(0x9E3779B1)) >> np.uint32(18)).astype(np.intp)
+
+
+_PLACES = np.arange(1 << 14)
 
 
 def _sources(frames: Frames, rows: Rows) -> U32:
