@@ -48,7 +48,8 @@ PAD = 128  # bytes behind a window that may be read: the headers of a record tha
 NEAR = 80  # bytes from the link header on that are fetched with the record's header: it, the network's, the transport's
 LONGEST_PACKET = 262_144  # libpcap's MAXIMUM_SNAPLEN: a longer record is damage
 LONGEST_BLOCK = 16 << 20  # as libpcap: a longer pcapng block is damage
-PIECE = 32 << 10  # bytes of one chain of a parallel walk
+PIECE = 32 << 10  # bytes of one chain of a parallel walk, at least
+CHAINS = 256  # that go in parallel, at most
 REACH = 2048  # bytes searched for a record start behind the edge of a piece
 GUESSES = 4  # places behind each edge that are looked at more closely
 WORTH_SHARING = 1024  # packets that are asked about together, where answers are shared
@@ -533,7 +534,7 @@ class _Source:
         """
         rest = self.end - used
         room = max(size or WINDOW, 2 * rest)
-        if self.size is not None and not self.zipped and not size and self._mapped(self.base + used, room):
+        if self.size is not None and not self.zipped and not size and self._mapped(self.base + used, 2 * room):
             self.base += used
             return True
         if self.size is not None and not self.zipped:
@@ -716,8 +717,17 @@ def _rows(data: U8, at: I64, width: int) -> U8:
     return overlapping[at].view(np.uint8).reshape(-1, width)
 
 
-def _spots(data: U8, edges: I64, align: int, mark: np.uint16 | np.uint32) -> tuple[Rows, I64]:
-    """(which edge, how far behind it) of each place within REACH of an edge where `mark` stands, by edge and distance.
+def _nearest(edges: I64, look: Callable[[I64, int], tuple[Rows, I64]]) -> I64:
+    """A place behind each edge, where there is one: look(edges, how far) tells which edges have one, and the place.
+
+    Most records are short: so first a quarter of the way, and all of it only where nothing was found.
+    """
+    which, place = look(edges, REACH // 4)
+    return np.concatenate([place, look(np.delete(edges, which), REACH)[1]])
+
+
+def _spots(data: U8, edges: I64, align: int, mark: np.uint16 | np.uint32, reach: int) -> tuple[Rows, I64]:
+    """(which edge, how far behind it) of each place up to `reach` behind it where `mark` stands, by edge and distance.
 
     Compared as whole aligned numbers, once for each way they can lie; `align`: only every 1st or 4th byte counts.
     """
@@ -725,21 +735,21 @@ def _spots(data: U8, edges: I64, align: int, mark: np.uint16 | np.uint32) -> tup
     which: list[Rows] = []
     offset: list[I64] = []
     for shift in range(0, size, align):
-        near = _rows(data, edges + shift, REACH).view(mark.dtype)
+        near = _rows(data, edges + shift, reach).view(mark.dtype)
         edge, k = np.divmod(np.flatnonzero(near == mark), near.shape[1])
         which.append(edge)
         offset.append(k * size + shift)
     all_which, all_offset = np.concatenate(which), np.concatenate(offset)
-    order = np.argsort(all_which * REACH + all_offset)
+    order = np.argsort(all_which * reach + all_offset)
     all_which, all_offset = all_which[order], all_offset[order]
     first = np.searchsorted(all_which, all_which)  # of its edge
     few = np.flatnonzero(np.arange(len(first)) - first < GUESSES)
     return all_which[few], all_offset[few]
 
 
-def _first_spots(edges: I64, which: Rows, offset: I64) -> I64:
+def _first_spots(edges: I64, which: Rows, offset: I64) -> tuple[Rows, I64]:
     first = np.flatnonzero(np.diff(which, prepend=-1))
-    return edges[which[first]] + offset[first]
+    return which[first], edges[which[first]] + offset[first]
 
 
 _HIGH_BYTE = np.arange(256, dtype=np.int64) * 256 + 16  # what the upper byte of a length and the header add up to
@@ -788,13 +798,17 @@ class _PcapChain:
         # most bytes are not the start of a record of the same day: two bytes of its seconds tell, at every place
         part = 2 if self._order == "<" else 0
         mark = np.frombuffer(self._memory[self.first + part : self.first + part + 2], np.uint16)[0]
-        which, offset = _spots(self._data, edges + part, 1, mark)
-        place = edges[which] + offset
-        for _ in range(3):  # the record there and the two behind it look like records
-            good, after = self._plausible(place)
-            keep = np.flatnonzero(good)
-            which, offset, place = which[keep], offset[keep], after[keep]
-        return _first_spots(edges, which, offset)
+
+        def look(edges: I64, reach: int) -> tuple[Rows, I64]:
+            which, offset = _spots(self._data, edges + part, 1, mark, reach)
+            place = edges[which] + offset
+            for _ in range(3):  # the record there and the two behind it look like records
+                good, after = self._plausible(place)
+                keep = np.flatnonzero(good)
+                which, offset, place = which[keep], offset[keep], after[keep]
+            return _first_spots(edges, which, offset)
+
+        return _nearest(edges, look)
 
     def _plausible(self, place: I64) -> tuple[Mask, I64]:
         """Does a record header stand there, and where would the next one be? Beyond the window all is well."""
@@ -831,16 +845,20 @@ class _PcapngChain:
 
     def guess(self, edges: I64) -> I64:
         edges = edges[edges < self.end - (REACH + PAD) // 4]
-        which, offset = _spots(self._words.view(np.uint8), edges * 4, 4, np.uint32(ENHANCED_PACKET))
-        offset >>= 2
-        place = edges[which] + offset
-        length = self._lengths.take(place, mode="clip")
-        behind = place + (length >> np.uint32(2))
-        # the length stands at the end of the block too
-        good = (length >= 32) & (length < LONGEST_PACKET) & (length & 3 == 0) & (behind <= self.end)
-        good &= self._words.take(behind - 1, mode="clip") == length
-        keep = np.flatnonzero(good)
-        return _first_spots(edges, which[keep], offset[keep])
+
+        def look(edges: I64, reach: int) -> tuple[Rows, I64]:
+            which, offset = _spots(self._words.view(np.uint8), edges * 4, 4, np.uint32(ENHANCED_PACKET), reach)
+            offset >>= 2
+            place = edges[which] + offset
+            length = self._lengths.take(place, mode="clip")
+            behind = place + (length >> np.uint32(2))
+            # the length stands at the end of the block too
+            good = (length >= 32) & (length < LONGEST_PACKET) & (length & 3 == 0) & (behind <= self.end)
+            good &= self._words.take(behind - 1, mode="clip") == length
+            keep = np.flatnonzero(good)
+            return _first_spots(edges, which[keep], offset[keep])
+
+        return _nearest(edges, look)
 
     def one_by_one(self, place: int, upto: int) -> tuple[list[int], int]:
         out: list[int] = []
@@ -1237,7 +1255,7 @@ class _Pcap(_Reader):
         if end - self.used < 16:
             return
         chain = _PcapChain(data, self.used, end, self.order, self.long)
-        pieces = (end - self.used) // PIECE
+        pieces = min((end - self.used) // PIECE, CHAINS)
         if pieces >= 8:
             places, after = _chained(chain, self.used, pieces)
             wrong = chain.first_long(places)
@@ -1359,7 +1377,8 @@ class _Pcapng(_Reader):
                 places = self.same_size(words, place, chain.end)
                 begins = False
             if not len(places) and source.end - self.used >= 8 * PIECE:
-                places = self.sound(words, _chained(chain, place, (source.end - self.used) // PIECE)[0])
+                pieces = min((source.end - self.used) // PIECE, CHAINS)
+                places = self.sound(words, _chained(chain, place, pieces)[0])
             if not len(places):
                 places = np.array(chain.one_by_one(place, chain.end)[0], np.int64)
             if not len(places):
