@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported, raise_all
-from netemu.packets import BROADCAST, HOST, I16, I32, I64, MULTICAST, U8, U32, U64, Mask, Packets, Rows
+from netemu.packets import BROADCAST, HOST, I16, I32, I64, MULTICAST, U8, U32, U64, Mask, Packets, Rows, stretch
 
 if TYPE_CHECKING:
     from netemu.routing import Routing
@@ -44,12 +44,15 @@ BLOCK = (
 WINDOW = 8 << 20  # bytes looked at together
 PEEK = 64 << 10  # bytes read to see what a file is
 SETTLED = 2.0  # seconds without a write after which a file's pages are used as they are
-PAD = 64  # bytes behind a window that may be read, as Packets.parse asks
+PAD = 128  # bytes behind a window that may be read: the headers of a record that ends there, and more
+NEAR = 80  # bytes from the link header on that are fetched with the record's header: it, the network's, the transport's
 LONGEST_PACKET = 262_144  # libpcap's MAXIMUM_SNAPLEN: a longer record is damage
 LONGEST_BLOCK = 16 << 20  # as libpcap: a longer pcapng block is damage
-PIECE = 32 << 10  # bytes of one chain of a parallel walk
+PIECE = 32 << 10  # bytes of one chain of a parallel walk, at least
+CHAINS = 256  # that go in parallel, at most
 REACH = 2048  # bytes searched for a record start behind the edge of a piece
 GUESSES = 4  # places behind each edge that are looked at more closely
+WORTH_SHARING = 1024  # packets that are asked about together, where answers are shared
 STEPS = 32  # hops between two looks at which chains have arrived
 
 OUT, PASSED = -1, -2  # what arrivals says besides a link: the node sent it; it is not an arrival at all
@@ -531,7 +534,7 @@ class _Source:
         """
         rest = self.end - used
         room = max(size or WINDOW, 2 * rest)
-        if self.size is not None and not self.zipped and not size and self._mapped(self.base + used, room):
+        if self.size is not None and not self.zipped and not size and self._mapped(self.base + used, 2 * room):
             self.base += used
             return True
         if self.size is not None and not self.zipped:
@@ -714,8 +717,17 @@ def _rows(data: U8, at: I64, width: int) -> U8:
     return overlapping[at].view(np.uint8).reshape(-1, width)
 
 
-def _spots(data: U8, edges: I64, align: int, mark: np.uint16 | np.uint32) -> tuple[Rows, I64]:
-    """(which edge, how far behind it) of each place within REACH of an edge where `mark` stands, by edge and distance.
+def _nearest(edges: I64, look: Callable[[I64, int], tuple[Rows, I64]]) -> I64:
+    """A place behind each edge, where there is one: look(edges, how far) tells which edges have one, and the place.
+
+    Most records are short: so first a quarter of the way, and all of it only where nothing was found.
+    """
+    which, place = look(edges, REACH // 4)
+    return np.concatenate([place, look(np.delete(edges, which), REACH)[1]])
+
+
+def _spots(data: U8, edges: I64, align: int, mark: np.uint16 | np.uint32, reach: int) -> tuple[Rows, I64]:
+    """(which edge, how far behind it) of each place up to `reach` behind it where `mark` stands, by edge and distance.
 
     Compared as whole aligned numbers, once for each way they can lie; `align`: only every 1st or 4th byte counts.
     """
@@ -723,21 +735,21 @@ def _spots(data: U8, edges: I64, align: int, mark: np.uint16 | np.uint32) -> tup
     which: list[Rows] = []
     offset: list[I64] = []
     for shift in range(0, size, align):
-        near = _rows(data, edges + shift, REACH).view(mark.dtype)
+        near = _rows(data, edges + shift, reach).view(mark.dtype)
         edge, k = np.divmod(np.flatnonzero(near == mark), near.shape[1])
         which.append(edge)
         offset.append(k * size + shift)
     all_which, all_offset = np.concatenate(which), np.concatenate(offset)
-    order = np.argsort(all_which * REACH + all_offset)
+    order = np.argsort(all_which * reach + all_offset)
     all_which, all_offset = all_which[order], all_offset[order]
     first = np.searchsorted(all_which, all_which)  # of its edge
     few = np.flatnonzero(np.arange(len(first)) - first < GUESSES)
     return all_which[few], all_offset[few]
 
 
-def _first_spots(edges: I64, which: Rows, offset: I64) -> I64:
+def _first_spots(edges: I64, which: Rows, offset: I64) -> tuple[Rows, I64]:
     first = np.flatnonzero(np.diff(which, prepend=-1))
-    return edges[which[first]] + offset[first]
+    return which[first], edges[which[first]] + offset[first]
 
 
 _HIGH_BYTE = np.arange(256, dtype=np.int64) * 256 + 16  # what the upper byte of a length and the header add up to
@@ -786,13 +798,17 @@ class _PcapChain:
         # most bytes are not the start of a record of the same day: two bytes of its seconds tell, at every place
         part = 2 if self._order == "<" else 0
         mark = np.frombuffer(self._memory[self.first + part : self.first + part + 2], np.uint16)[0]
-        which, offset = _spots(self._data, edges + part, 1, mark)
-        place = edges[which] + offset
-        for _ in range(3):  # the record there and the two behind it look like records
-            good, after = self._plausible(place)
-            keep = np.flatnonzero(good)
-            which, offset, place = which[keep], offset[keep], after[keep]
-        return _first_spots(edges, which, offset)
+
+        def look(edges: I64, reach: int) -> tuple[Rows, I64]:
+            which, offset = _spots(self._data, edges + part, 1, mark, reach)
+            place = edges[which] + offset
+            for _ in range(3):  # the record there and the two behind it look like records
+                good, after = self._plausible(place)
+                keep = np.flatnonzero(good)
+                which, offset, place = which[keep], offset[keep], after[keep]
+            return _first_spots(edges, which, offset)
+
+        return _nearest(edges, look)
 
     def _plausible(self, place: I64) -> tuple[Mask, I64]:
         """Does a record header stand there, and where would the next one be? Beyond the window all is well."""
@@ -829,16 +845,20 @@ class _PcapngChain:
 
     def guess(self, edges: I64) -> I64:
         edges = edges[edges < self.end - (REACH + PAD) // 4]
-        which, offset = _spots(self._words.view(np.uint8), edges * 4, 4, np.uint32(ENHANCED_PACKET))
-        offset >>= 2
-        place = edges[which] + offset
-        length = self._lengths.take(place, mode="clip")
-        behind = place + (length >> np.uint32(2))
-        # the length stands at the end of the block too
-        good = (length >= 32) & (length < LONGEST_PACKET) & (length & 3 == 0) & (behind <= self.end)
-        good &= self._words.take(behind - 1, mode="clip") == length
-        keep = np.flatnonzero(good)
-        return _first_spots(edges, which[keep], offset[keep])
+
+        def look(edges: I64, reach: int) -> tuple[Rows, I64]:
+            which, offset = _spots(self._words.view(np.uint8), edges * 4, 4, np.uint32(ENHANCED_PACKET), reach)
+            offset >>= 2
+            place = edges[which] + offset
+            length = self._lengths.take(place, mode="clip")
+            behind = place + (length >> np.uint32(2))
+            # the length stands at the end of the block too
+            good = (length >= 32) & (length < LONGEST_PACKET) & (length & 3 == 0) & (behind <= self.end)
+            good &= self._words.take(behind - 1, mode="clip") == length
+            keep = np.flatnonzero(good)
+            return _first_spots(edges, which[keep], offset[keep])
+
+        return _nearest(edges, look)
 
     def one_by_one(self, place: int, upto: int) -> tuple[list[int], int]:
         out: list[int] = []
@@ -889,8 +909,8 @@ class _Reader:
     def read(self, stretch: _Stretch, into: Frames) -> tuple[U8 | None, U32 | None, _Damage | None]:
         """What the headers of these records say: at, cap and wire (of the link header on), time, iface.
 
-        returns  the first 16 bytes of the link headers, when they lay near; epb_flags, 0 where there are none, None
-                 when there are none at all; and what is wrong with the record behind those that are filled in
+        returns  the first NEAR bytes from the link headers on; epb_flags, 0 where there are none, None when there are
+                 none at all; and what is wrong with the record behind those that are filled in
         """
         raise NotImplementedError
 
@@ -958,6 +978,7 @@ class _Reader:
                 part, head = part.take(slice(0, wrong.record)), None if head is None else head[: wrong.record]
                 n = block.stop
             if len(part):
+                starts = part.at.copy()
                 self.link_header(part, head, kind[block])
                 if flags is not None:
                     _direction(part, flags)
@@ -965,7 +986,7 @@ class _Reader:
                     part.iface += np.int32(self.base)
                 if self.alone:
                     parsed.cap[block] = part.cap
-                    parsed.read(block)
+                    parsed.read(block, _behind(head, part.at - starts))
             if wrong:
                 frames, parsed, kind = frames.take(slice(0, n)), parsed.take(slice(0, n)), kind[:n]
                 break
@@ -1038,8 +1059,16 @@ def _foreign(file: str, link_type: int) -> Problem:
     )
 
 
+def _behind(head: U8 | None, skipped: I64) -> U8 | None:
+    """The IP headers, out of the bytes from the link headers on, where all of those are of one length."""
+    first = int(skipped[0])
+    if head is None or not 0 <= first <= head.shape[1] - 64 or not (skipped == first).all():
+        return None
+    return head[:, first : first + 64]
+
+
 def _link(f: Frames, link_type: int, head: U8 | None) -> I32:
-    """Step over link headers of one type, which start at `f.at`; their first 16 bytes may be given.
+    """Step over link headers of one type, which start at `f.at`; their first bytes may be given.
 
     Fills in what they say, and returns the kind of each frame: an ethertype, or one of ours.
     """
@@ -1188,25 +1217,26 @@ class _Pcap(_Reader):
     def read(self, stretch: _Stretch, into: Frames) -> tuple[U8 | None, U32 | None, _Damage | None]:
         """The records at these places, up to the first that nobody can have written."""
         places = stretch[0]
-        rows = _rows(self.source.data, places, 32)
+        rows = _rows(self.source.data, places, 16 + NEAR)
         head = rows[:, :16].view(self.order + "u4")
         captured, wire = head[:, 2].astype(np.uint32), head[:, 3].astype(np.uint32)
         damage = None
-        odd = wire < np.maximum(captured, 1)
-        odd |= captured > LONGEST_PACKET
-        for k in np.flatnonzero(odd).tolist() if odd.any() else ():
-            if captured[k] > LONGEST_PACKET:
-                damage = self.too_long(int(places[k]), int(captured[k]))
-            elif not head[k].any():
-                damage = _Damage(int(places[k]), "the record header is all zeros")
-            elif wire[k] and head[k, 1] >= self.unit:
-                damage = _Damage(int(places[k]), "the record header makes no sense (neither its lengths nor its time)")
-            if damage:
-                damage.record = k
-                break
+        whole = bool((captured == wire).all())
+        if not whole or not captured.min() or captured.max() > LONGEST_PACKET:
+            for k in np.flatnonzero((wire < np.maximum(captured, 1)) | (captured > LONGEST_PACKET)).tolist():
+                if captured[k] > LONGEST_PACKET:
+                    damage = self.too_long(int(places[k]), int(captured[k]))
+                elif not head[k].any():
+                    damage = _Damage(int(places[k]), "the record header is all zeros")
+                elif wire[k] and head[k, 1] >= self.unit:
+                    what = "the record header makes no sense (neither its lengths nor its time)"
+                    damage = _Damage(int(places[k]), what)
+                if damage:
+                    damage.record = k
+                    break
         np.add(places, 16, out=into.at)
         into.cap[:] = captured
-        np.maximum(np.minimum(wire, 0x7FFF_FFFF), captured, out=into.wire, casting="unsafe")
+        into.wire[:] = captured if whole else np.maximum(np.minimum(wire, 0x7FFF_FFFF), captured)
         into.iface[:] = 0
         into.time[:] = head[:, 0]
         into.time *= 10**9
@@ -1225,7 +1255,7 @@ class _Pcap(_Reader):
         if end - self.used < 16:
             return
         chain = _PcapChain(data, self.used, end, self.order, self.long)
-        pieces = (end - self.used) // PIECE
+        pieces = min((end - self.used) // PIECE, CHAINS)
         if pieces >= 8:
             places, after = _chained(chain, self.used, pieces)
             wrong = chain.first_long(places)
@@ -1347,7 +1377,8 @@ class _Pcapng(_Reader):
                 places = self.same_size(words, place, chain.end)
                 begins = False
             if not len(places) and source.end - self.used >= 8 * PIECE:
-                places = self.sound(words, _chained(chain, place, (source.end - self.used) // PIECE)[0])
+                pieces = min((source.end - self.used) // PIECE, CHAINS)
+                places = self.sound(words, _chained(chain, place, pieces)[0])
             if not len(places):
                 places = np.array(chain.one_by_one(place, chain.end)[0], np.int64)
             if not len(places):
@@ -1453,12 +1484,12 @@ class _Pcapng(_Reader):
         places, kind = stretch
         assert kind is not None
         words, n = self.window, len(places)
-        rows = _rows(words.view(np.uint8), places * 4, 48)
+        rows = _rows(words.view(np.uint8), places * 4, 28 + NEAR)
         head = rows[:, :32].view(np.uint32)
         length, iface, high, low, cap, wire = (head[:, k].astype(np.uint32) for k in range(1, 7))
         at = places * 4 + 28
         room = length.astype(np.int64) - 32
-        link: U8 | None = rows[:, 28:44] if self.native else None
+        link: U8 | None = rows[:, 28:] if self.native else None
         simple = np.zeros(0, np.intp)
         if not (kind == ENHANCED_PACKET).all():
             link = None  # it stands elsewhere in the older kinds
@@ -1630,38 +1661,43 @@ def arrivals(
         of_iface = np.array(
             [-3 if name is None or routing.index(name) < 0 else routing.index(name) for name in capture.links], np.int16
         )
-        where = of_iface[frames.iface]
-        numbered = np.flatnonzero((where == -3) & (frames.ifindex > 0) & (frames.ifindex <= len(routing.links)))
-        where[numbered] = frames.ifindex[numbered] - 1
+        where = of_iface.take(frames.iface)
+        if frames.ifindex.any():
+            numbered = np.flatnonzero((where == -3) & (frames.ifindex > 0) & (frames.ifindex <= len(routing.links)))
+            where[numbered] = frames.ifindex[numbered] - 1
     macs: dict[int, int] = {}
     for k, one in enumerate(routing.links):
         if one.mac:
             macs[one.mac] = k if one.mac not in macs else -3  # several links share it: it does not tell which
-    if auto and len(macs):
+    if auto and macs and frames.dmac.any():
         unknown = np.flatnonzero((where == -3) & (frames.dmac != 0))
         if len(unknown):
             where[unknown] = _looked_up(frames.dmac[unknown], macs)
-    sent = frames.outgoing.copy()
-    if macs:
-        sent |= frames.ether & ~frames.incoming & (_looked_up(frames.smac, dict.fromkeys(macs, 0)) == 0)
+    sent = frames.outgoing
     # nothing on the link tells who sent these: loopback, and captures without link header
-    silent = (~frames.ether | ((frames.smac | frames.dmac) == 0)) & ~sent
-    ask = np.flatnonzero(sent | silent) if auto else np.flatnonzero(sent)
+    silent = ~sent
+    if frames.ether.any():
+        if macs:
+            sent = sent | (frames.ether & ~frames.incoming & (_looked_up(frames.smac, dict.fromkeys(macs, 0)) == 0))
+        silent = (~frames.ether | ((frames.smac | frames.dmac) == 0)) & ~sent
+    ask = np.flatnonzero(sent | silent if auto else sent)
     if len(ask):
-        src = _sources(frames, ask) if known is None else known[ask]
-        own = routing.is_local(src) | (src == 0)
-        told = frames.incoming[ask]
-        # a packet that the node heard from itself (lo in a capture of all links) was seen when it left
-        where[ask[own]] = np.where(told[own], PASSED, OUT)
-        where[ask[~own & sent[ask]]] = PASSED
+        some = stretch(ask)
+        src = _sources(frames, ask) if known is None else known[some]
+        own = _by_source(src, lambda src: routing.is_local(src) | (src == 0))
+        if own.any():
+            here = ask[own]
+            # a packet that the node heard from itself (lo in a capture of all links) was seen when it left
+            where[here] = np.where(frames.incoming[here], PASSED, OUT)
+        copies = sent[some] & ~own
+        if copies.any():
+            where[ask[copies]] = PASSED
     lost = np.flatnonzero(where == -3)
     if len(lost):
-        src = _sources(frames, lost) if known is None else known[lost]
-        none = np.zeros(len(lost), np.uint32)
-        route = routing.output(src, none, none, none.astype(np.uint8))
-        back = route.link.astype(np.int16)
+        src = _sources(frames, lost) if known is None else known[stretch(lost)]
+        back = _by_source(src, lambda src: _way_back(routing, src))
         # a source that is the node's own, or that it has no route to: the first link that is not lo
-        where[lost] = np.where(back > 0, back, 1 if len(routing.links) > 1 else 0)
+        where[lost] = np.where(back > 0, back, np.int16(1 if len(routing.links) > 1 else 0))
     return where
 
 
@@ -1683,6 +1719,40 @@ def _looked_up(macs: U64, table: dict[int, int]) -> I16:
         return out
     place = np.minimum(np.searchsorted(keys, macs), len(keys) - 1)
     return np.where(keys[place] == macs, values[place], np.int16(-3)).astype(np.int16)
+
+
+def _way_back(routing: Routing, src: U32) -> I16:
+    """By which link the node would answer these addresses."""
+    none = np.zeros(len(src), np.uint32)
+    return routing.output(src, none, none, none.astype(np.uint8)).link
+
+
+def _by_source(src: U32, question: Callable[[U32], NDArray[Any]]) -> NDArray[Any]:
+    """What `question` says of each address. It is asked once about those that come often, which nearly all do.
+
+    Cost: five passes; an address that shares its place in a small table with a later one is asked about each time.
+    """
+    if len(src) < WORTH_SHARING:
+        return question(src)
+    place = _place(src)
+    latest = np.zeros(len(_PLACES), np.uint32)
+    latest[place] = src
+    asked = np.flatnonzero(_place(latest) == _PLACES)  # where nobody came by there is 0, whose place is the first
+    said = question(latest.take(asked))
+    answers = np.zeros(len(_PLACES), said.dtype)
+    answers[asked] = said
+    out = answers.take(place)
+    other = np.flatnonzero(latest.take(place) != src)
+    if len(other):
+        out[other] = question(src.take(other))
+    return out
+
+
+def _place(addresses: U32) -> Rows:
+    return ((addresses * np.uint32(0x9E3779B1)) >> np.uint32(18)).astype(np.intp)
+
+
+_PLACES = np.arange(1 << 14)
 
 
 def _sources(frames: Frames, rows: Rows) -> U32:

@@ -487,7 +487,7 @@ class Node:
 
     def _go(self, p: Packets, numbers: I64, limit: int, *, remember: bool = True, late: int = 0) -> Journeys:
         """Take a batch through, cut into runs."""
-        p.serial[:] = self.serial + np.arange(p.n)
+        p.serial = np.arange(self.serial, self.serial + p.n)
         self.serial += p.n
         p.sums_dccp = bool(self.conntrack.ported[DCCP])
         before = arrived_columns(p)
@@ -538,7 +538,7 @@ class Node:
         Timestamps of real captures (wall-clock) count from the capture's first packet; a capture whose timestamps lie
         in the first ten years of Unix time is taken to be on the node's own clock.
         """
-        from netemu.capture import arrivals
+        from netemu.capture import OUT, arrivals
 
         limit = CHUNK if run_length is None else run_length
         todo = sorted(((clock.nanoseconds(at), text) for at, text in timeline), key=lambda e: e[0])
@@ -553,10 +553,10 @@ class Node:
                     if self.epoch is None:
                         self.epoch = first - self.now
                     zero = self.epoch
-            time = frames.time - zero
+            time = frames.time - zero if zero else frames.time
             p = frames.parse()
             where = arrivals(frames, capture, self.routing, link, p.src)
-            keep = np.flatnonzero(where >= -1)
+            keep = np.flatnonzero(where >= OUT)
             cuts = [0]
             for at, _ in todo:
                 cuts.append(int(np.searchsorted(np.maximum.accumulate(time[keep]), at)))
@@ -584,16 +584,18 @@ class Node:
         forced: bool,
     ) -> Journeys:
         p = parsed.take(keep)
-        p.arrived[:] = where[keep]
-        np.less(p.arrived, 0, out=p.socket)
+        p.arrived = where[keep]
+        p.socket = p.arrived < 0
         if p.socket.any():
             p.pkttype[p.socket] = HOST
         if not forced and p.ether.any():
             self._strangers_on_link(p, frames.dmac[keep])
-        t = time[keep]
-        np.maximum(t, self.now, out=p.time)
-        np.maximum.accumulate(p.time, out=p.time)
-        late = int(np.count_nonzero(p.time != t))
+        t, late = time[keep], 0
+        if int(t[0]) >= self.now and bool((t[1:] >= t[:-1]).all()):
+            p.time = t.copy()
+        else:
+            p.time = np.maximum.accumulate(np.maximum(t, self.now))
+            late = int(np.count_nonzero(p.time != t))
         return self._go(p, frames.number[keep], limit, remember=remember, late=late)
 
     def _strangers_on_link(self, p: Packets, dmac: NDArray[np.uint64]) -> None:

@@ -208,15 +208,19 @@ class Packets:
         p.time[:] = time
         return p
 
-    def read(self, block: slice) -> None:
+    def read(self, block: slice, head: U8 | None = None) -> None:
         """Fill the header columns of a block of rows from `data`: a copy of the headers, then a column at a time.
 
+        head  uint8[n, 64]: what stands at the beginning of each, by somebody who has fetched it
         Columns that few protocols have are zero, and written only where there is something.
         """
         at, cap = self.at[block], self.cap[block]
-        head = _gather(self.data, at, cap)
+        if head is None or int(cap.min()) < _READ:
+            head = _gather(self.data, at, cap)
         words, wide = head.view(">u2"), head.view(">u4")
-        ihl = (head[:, 0] & 15) << 2
+        ihl = head[:, 0].copy()
+        ihl &= 15
+        ihl <<= 2
         frag, proto = words[:, 3].astype(np.uint16), head[:, 9].copy()
         self.ihl[block], self.frag[block], self.proto[block] = ihl, frag, proto
         self.tos[block], self.ttl[block] = head[:, 1], head[:, 8]
@@ -245,7 +249,9 @@ class Packets:
         some = int(np.count_nonzero(tcp))
         if some:
             self.seq[block], self.ack[block] = wide[:, d + 1], wide[:, d + 2]
-            self.doff[block] = (head[:, first + 12] >> 4) << 2
+            self.doff[block] = head[:, first + 12]
+            self.doff[block] >>= 4
+            self.doff[block] <<= 2
             self.flags[block], self.win[block] = head[:, first + 13], words[:, w + 7]
             if some == len(tcp):
                 return
