@@ -838,8 +838,10 @@ class Ipvs:
         self.ftp = FTP_MODULE in node.model.modules
         self._read: dict[int, str] = {}  # control connections of FTP, and the mode that the client asked for
         self._awaited = 0  # connections of which the client's port is still to be told
-        self._times: tuple[I64, I64] | None = None
+        self._times: I64 | None = None
         self._briefest = -1, 0  # version, shortest timeout then
+        # a run in which no packet changes a connection's state: its packets, rows from and to, what was known then
+        self._calm: tuple[Packets | None, int, int, tuple[int, int]] = None, 0, 0, (0, 0)
         self.tell = False  # write down in Trip.choices how each packet came to its server
 
     @property
@@ -895,12 +897,15 @@ class Ipvs:
     def _next_states(self, p: Packets, rows: Rows, conns: I32, reply: bool) -> NDArray[np.uint8]:
         """uint8[n]: the state that each TCP packet would bring its connection to from where that is now."""
         t = self.conns
-        direction = 1 if reply else ((t.flags[conns] & NO_OUTPUT) != 0).astype(np.intp) * 2
         table = SECURE_TRANSITIONS if self._on("secure_tcp") == 3 else TRANSITIONS
-        # the state of others than TCP means nothing here
-        old = np.minimum(t.state[conns], len(STATES) - 1)
-        out: NDArray[np.uint8] = table[direction, EVENT[p.flags[rows]], old]
-        return out
+        where = EVENT.take(p.flags.take(rows)).astype(np.intp)
+        if reply:
+            where += table.shape[1]
+        else:
+            where += ((t.flags.take(conns) & NO_OUTPUT) != 0) * (2 * table.shape[1])
+        where *= len(STATES)
+        where += t.state.take(conns)
+        return table.take(where, mode="clip")  # the state of others than TCP means nothing here
 
     def _same_state(self, p: Packets, rows: Rows, conns: I32, reply: bool) -> Mask:
         """bool[n]: this packet leaves its connection in the state that it is in."""
@@ -951,6 +956,15 @@ class Ipvs:
                 break
         return left
 
+    def _calm_run(self, p: Packets, rows: Rows) -> bool:
+        """These packets' connections were there when the run began, and no packet of it brings one to another state."""
+        who, begin, end, versions = self._calm
+        return who is p and begin <= rows.item(0) and rows.item(-1) < end and versions == self._versions
+
+    @property
+    def _versions(self) -> tuple[int, int]:
+        return self.conns.client.table.version, self.conns.server.table.version
+
     def _known_many(self, trip: Trip, r: Rows, c: I32, fresh: Mask) -> NDArray[np.intp]:
         """Requests of known connections: which were dealt with. `fresh`: of all packets, those that may be new."""
         p, t = trip.pkts, self.conns
@@ -962,7 +976,7 @@ class Ipvs:
             fine &= (self.servers.kind[dest] == routing.FORWARD) & (p.ttl[r] > 1) & (p.src[r] >> 24 != 127)
             fine &= t.method[c] != TUNNEL
             fine &= (p.length[r] <= self.servers.mtu[dest]) | ((p.frag[r] & DONT_FRAGMENT) == 0)
-        moves = ~self._same_state(p, r, c, False) & fine
+        moves = fine & False if self._calm_run(p, r) else ~self._same_state(p, r, c, False) & fine
         if moves.any() and fresh.any():  # what changes a load keeps its place among choices by load
             fine &= ~(moves & self._heeds[self.servers.service_stat[dest]])
         if not fine.all():
@@ -992,7 +1006,7 @@ class Ipvs:
         t = self.conns
         rank = _ranks(conns)
         moved: list[NDArray[np.intp]] = []
-        timeouts, _ = self._state_times
+        timeouts = self._state_times
         for k in range(min(int(rank.max()) + 1, ROUNDS)):
             some = np.flatnonzero(rank == k)
             moved.append(some)
@@ -1308,7 +1322,7 @@ class Ipvs:
             how = "persistent" if bonds is not None and bonds.sticks[k] and not makers[k] else ""
             step[k], t.known[c[k]], t.answer[c[k]] = self._steps_to(dest, int(port[k]), how)
         t.enlist_many(c, keys)
-        timeout = self._state_times[0][np.where(tcp, state, len(STATES))]
+        timeout = self._state_times[np.where(tcp, state, len(STATES))]
         t.timeout[to], t.deadline[to] = timeout, times + timeout
         self._alarm_many(c, self._rings(c))
         if bonds is not None:
@@ -1376,18 +1390,16 @@ class Ipvs:
         Answers come after requests here, whatever their times, so of deadlines by one timeout the latest counts.
         """
         t = self.conns
-        timeouts, granules = self._state_times
-        which = np.where(t.proto[conns] == UDP, len(STATES), t.state[conns])
-        timeout = timeouts[which]
-        until = times + timeout
-        t.deadline[conns[t.timeout[conns] != timeout]] = 0  # set by another timeout, maybe a longer one
-        t.timeout[conns] = timeout
-        np.maximum.at(t.deadline, conns, until)
-        granule = granules[which]
-        late = t.queued[conns] > (t.deadline[conns] // granule + 1) * granule
-        if late.any():  # `ipvsadm --set` made the timeout shorter meanwhile
-            some = np.unique(conns[late])
-            self._alarm_many(some, self._rings(some))
+        which = t.state.take(conns).astype(np.intp)
+        which[t.proto.take(conns) == UDP] = len(STATES)
+        timeout = self._state_times.take(which)
+        other = np.unique(conns[t.timeout.take(conns) != timeout])
+        if len(other):
+            t.deadline[other] = 0  # set by another timeout, maybe a longer one
+            t.timeout[conns] = timeout
+        np.maximum.at(t.deadline, conns, times + timeout)
+        if len(other):  # `ipvsadm --set` may have made the timeout shorter meanwhile
+            self._alarm_many(other, self._rings(other))
 
     @property
     def _shortest(self) -> int:
@@ -1399,11 +1411,10 @@ class Ipvs:
         return self._briefest[1]
 
     @property
-    def _state_times(self) -> tuple[I64, I64]:
-        """ns by TCP state, UDP behind them: timeouts, and what their timers are rounded up to."""
+    def _state_times(self) -> I64:
+        """Timeouts in ns by TCP state, UDP's behind them."""
         if self._times is None:
-            timeouts = [*(self.timeouts[s] * SECOND for s in range(len(STATES))), self.udp_timeout * SECOND]
-            self._times = np.array(timeouts, np.int64), np.array([self._granule(t) for t in timeouts], np.int64)
+            self._times = np.array([*(self.timeouts[s] for s in range(len(STATES))), self.udp_timeout]) * SECOND
         return self._times
 
     def _count(self, conns: I32, lengths: I32, packets: int, size: int) -> None:
@@ -2104,9 +2115,12 @@ class Ipvs:
             r, c = self._read_answers(trip, r, c)
         left = np.arange(len(r))
         if len(r) > FEW:
-            moves = t.among(c, c[~self._same_state(p, r, c, True)])
+            moves = np.zeros(len(r), bool)
+            if not self._calm_run(p, r):
+                moves = t.among(c, c[~self._same_state(p, r, c, True)])
             if not moves.all():
-                self._touch(c[~moves], p.time[r[~moves]])
+                calm = span(np.flatnonzero(~moves))
+                self._touch(c[calm], p.time[r[calm]])
             left = np.flatnonzero(moves)
             some = left[p.proto[r[left]] != SCTP]
             if len(some):
@@ -2480,6 +2494,7 @@ class Ipvs:
         back = self._answers.find(p, rows, _keys(p, rows, True))
         if not served.all():
             to = np.where(served, to, -1)
+        double = bool(((to >= 0) & (back >= 0)).any())
         back = np.where(served & (to < 0), back, -1)
         if self._read or self._awaited:  # who speaks FTP goes alone, and who may have been told to come
             alone = ((t.flags[np.maximum(to, back)] & (OPEN | READ)) != 0) & (np.maximum(to, back) >= 0)
@@ -2495,7 +2510,9 @@ class Ipvs:
                 end = min(end, int(asked[syn][0]) + 1)
         if len(answered):
             sharp[answered] = ~self._same_state(p, rows[answered], back[answered], True)
-        if sharp.any() and len(asked) and len(answered):
+        moving = sharp.any()
+        self._calm = None if moving or double else p, rows.item(0), rows.item(-1) + 1, self._versions
+        if moving and len(asked) and len(answered):
             edgy = np.maximum(to, back)[sharp]
             there, here = asked[t.among(to[asked], edgy)], answered[t.among(back[answered], edgy)]
             met, one, other = np.intersect1d(to[there], back[here], return_indices=True)  # the first of each
