@@ -357,16 +357,15 @@ def _column(name: str) -> Any:
 class Destination:
     """A real server of one service.
 
-    columns, number   where what packets change of it stands: up, active, inactive, persistent, upper, lower, overloaded
+    columns, number   where what packets change of it stands: up, active, inactive, persistent, overloaded
     last_weight       the latest weight above 0 (0 if it was added with 0)
+    upper, lower      thresholds, 0: none
     """
 
     available: bool = _column("up")
     active: int = _column("active")
     inactive: int = _column("inactive")
     persistent: int = _column("persistent")
-    upper: int = _column("upper")
-    lower: int = _column("lower")
     overloaded: bool = _column("overloaded")
 
     def __init__(self, columns: Servers, number: int, service: Service, addr: int, port: int) -> None:
@@ -379,6 +378,7 @@ class Destination:
         self.method = ROUTE
         self.tunnel = PLAIN_TUNNEL
         self.weight = self.last_weight = 1
+        self.upper = self.lower = 0
         self.available = True
         self.idle = -1
 
@@ -808,8 +808,10 @@ class Ipvs:
         self._dests: list[Destination] = []
         self.servers = Servers()
         self._trash: list[Destination] = []
-        self._addresses = Table(1, seed=node.seed)  # of servers
-        self._server_uses: dict[int, int] = {}
+        self._server_uses: dict[int, int] = {}  # address -> how many services it serves
+        self._addresses = Table(1, seed=node.seed)  # these, but for
+        self._arrived: list[int] = []  # addresses that are still to be put there
+        self._kinds: tuple[int, dict[int, str]] = -1, {}  # of addresses, by routes of this version
         # times at which something falls due, and what: connections, and SPECIAL numbers below 0. Of two connections
         # set for one moment the younger rings first, as in Linux's timer wheel: one goes before the template that
         # controls it, which may then go too
@@ -1684,8 +1686,29 @@ class Ipvs:
         return self._address_kind(addr) == "UNICAST"
 
     def _address_kind(self, addr: int) -> str:
-        code = int(self.node.routing.addr_type(np.array([addr], np.uint32))[0])
-        return next(name for name, value in routing.ADDR_TYPES.items() if value == code)
+        if self._kinds[0] != self.node.routing.version or addr not in self._kinds[1]:
+            self.look_at(np.array([addr], np.uint32))
+        return self._kinds[1][addr]
+
+    def look_at(self, addrs: NDArray[np.uint32]) -> None:
+        """Somebody will ask of what kind these addresses are: find it out for all together."""
+        version = self.node.routing.version
+        if self._kinds[0] != version:
+            self._kinds = version, {}
+        names = {value: name for name, value in routing.ADDR_TYPES.items()}
+        codes = self.node.routing.addr_type(addrs).tolist()
+        self._kinds[1].update(zip(addrs.tolist(), map(names.__getitem__, codes), strict=True))
+
+    def _from_servers(self, addrs: NDArray[np.uint32]) -> Mask:
+        """bool[n]: some server has this address."""
+        self._settle_addresses()
+        out: Mask = self._addresses.find((addrs.astype(np.uint64),)) >= 0
+        return out
+
+    def _settle_addresses(self) -> None:
+        if self._arrived:
+            self._addresses.add((np.array(self._arrived, np.uint64),))
+            self._arrived.clear()
 
     def _persistent(self, trip: Trip, row: int, service: Service, ask: Ask, now: int) -> tuple[int, Step] | None:
         """A connection under its client's template; the scheduler is asked only when there is none, or no good one."""
@@ -2528,7 +2551,7 @@ class Ipvs:
             moved = moved[self._heeds[self.servers.service_stat[t.dest[back[moved]]]]]
             if len(moved):  # the later of the first two that meet
                 end = min(end, _meeting(fresh, moved))
-            rest = new[self._addresses.find((p.src[rows[new]].astype(np.uint64),)) >= 0]
+            rest = new[self._from_servers(p.src[rows[new]])]
             if len(rest):
                 clients = (p.src[rows[fresh]].astype(np.int64) << 16) | p.sport[rows[fresh]]
                 targets = (p.dst[rows[rest]].astype(np.int64) << 16) | p.dport[rows[rest]]
@@ -2873,8 +2896,6 @@ class Ipvs:
         self._in_turn[service.stat] = type(service.scheduler) is RoundRobin and not self._heeds[service.stat]
         if isinstance(service.scheduler, RoundRobin):
             service.scheduler.come_home()
-        numbers = [d.number for d in service.destinations]
-        self.servers.chosen[numbers] = -1
 
     def set_scheduler(self, service: Service, name: str) -> None:
         """Let another scheduler choose. It begins afresh, unless it is the one that the service has."""
@@ -2883,6 +2904,7 @@ class Ipvs:
         if service.scheduler.name != name:
             service.scheduler = SCHEDULERS[name](service)
             service.scheduler.began = self.node.now
+            self.servers.chosen[[dest.number for dest in service.destinations]] = -1
 
     def named(self, identity: tuple[int, int, int, int]) -> Service | None:
         proto, addr, port, mark = identity
@@ -2926,7 +2948,7 @@ class Ipvs:
         uses = self._server_uses.get(addr, 0)
         self._server_uses[addr] = uses + 1
         if not uses:
-            self._addresses.add_one(addr)
+            self._arrived.append(addr)
         dest.idle = -1
         dest.last_weight = how.weight
         self._set_up(dest, service, how)
@@ -2945,6 +2967,7 @@ class Ipvs:
             dest.overloaded = False
         dest.upper, dest.lower = how.upper, how.lower
         s, n = self.servers, dest.number
+        s.upper[n], s.lower[n], s.chosen[n] = how.upper, how.lower, -1
         s.addr[n], s.port[n], s.method[n] = dest.addr, dest.port, dest.method
 
     @staticmethod
@@ -2975,6 +2998,8 @@ class Ipvs:
         self._trash.append(dest)
         self._server_uses[dest.addr] -= 1
         if not self._server_uses[dest.addr]:
+            del self._server_uses[dest.addr]
+            self._settle_addresses()
             self._addresses.remove_one(self._addresses.find_one(dest.addr))
         if self._on("expire_nodest_conn"):
             self._enqueue(now, -1)
