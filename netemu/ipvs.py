@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from netemu import ipvsftp, routing
 from netemu.clock import SECOND, at_jiffy, jiffies, minutes
-from netemu.conntrack import CONFIRMED, SEQ_ADJUST, dotted
+from netemu.conntrack import CONFIRMED, DST_NAT, SEQ_ADJUST, SRC_NAT, dotted
 from netemu.errors import Refused
-from netemu.hashing import Table, siphash13
+from netemu.hashing import Table, repeats, siphash13, span
 from netemu.helpers import Attended, with_sums
 from netemu.packets import (
     ACK,
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from netemu.node import Node
     from netemu.trip import Trip
 
+Keys = tuple[NDArray[np.uint64], NDArray[np.uint64]]  # two words for each packet
 NEVER = 1 << 62
 ESP, AH = 50, 51
 NAMES = {TCP: "tcp", UDP: "udp", SCTP: "sctp"}
@@ -271,7 +272,8 @@ class Servers:
     stat, service_stat  places in Ipvs.counters of its own counts, and of its service's
     addr, port, method      how packets come to it
     asked        version of the routes by which the way there was looked up: kind, link, next hop, mtu
-    chosen, known, answer   numbers of the steps of a new connection, a known one, and an answer, -1: not yet made
+    chosen, known, answer, bound   numbers of the steps of a new connection, a known one, an answer, and a new one that
+                 a template brings; -1: not yet made    usual   the port that they tell of
     """
 
     COLUMNS: ClassVar[dict[str, tuple[str, int]]] = {  # type, fresh value
@@ -279,6 +281,7 @@ class Servers:
         "lower": ("i8", 0), "overloaded": ("?", 0), "stat": ("i4", 0), "service_stat": ("i4", 0), "addr": ("u4", 0),
         "port": ("u2", 0), "method": ("u1", 0), "asked": ("i8", -1), "kind": ("i1", 0), "link": ("i2", 0),
         "nexthop": ("u4", 0), "mtu": ("i4", 0), "chosen": ("i4", -1), "known": ("i4", -1), "answer": ("i4", -1),
+        "bound": ("i4", -1), "usual": ("i4", -1),
     }  # fmt: skip
 
     up: Mask
@@ -301,6 +304,8 @@ class Servers:
     chosen: I32
     known: I32
     answer: I32
+    bound: I32
+    usual: I32
 
     def __init__(self) -> None:
         for name, (dtype, _) in self.COLUMNS.items():
@@ -352,16 +357,15 @@ def _column(name: str) -> Any:
 class Destination:
     """A real server of one service.
 
-    columns, number   where what packets change of it stands: up, active, inactive, persistent, upper, lower, overloaded
+    columns, number   where what packets change of it stands: up, active, inactive, persistent, overloaded
     last_weight       the latest weight above 0 (0 if it was added with 0)
+    upper, lower      thresholds, 0: none
     """
 
     available: bool = _column("up")
     active: int = _column("active")
     inactive: int = _column("inactive")
     persistent: int = _column("persistent")
-    upper: int = _column("upper")
-    lower: int = _column("lower")
     overloaded: bool = _column("overloaded")
 
     def __init__(self, columns: Servers, number: int, service: Service, addr: int, port: int) -> None:
@@ -374,6 +378,7 @@ class Destination:
         self.method = ROUTE
         self.tunnel = PLAIN_TUNNEL
         self.weight = self.last_weight = 1
+        self.upper = self.lower = 0
         self.available = True
         self.idle = -1
 
@@ -514,8 +519,9 @@ class Connections:
             self._grow(n - self._left)
         self._left -= n
         c: I32 = self._free[self._left : self._left + n][::-1].copy()
-        self.serial[c] = serials
-        self.live[c] = True
+        some = span(c)
+        self.serial[some] = serials
+        self.live[some] = True
         return c
 
     def release(self, conns: I32) -> None:
@@ -564,19 +570,18 @@ class Connections:
             addr, port = (self.daddr[c], self.dport[c]) if masq else (self.vaddr[c], self.vport[c])
             self.server.push((caddr | int(addr), proto | cport | int(port)), c)
 
-    def enlist_many(self, c: I32) -> None:
-        """Make many findable, none of which is a template or has client port 0."""
-        self.flags[c] |= FOUND
-        half = np.uint64(32)
-        client = self.caddr[c].astype(np.uint64) << half
-        rest = self.proto[c].astype(np.uint64) << half
-        rest |= self.cport[c].astype(np.uint64) << np.uint64(16)
-        masq = self.method[c] == MASQ
-        for index, addr, port in (
-            (self.client, self.vaddr[c], self.vport[c]),
-            (self.server, np.where(masq, self.daddr[c], self.vaddr[c]), np.where(masq, self.dport[c], self.vport[c])),
-        ):
-            index.push_many(client | addr, rest | port, c)
+    def enlist_many(self, c: I32, keys: Keys) -> None:
+        """Make many findable, none of which is a template or has client port 0. `keys`: as their clients' packets are.
+
+        What is theirs already: FOUND among their flags.
+        """
+        some = span(c)
+        masq = self.method[some] == MASQ
+        addr, port = self.daddr[some], self.dport[some]
+        if not masq.all():
+            addr, port = np.where(masq, addr, self.vaddr[some]), np.where(masq, port, self.vport[some])
+        self.client.push_many(*keys, c)
+        self.server.push_many(*_words(self.proto[some], self.caddr[some], self.cport[some], addr, port), c)
 
     def delist_many(self, c: I32) -> None:
         """Make many unfindable."""
@@ -625,7 +630,8 @@ class Index:
 
     def push_many(self, first: NDArray[np.uint64], second: NDArray[np.uint64], conns: I32) -> None:
         """`push` for one after the other."""
-        self.older[conns] = self.younger[conns] = -1
+        some = span(conns)
+        self.older[some] = self.younger[some] = -1
         again = np.flatnonzero(self.table.add((first, second), conns) != conns)
         for k in again.tolist():
             self.push((int(first[k]), int(second[k])), int(conns[k]))
@@ -700,6 +706,33 @@ class Recall:
         return found
 
 
+class Bonds(NamedTuple):
+    """How new connections stand to templates, in columns.
+
+    template  its number, -1: none yet, BROKEN: it is no good      sticks   the service is persistent at all
+    group     the same for those that share one, -1 where it does not stick
+    follows   one before it is of the same group                   own      it came to the service's own port
+    keys      uint64[n, 2]  the words of the template's key        ends     uint32[n, 5]  its protocol, client, virtual
+                                                                            address and port, mark
+    """
+
+    template: I32
+    sticks: Mask
+    group: I32
+    follows: Mask
+    own: Mask
+    keys: NDArray[np.uint64]
+    ends: NDArray[np.uint32]
+
+    def of(self, which: NDArray[np.intp] | Mask) -> Bonds:
+        """Those of some packets only."""
+        columns: list[Any] = [column[which] for column in self]
+        return Bonds(*columns)
+
+
+BROKEN = -2
+
+
 class Ask(NamedTuple):
     """Who wants a connection, as ints in host order; quoted: an ICMP error about its answer does."""
 
@@ -741,6 +774,7 @@ class Choice(NamedTuple):
 GO_ON, SENT, ENDED = 0, 1, 2
 COUNTED = CONNS, IN_PACKETS, OUT_PACKETS, IN_BYTES, OUT_BYTES = range(5)
 _NO_ROWS = np.zeros(0, np.intp)
+_NO_CONNS = np.zeros(0, np.int32)
 FEW = 6  # so many packets are quicker one by one
 ROUNDS = 16  # of a connection, so many changes at once
 TWOS_SALT = 0x1B5
@@ -774,8 +808,10 @@ class Ipvs:
         self._dests: list[Destination] = []
         self.servers = Servers()
         self._trash: list[Destination] = []
-        self._addresses = Table(1, seed=node.seed)  # of servers
-        self._server_uses: dict[int, int] = {}
+        self._server_uses: dict[int, int] = {}  # address -> how many services it serves
+        self._addresses = Table(1, seed=node.seed)  # these, but for
+        self._arrived: list[int] = []  # addresses that are still to be put there
+        self._kinds: tuple[int, dict[int, str]] = -1, {}  # of addresses, by routes of this version
         # times at which something falls due, and what: connections, and SPECIAL numbers below 0. Of two connections
         # set for one moment the younger rings first, as in Linux's timer wheel: one goes before the template that
         # controls it, which may then go too
@@ -789,6 +825,8 @@ class Ipvs:
         self._turns = Turns()
         self._room: I32 = np.zeros(64, np.int32)
         self._texts: I32 = np.zeros(64, np.int32)
+        self._lasting: I64 = np.zeros(64, np.int64)  # persistence, ns
+        self._ports, self._marks, self._masks = (np.zeros(64, np.uint32) for _ in range(3))
         self._planned: NDArray[np.int64] = np.full((64, 2), -1, np.int64)
         self._version = 0  # counts changes to services and servers
         # what the tables said of the packets of this run, for who asks again
@@ -802,7 +840,10 @@ class Ipvs:
         self.ftp = FTP_MODULE in node.model.modules
         self._read: dict[int, str] = {}  # control connections of FTP, and the mode that the client asked for
         self._awaited = 0  # connections of which the client's port is still to be told
-        self._times: tuple[I64, I64] | None = None
+        self._times: I64 | None = None
+        self._briefest = -1, 0  # version, shortest timeout then
+        # a run in which no packet changes a connection's state: its packets, rows from and to, what was known then
+        self._calm: tuple[Packets | None, int, int, tuple[int, int]] = None, 0, 0, (0, 0)
         self.tell = False  # write down in Trip.choices how each packet came to its server
 
     @property
@@ -855,24 +896,18 @@ class Ipvs:
         self._over()
         return rows[fates == GO_ON], rows[fates == SENT]
 
-    def _keys(self, p: Packets, rows: Rows, reply: bool) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """The two key words under which each packet's connection would stand."""
-        src, dst = p.src[rows].astype(np.uint64), p.dst[rows].astype(np.uint64)
-        sport, dport = p.sport[rows].astype(np.uint64), p.dport[rows].astype(np.uint64)
-        proto = p.proto[rows].astype(np.uint64) << np.uint64(32)
-        if reply:
-            src, dst, sport, dport = dst, src, dport, sport
-        return (src << np.uint64(32)) | dst, proto | (sport << np.uint64(16)) | dport
-
     def _next_states(self, p: Packets, rows: Rows, conns: I32, reply: bool) -> NDArray[np.uint8]:
         """uint8[n]: the state that each TCP packet would bring its connection to from where that is now."""
         t = self.conns
-        direction = 1 if reply else ((t.flags[conns] & NO_OUTPUT) != 0).astype(np.intp) * 2
         table = SECURE_TRANSITIONS if self._on("secure_tcp") == 3 else TRANSITIONS
-        # the state of others than TCP means nothing here
-        old = np.minimum(t.state[conns], len(STATES) - 1)
-        out: NDArray[np.uint8] = table[direction, EVENT[p.flags[rows]], old]
-        return out
+        where = EVENT.take(p.flags.take(rows)).astype(np.intp)
+        if reply:
+            where += table.shape[1]
+        else:
+            where += ((t.flags.take(conns) & NO_OUTPUT) != 0) * (2 * table.shape[1])
+        where *= len(STATES)
+        where += t.state.take(conns)
+        return table.take(where, mode="clip")  # the state of others than TCP means nothing here
 
     def _same_state(self, p: Packets, rows: Rows, conns: I32, reply: bool) -> Mask:
         """bool[n]: this packet leaves its connection in the state that it is in."""
@@ -903,8 +938,9 @@ class Ipvs:
         p = trip.pkts
         while len(left) > FEW:
             before = len(left)
-            r = rows[left]
-            found = self._clients.find(p, r, self._keys(p, r, False))
+            r = rows[span(left)]
+            keys = _keys(p, r, False)
+            found = self._clients.find(p, r, keys)
             hit = found >= 0
             if hit.any():
                 known = np.flatnonzero(hit)
@@ -914,12 +950,22 @@ class Ipvs:
                 steps[sent] = self.conns.known[picked[sent]]
                 on = np.ones(len(left), bool)
                 on[known[done]] = False
-                left, r, found, hit = left[on], r[on], found[on], hit[on]
+                left, found, hit = left[on], found[on], hit[on]
+                keys = keys[0][on], keys[1][on]
             if not hit.all():
-                left = self._fresh_many(trip, rows, left, found, fates, picked, steps)
+                left = self._fresh_many(trip, rows, left, keys, found, fates, picked, steps)
             if len(left) == before:
                 break
         return left
+
+    def _calm_run(self, p: Packets, rows: Rows) -> bool:
+        """These packets' connections were there when the run began, and no packet of it brings one to another state."""
+        who, begin, end, versions = self._calm
+        return who is p and begin <= rows.item(0) and rows.item(-1) < end and versions == self._versions
+
+    @property
+    def _versions(self) -> tuple[int, int]:
+        return self.conns.client.table.version, self.conns.server.table.version
 
     def _known_many(self, trip: Trip, r: Rows, c: I32, fresh: Mask) -> NDArray[np.intp]:
         """Requests of known connections: which were dealt with. `fresh`: of all packets, those that may be new."""
@@ -932,7 +978,7 @@ class Ipvs:
             fine &= (self.servers.kind[dest] == routing.FORWARD) & (p.ttl[r] > 1) & (p.src[r] >> 24 != 127)
             fine &= t.method[c] != TUNNEL
             fine &= (p.length[r] <= self.servers.mtu[dest]) | ((p.frag[r] & DONT_FRAGMENT) == 0)
-        moves = ~self._same_state(p, r, c, False) & fine
+        moves = fine & False if self._calm_run(p, r) else ~self._same_state(p, r, c, False) & fine
         if moves.any() and fresh.any():  # what changes a load keeps its place among choices by load
             fine &= ~(moves & self._heeds[self.servers.service_stat[dest]])
         if not fine.all():
@@ -962,7 +1008,7 @@ class Ipvs:
         t = self.conns
         rank = _ranks(conns)
         moved: list[NDArray[np.intp]] = []
-        timeouts, _ = self._state_times
+        timeouts = self._state_times
         for k in range(min(int(rank.max()) + 1, ROUNDS)):
             some = np.flatnonzero(rank == k)
             moved.append(some)
@@ -1025,7 +1071,10 @@ class Ipvs:
         for number, service, servers in zip(stale, services, listed, strict=True):
             self._planned[number] = stamp
             self._texts[number] = self.node.paths.text_id(service.text)
-            alone = service.timeout or service.one_packet or service.port == FTP or (service.mark and bypass)
+            alone = service.one_packet or service.port == FTP or (service.mark and bypass)
+            alone = alone or not (service.port or service.mark or service.timeout)
+            self._lasting[number], self._masks[number] = service.timeout * SECOND, service.netmask
+            self._ports[number], self._marks[number] = service.port, service.mark
             self._room[number] = 0 if alone else min((room[k] for k in servers), default=1 << 16)
 
     def _fresh_many(
@@ -1033,32 +1082,43 @@ class Ipvs:
         trip: Trip,
         rows: Rows,
         left: NDArray[np.intp],
+        keys: Keys,
         found: I32,
         fates: NDArray[np.uint8],
         picked: I32,
         steps: I32,
     ) -> NDArray[np.intp]:
-        """New connections of services whose choice is not disturbed by anything else here; the places left over."""
+        """New connections of services whose choice is not disturbed by anything else here; the places left over.
+
+        keys, found  of each of `left`: the words of its connection, and the connection that there is, -1: none
+        """
         p = trip.pkts
         if any(self._on(name) == 3 for name in ("drop_packet", "drop_entry")):
             return left
-        r = rows[left]
+        r = rows[span(left)]
+        at = span(r)
         new = found < 0
-        proto, flags = p.proto[r], p.flags[r]
+        proto, flags, dport = p.proto[at], p.flags[at], p.dport[at]
         tcp = proto == TCP
         opens = ((flags & RST) == 0) if self._on("sloppy_tcp") else ((flags & (SYN | RST)) == SYN)
         number = self._service_numbers(p, r)
-        again = new.copy()  # another new one before it has the same addresses
-        again[new] = _repeated(*self._keys(p, r[new], False))
+        again = np.zeros(len(r), bool)  # another new one before it has the same addresses
+        if not self._apart(p, r):
+            where = np.flatnonzero(new)
+            again[where[repeats((keys[0][where], keys[1][where]))]] = True
         first = new & ~again
         # without a connection and without a service, or beginning nothing, it is none of ours
         on: Mask = ~(first & ((number == 0) | (tcp & ~opens)))
-        fit = first & on & (proto != SCTP) & (p.ttl[r] > 1) & (p.src[r] >> 24 != 127) & (p.sport[r] != 0)
-        fit &= (p.sport[r] != FTP_DATA) & (p.link_in[r] > 0) & ((p.dport[r] != FTP) | ~tcp)
+        fit = first & on & (proto != SCTP) & (p.ttl[at] > 1) & (p.src[at] >> 24 != 127) & (p.sport[at] != 0)
+        fit &= (p.sport[at] != FTP_DATA) & (p.link_in[at] > 0) & ((dport != FTP) | ~tcp)
         asked = np.flatnonzero(np.bincount(number[fit], minlength=1))
         self._plan(asked)
         room = self._room[number]
-        fit &= (room > 0) & ((p.length[r] <= room) | ((p.frag[r] & DONT_FRAGMENT) == 0))
+        fit &= (room > 0) & ((p.length[at] <= room) | ((p.frag[at] & DONT_FRAGMENT) == 0))
+        bonds = None
+        if self._lasting[asked].any():
+            bonds = self._bonds(p, r, number, fit & (self._lasting[number] > 0))
+            fit &= bonds.template != BROKEN
         rest = on & ~fit
         if rest.any():
             known = np.flatnonzero(~new)
@@ -1079,42 +1139,97 @@ class Ipvs:
             fit &= ~odd[number]
             if (bold & new).any() and np.isin(_ends(p, r[bold & new]), _ends(p, r[fit])).any():
                 return left[on]  # by what server two connections of one client end come, their order tells
+        if bonds is not None:  # who waits for the template of one before it finds it in the next round
+            fit &= (bonds.template >= 0) | ~bonds.follows | self._heeds[number]
         places = np.flatnonzero(fit)
         if not len(places):
             return left[on]
-        dests = self._choose_many(trip, r[places], number[places])
+        some = span(places)
+        numbers = number[some]
+        bonds = None if bonds is None else bonds.of(places)
+        dests = self._choose_many(trip, r[some], numbers, bonds)
         served = dests >= 0
-        to = left[places[served]]
-        if len(to):
-            picked[to], steps[to] = self._connect_many(trip, rows[to], number[places[served]], dests[served])
+        if not served.all():
+            for k in places[~served].tolist():
+                row, service = int(r[k]), self._by_stat[int(number[k])]
+                self._no_server(trip, row, service, _ask(p, row))
+                fates[left[k]] = ENDED
+            numbers, dests, bonds = numbers[served], dests[served], None if bonds is None else bonds.of(served)
+            some = places[served]
+        if len(dests):
+            to = span(left[some])
+            theirs = keys[0][some], keys[1][some]
+            picked[to], steps[to] = self._connect_many(trip, r[some], numbers, dests, theirs, bonds)
             fates[to] = SENT
-        for k in places[~served].tolist():
-            row, service = int(r[k]), self._by_stat[int(number[k])]
-            self._no_server(trip, row, service, _ask(p, row))
-            fates[left[k]] = ENDED
         on[places] = False
         return left[on]
 
+    def _apart(self, p: Packets, rows: Rows) -> bool:
+        """Tracking says already that no two of these packets have the same addresses: each has a flow of its own."""
+        flows, ct = p.ct[rows], self.node.conntrack
+        if (flows < 0).any() or p.reply[rows].any() or ct.until_repeated(flows) < len(flows):
+            return False
+        return not ((ct.status[flows] & (SRC_NAT | DST_NAT)).any() or (ct.zone[flows] != ct.zone[flows[0]]).any())
+
+    def _bonds(self, p: Packets, rows: Rows, numbers: I32, mask: Mask) -> Bonds:
+        """The templates that packets of persistent services (`mask`) come under. Those that are no good are BROKEN."""
+        t, s = self.conns, self.servers
+        n = len(rows)
+        some = np.flatnonzero(mask)
+        r, stat = rows[some], numbers[some]
+        own = p.dport[r] == self._ports[stat]  # not one of the many ports of a service without
+        mark = self._marks[stat]
+        proto = np.where(~own & (mark != 0), 0, p.proto[r])
+        vaddr = np.where(~own & (mark != 0), mark, p.dst[r])
+        net = p.src[r] & self._masks[stat]
+        vport = np.where(own, p.dport[r], 0)
+        keys = _words(proto, net, np.uint64(0), vaddr, vport)
+        template = t.client.find(*keys)
+        has = np.flatnonzero(template >= 0)
+        dest = t.dest[template[has]]
+        good = s.up[dest]
+        if self._on("expire_quiescent_template"):
+            good &= np.array([self._dests[number].weight != 0 for number in dest.tolist()], bool)
+        template[has[~good]] = BROKEN
+        out = Bonds(
+            np.full(n, -1, np.int32), np.zeros(n, bool), np.full(n, -1, np.int32), np.zeros(n, bool), np.zeros(n, bool),
+            np.zeros((n, 2), np.uint64), np.zeros((n, 5), np.uint32),
+        )  # fmt: skip
+        out.template[some], out.sticks[some], out.own[some] = template, True, own
+        group = Table(2).add(keys)
+        out.group[some] = group
+        out.follows[some] = np.diff(np.maximum.accumulate(group), prepend=-1) <= 0
+        out.keys[some] = np.stack(keys, 1)
+        out.ends[some] = np.stack([proto, net, vaddr, vport, p.mark[r]], 1)
+        return out
+
     def _led(self, p: Packets, rows: Rows, again: Mask, fit: Mask) -> Mask:
         """bool[k]: for packets that are not the first of their kind: the first one opens their connection here."""
-        opened = set(zip(*[column.tolist() for column in self._keys(p, rows[fit], False)], strict=True))
-        keys = zip(*[column.tolist() for column in self._keys(p, rows[again], False)], strict=True)
+        opened = set(zip(*[column.tolist() for column in _keys(p, rows[fit], False)], strict=True))
+        keys = zip(*[column.tolist() for column in _keys(p, rows[again], False)], strict=True)
         return np.array([key in opened for key in keys], bool)
 
-    def _choose_many(self, trip: Trip, rows: Rows, numbers: I32) -> I32:
+    def _choose_many(self, trip: Trip, rows: Rows, numbers: I32, bonds: Bonds | None) -> I32:
         """int32[n]: the server of each new connection, -1 for none: service after service, in order of arrival."""
-        out = np.full(len(rows), -1, np.int32)
         in_turn = self._in_turn[numbers]
-        if in_turn.any():
-            some = np.flatnonzero(in_turn)
+        if bonds is None and in_turn.all():
+            return self._turns.choose(numbers, self._by_stat)
+        out = np.full(len(rows), -1, np.int32)
+        rest = ~in_turn
+        if bonds is not None:
+            bound = (bonds.template >= 0) & ~self._heeds[numbers]
+            out[bound] = self.conns.dest[bonds.template[bound]]
+            in_turn &= ~bound
+            rest &= ~bound
+        some = np.flatnonzero(in_turn)
+        if len(some):
             out[some] = self._turns.choose(numbers[some], self._by_stat)
-            rest = np.flatnonzero(~in_turn)
-            if len(rest):
-                out[rest] = self._choose_by_service(trip, rows[rest], numbers[rest])
-            return out
-        return self._choose_by_service(trip, rows, numbers)
+        some = np.flatnonzero(rest)
+        if len(some):
+            out[some] = self._choose_by_service(trip, rows[some], numbers[some], bonds and bonds.of(some))
+        return out
 
-    def _choose_by_service(self, trip: Trip, rows: Rows, numbers: I32) -> I32:
+    def _choose_by_service(self, trip: Trip, rows: Rows, numbers: I32, bonds: Bonds | None) -> I32:
         p = trip.pkts
         out = np.full(len(rows), -1, np.int32)
         order = np.argsort(numbers.astype(np.uint16) if self._stats_used <= 1 << 16 else numbers, kind="stable")
@@ -1125,6 +1240,10 @@ class Ipvs:
         active = self._begins_active(p, rows[order]).tolist()
         chosen: list[int] = []
         heeds, which = self._heeds[ordered].tolist(), ordered.tolist()
+        template = group = [-1] * len(rows)
+        if bonds is not None:
+            template, group = bonds.template[order].tolist(), bonds.group[order].tolist()
+        bound: dict[int, Destination] = {}  # by group: to whom the template will point that is made here
         begin = 0
         for end in [*edges.tolist(), len(rows)]:
             service = self._by_stat[which[begin]]
@@ -1140,8 +1259,16 @@ class Ipvs:
                 continue
             draws = trip.random(rows[order[begin:end]], TWOS_SALT).tolist() if scheduler.name == "twos" else None
             for k in range(begin, end):
-                draw = 0 if draws is None else draws[k - begin]
-                dest = scheduler.choose(Asked(src[k], sport[k], dst[k], dport[k], times[k], draw))
+                dest: Destination | None
+                if template[k] >= 0:
+                    dest = self._dests[self.conns.dest.item(template[k])]
+                else:
+                    dest = bound.get(group[k])
+                    if dest is None:
+                        draw = 0 if draws is None else draws[k - begin]
+                        dest = scheduler.choose(Asked(src[k], sport[k], dst[k], dport[k], times[k], draw))
+                        if dest is not None and group[k] >= 0:
+                            bound[group[k]] = dest
                 if dest is None:
                     chosen.append(-1)
                     continue
@@ -1162,44 +1289,95 @@ class Ipvs:
         # whether answers pass here or not: both columns of NONE end in states of one kind
         return np.asarray((p.proto[rows] == TCP) & IS_ACTIVE[table[0, EVENT[p.flags[rows]], NO]])
 
-    def _connect_many(self, trip: Trip, rows: Rows, numbers: I32, dests: I32) -> tuple[I32, I32]:
+    def _connect_many(
+        self, trip: Trip, rows: Rows, numbers: I32, dests: I32, keys: Keys, bonds: Bonds | None
+    ) -> tuple[I32, I32]:
         """(connection, step number) of each: `_connect`, and what a first packet does to state, counters and timer."""
-        p, t = trip.pkts, self.conns
-        c = t.allocate_many(p.serial[rows] * 2 + 1)
+        p, t, s = trip.pkts, self.conns, self.servers
+        at = span(rows)
+        proto, dport, times = p.proto[at], p.dport[at], p.time[at]
         self._plan_steps(dests)
-        s = self.servers
-        addr, port, method = s.addr[dests], s.port[dests], s.method[dests]
-        t.proto[c], t.mark[c] = p.proto[rows], p.mark[rows]
-        t.caddr[c], t.cport[c], t.vaddr[c], t.vport[c] = p.src[rows], p.sport[rows], p.dst[rows], p.dport[rows]
-        t.dest[c], t.daddr[c], t.method[c] = dests, addr, method
-        t.dport[c] = np.where(port == 0, p.dport[rows], port)
+        port, method, step = s.port[dests], s.method[dests], s.chosen[dests]
+        has = port != 0
+        if bonds is not None:  # those of a service without a port keep theirs
+            has &= bonds.own | ~bonds.sticks
+        port = np.where(has, port, dport)
+        parents, makers = self._templates(p, rows, numbers, dests, bonds)
+        if bonds is not None:
+            step = np.where(bonds.sticks & ~makers, s.bound[dests], step)
+        c = t.allocate_many(p.serial[at] * 2 + 1)
+        to = span(c)
         blind = method != MASQ
-        flags = np.where(blind, NO_OUTPUT, 0) | (TRACKED if self._on("conntrack") else 0)
-        tcp = p.proto[rows] == TCP
+        flags = FOUND | (TRACKED if self._on("conntrack") else 0)
+        tcp = proto == TCP
         table = SECURE_TRANSITIONS if self._on("secure_tcp") == 3 else TRANSITIONS
-        state = np.where(tcp, table[blind * 2, EVENT[p.flags[rows]], NO], NO)
+        state = np.where(tcp, table[blind * 2, EVENT[p.flags[at]], NO], NO)
         active = tcp & IS_ACTIVE[state]
-        t.flags[c] = np.where(active, flags, flags | INACTIVE)
-        t.state[c] = state
-        t.requests[c] = 1
-        t.service[c] = self._texts[numbers]
-        chosen, known, answer = s.chosen[dests], s.known[dests], s.answer[dests]
-        for k in np.flatnonzero(chosen < 0).tolist():  # a server without a port of its own: each port has its steps
-            chosen[k], known[k], answer[k] = self._steps_to(self._dests[int(dests[k])], int(t.dport[c[k]]))
-        t.known[c], t.answer[c] = known, answer
-        t.enlist_many(c)
-        uncounted = ~self._heeds[numbers]
-        self.servers.came(dests[uncounted], active[uncounted])
-        tally = self.counters.reshape(-1)
-        for where in (self.servers.stat[dests], numbers):
-            np.add.at(tally, where.astype(np.intp) * len(COUNTED) + CONNS, 1)
-        self.counters[0, CONNS] += len(c)
-        self._count(c, p.length[rows], IN_PACKETS, IN_BYTES)
-        timeouts, _ = self._state_times
-        t.timeout[c] = timeouts[np.where(tcp, state, len(STATES))]
-        t.deadline[c] = p.time[rows] + t.timeout[c]
+        t.flags[to] = flags + blind * NO_OUTPUT + ~active * INACTIVE
+        t.proto[to], t.mark[to] = proto, p.mark[at]
+        t.caddr[to], t.cport[to], t.vaddr[to], t.vport[to] = p.src[at], p.sport[at], p.dst[at], dport
+        t.dest[to], t.daddr[to], t.dport[to], t.method[to] = dests, s.addr[dests], port, method
+        t.state[to], t.requests[to], t.service[to] = state, 1, self._texts[numbers]
+        t.known[to], t.answer[to] = s.known[dests], s.answer[dests]
+        for k in np.flatnonzero((step < 0) | (port != s.usual[dests])).tolist():  # each port has its own steps
+            dest = self._dests[int(dests[k])]
+            how = "persistent" if bonds is not None and bonds.sticks[k] and not makers[k] else ""
+            step[k], t.known[c[k]], t.answer[c[k]] = self._steps_to(dest, int(port[k]), how)
+        t.enlist_many(c, keys)
+        timeout = self._state_times[np.where(tcp, state, len(STATES))]
+        t.timeout[to], t.deadline[to] = timeout, times + timeout
         self._alarm_many(c, self._rings(c))
-        return c, chosen
+        if bonds is not None:
+            self._bind(c, parents, times)
+            self._assure_many(c[state == ES])
+        uncounted = ~self._heeds[numbers]
+        if uncounted.all():
+            s.came(dests, active)
+        else:
+            s.came(dests[uncounted], active[uncounted])
+        self._tally(dests, numbers, p.length[at], (CONNS, IN_PACKETS), IN_BYTES)
+        return c, step
+
+    def _templates(self, p: Packets, rows: Rows, numbers: I32, dests: I32, bonds: Bonds | None) -> tuple[I32, Mask]:
+        """(the template of each new connection, -1: none; those for which it was made just now)."""
+        makers = np.zeros(len(rows), bool)
+        if bonds is None:
+            return _NO_CONNS, makers
+        t, s = self.conns, self.servers
+        template = bonds.template.copy()
+        bare = np.flatnonzero(bonds.sticks & (template < 0))
+        if not len(bare):
+            return template, makers
+        _, leaders, back = np.unique(bonds.group[bare], return_index=True, return_inverse=True)
+        some = bare[leaders]
+        makers[some] = True
+        dest, number = dests[some], numbers[some]
+        c = t.allocate_many(p.serial[rows[some]] * 2)
+        ends = bonds.ends[some]
+        t.proto[c], t.caddr[c], t.cport[c] = ends[:, 0], ends[:, 1], 0
+        t.vaddr[c], t.vport[c], t.mark[c] = ends[:, 2], ends[:, 3], ends[:, 4]
+        t.dest[c], t.daddr[c], t.method[c] = dest, s.addr[dest], s.method[dest]
+        t.dport[c] = np.where(bonds.own[some], s.port[dest], 0)
+        flags = TEMPLATE | INACTIVE | FOUND | (TRACKED if self._on("conntrack") else 0)
+        t.flags[c] = flags + (s.method[dest] != MASQ) * NO_OUTPUT
+        t.state[c], t.requests[c], t.service[c] = NO, 0, self._texts[number]
+        t.known[c] = t.answer[c] = 0
+        t.timeout[c], t.deadline[c] = self._lasting[number], 0
+        t.client.push_many(bonds.keys[some, 0], bonds.keys[some, 1], c)
+        np.add.at(s.persistent, dest, 1)
+        template[bare] = c[back]
+        return template, makers
+
+    def _bind(self, conns: I32, parents: I32, times: I64) -> None:
+        """New connections come under their templates (-1: they have none), whose timers start anew."""
+        t = self.conns
+        some = np.flatnonzero(parents >= 0)
+        c, parents = conns[some], parents[some]
+        t.parent[c] = parents
+        np.add.at(t.children, parents, 1)
+        np.maximum.at(t.deadline, parents, times[some] + t.timeout[parents])
+        once = np.unique(parents)
+        self._alarm_many(once, self._rings(once))
 
     def _may_serve(self, p: Packets, rows: Rows) -> Mask:
         """bool[n]: some service could want this packet."""
@@ -1214,25 +1392,31 @@ class Ipvs:
         Answers come after requests here, whatever their times, so of deadlines by one timeout the latest counts.
         """
         t = self.conns
-        timeouts, granules = self._state_times
-        which = np.where(t.proto[conns] == UDP, len(STATES), t.state[conns])
-        timeout = timeouts[which]
-        until = times + timeout
-        t.deadline[conns[t.timeout[conns] != timeout]] = 0  # set by another timeout, maybe a longer one
-        t.timeout[conns] = timeout
-        np.maximum.at(t.deadline, conns, until)
-        granule = granules[which]
-        late = t.queued[conns] > (t.deadline[conns] // granule + 1) * granule
-        if late.any():  # `ipvsadm --set` made the timeout shorter meanwhile
-            some = np.unique(conns[late])
-            self._alarm_many(some, self._rings(some))
+        which = t.state.take(conns).astype(np.intp)
+        which[t.proto.take(conns) == UDP] = len(STATES)
+        timeout = self._state_times.take(which)
+        other = np.unique(conns[t.timeout.take(conns) != timeout])
+        if len(other):
+            t.deadline[other] = 0  # set by another timeout, maybe a longer one
+            t.timeout[conns] = timeout
+        np.maximum.at(t.deadline, conns, times + timeout)
+        if len(other):  # `ipvsadm --set` may have made the timeout shorter meanwhile
+            self._alarm_many(other, self._rings(other))
 
     @property
-    def _state_times(self) -> tuple[I64, I64]:
-        """ns by TCP state, UDP behind them: timeouts, and what their timers are rounded up to."""
+    def _shortest(self) -> int:
+        """ns that the shortest of all timers may run."""
+        if self._briefest[0] != self._version:
+            persistence = (service.timeout for service in self.services if service.timeout)
+            briefest = min(*self.timeouts.values(), self.udp_timeout, FIRST_TIMEOUT, *persistence)
+            self._briefest = self._version, briefest * SECOND
+        return self._briefest[1]
+
+    @property
+    def _state_times(self) -> I64:
+        """Timeouts in ns by TCP state, UDP's behind them."""
         if self._times is None:
-            timeouts = [*(self.timeouts[s] * SECOND for s in range(len(STATES))), self.udp_timeout * SECOND]
-            self._times = np.array(timeouts, np.int64), np.array([self._granule(t) for t in timeouts], np.int64)
+            self._times = np.array([*(self.timeouts[s] for s in range(len(STATES))), self.udp_timeout]) * SECOND
         return self._times
 
     def _count(self, conns: I32, lengths: I32, packets: int, size: int) -> None:
@@ -1240,15 +1424,22 @@ class Ipvs:
         dest = self.conns.dest[conns]
         ok = dest >= 0
         ok &= self.servers.up[dest]
-        dest, lengths = dest[ok], lengths[ok]
-        if not len(dest):
-            return
+        if not ok.all():
+            dest, lengths = dest[ok], lengths[ok]
+        if len(dest):
+            self._tally(dest, self.servers.service_stat[dest], lengths, (packets,), size)
+
+    def _tally(self, dests: I32, services: I32, lengths: I32, ones: tuple[int, ...], size: int) -> None:
+        """Count one for each packet in columns `ones` of the counters, and its length in column `size`."""
         tally, lengths = self.counters.reshape(-1), lengths.astype(np.int64)
-        for stat in (self.servers.stat, self.servers.service_stat):
-            where = stat[dest].astype(np.intp) * len(COUNTED)
-            np.add.at(tally, where + packets, 1)
-            np.add.at(tally, where + size, lengths)
-        self.counters[0, packets] += len(dest)
+        for numbers in (self.servers.stat[dests], services):
+            where = numbers.astype(np.intp)
+            where *= len(COUNTED)
+            for column in ones:
+                np.add.at(tally[column:], where, 1)
+            np.add.at(tally[size:], where, lengths)
+        for column in ones:
+            self.counters[0, column] += len(dests)
         self.counters[0, size] += int(lengths.sum())
 
     def _count_one(self, c: int, length: int, packets: int, size: int) -> None:
@@ -1495,8 +1686,29 @@ class Ipvs:
         return self._address_kind(addr) == "UNICAST"
 
     def _address_kind(self, addr: int) -> str:
-        code = int(self.node.routing.addr_type(np.array([addr], np.uint32))[0])
-        return next(name for name, value in routing.ADDR_TYPES.items() if value == code)
+        if self._kinds[0] != self.node.routing.version or addr not in self._kinds[1]:
+            self.look_at(np.array([addr], np.uint32))
+        return self._kinds[1][addr]
+
+    def look_at(self, addrs: NDArray[np.uint32]) -> None:
+        """Somebody will ask of what kind these addresses are: find it out for all together."""
+        version = self.node.routing.version
+        if self._kinds[0] != version:
+            self._kinds = version, {}
+        names = {value: name for name, value in routing.ADDR_TYPES.items()}
+        codes = self.node.routing.addr_type(addrs).tolist()
+        self._kinds[1].update(zip(addrs.tolist(), map(names.__getitem__, codes), strict=True))
+
+    def _from_servers(self, addrs: NDArray[np.uint32]) -> Mask:
+        """bool[n]: some server has this address."""
+        self._settle_addresses()
+        out: Mask = self._addresses.find((addrs.astype(np.uint64),)) >= 0
+        return out
+
+    def _settle_addresses(self) -> None:
+        if self._arrived:
+            self._addresses.add((np.array(self._arrived, np.uint64),))
+            self._arrived.clear()
 
     def _persistent(self, trip: Trip, row: int, service: Service, ask: Ask, now: int) -> tuple[int, Step] | None:
         """A connection under its client's template; the scheduler is asked only when there is none, or no good one."""
@@ -1597,17 +1809,18 @@ class Ipvs:
             self._enqueue(now // SECOND * SECOND + SECOND, -3)
         return c
 
-    def _steps_to(self, dest: Destination, port: int) -> tuple[int, int, int]:
-        """Numbers of the steps to a server, of a new connection and a known one, and of its answers."""
+    def _steps_to(self, dest: Destination, port: int, how: str = "") -> tuple[int, int, int]:
+        """Numbers of the steps to a server, of a new connection (`how`: not by the scheduler) and a known one, and of
+        its answers."""
         service = dest.service
-        if port == (dest.port or service.port):
+        if port == (dest.port or service.port) and not how:
             s, n = self.servers, dest.number
             if s.chosen[n] < 0:
                 self._plan_steps(np.array([n], np.int32))
             return s.chosen.item(n), s.known.item(n), s.answer.item(n)
         where, number = f"{dotted(dest.addr)}:{port}", self.node.paths.step_id
         return (
-            number(service.step(service.scheduler.name, where)),
+            number(service.step(how or service.scheduler.name, where)),
             number(service.step("known", where)),
             number(service.step("answer", where)),
         )
@@ -1622,15 +1835,17 @@ class Ipvs:
                 told.append((dest, dest.service, dest.service.scheduler.name))
 
         def make(k: int) -> Step:
-            dest, service, name = told[k // 3]
+            dest, service, name = told[k // 4]
             where = f"{dotted(dest.addr)}:{dest.port or service.port}"
-            return service.step((name, "known", "answer")[k % 3], where)
+            return service.step((name, "known", "answer", "persistent")[k % 4], where)
 
         if told:
-            first = self.node.paths.steps.reserve(3 * len(told), make)
+            s = self.servers
+            first = self.node.paths.steps.reserve(4 * len(told), make)
             numbers = [dest.number for dest, _, _ in told]
-            for k, column in enumerate((self.servers.chosen, self.servers.known, self.servers.answer)):
-                column[numbers] = first + k + np.arange(0, 3 * len(told), 3)
+            s.usual[numbers] = [dest.port or service.port for dest, service, _ in told]
+            for k, column in enumerate((s.chosen, s.known, s.answer, s.bound)):
+                column[numbers] = first + k + np.arange(0, 4 * len(told), 4)
 
     def _bypass(self, ask: Ask, service: Service, now: int, serial: int) -> int:
         t = self.conns
@@ -1907,7 +2122,7 @@ class Ipvs:
             return
         r = rows[mine]
         if len(r) > 1:
-            found = self._answers.find(p, r, self._keys(p, r, True))
+            found = self._answers.find(p, r, _keys(p, r, True))
         else:
             one = int(r[0])
             key = int(p.proto[one]), int(p.dst[one]), int(p.dport[one]), int(p.src[one]), int(p.sport[one])
@@ -1923,9 +2138,12 @@ class Ipvs:
             r, c = self._read_answers(trip, r, c)
         left = np.arange(len(r))
         if len(r) > FEW:
-            moves = t.among(c, c[~self._same_state(p, r, c, True)])
+            moves = np.zeros(len(r), bool)
+            if not self._calm_run(p, r):
+                moves = t.among(c, c[~self._same_state(p, r, c, True)])
             if not moves.all():
-                self._touch(c[~moves], p.time[r[~moves]])
+                calm = span(np.flatnonzero(~moves))
+                self._touch(c[calm], p.time[r[calm]])
             left = np.flatnonzero(moves)
             some = left[p.proto[r[left]] != SCTP]
             if len(some):
@@ -2293,13 +2511,13 @@ class Ipvs:
         served = SERVED[proto]
         if not served.any():
             return end
-        shortest = min(min(self.timeouts.values()), self.udp_timeout, FIRST_TIMEOUT) * SECOND
         first = int(p.time[rows[0]])
-        end = int(np.searchsorted(p.time[rows], min(first + shortest, (first // ROUND + 1) * ROUND)))
-        to = self._clients.find(p, rows, self._keys(p, rows, False))
-        back = self._answers.find(p, rows, self._keys(p, rows, True))
+        end = int(np.searchsorted(p.time[rows], min(first + self._shortest, (first // ROUND + 1) * ROUND)))
+        to = self._clients.find(p, rows, _keys(p, rows, False))
+        back = self._answers.find(p, rows, _keys(p, rows, True))
         if not served.all():
             to = np.where(served, to, -1)
+        double = bool(((to >= 0) & (back >= 0)).any())
         back = np.where(served & (to < 0), back, -1)
         if self._read or self._awaited:  # who speaks FTP goes alone, and who may have been told to come
             alone = ((t.flags[np.maximum(to, back)] & (OPEN | READ)) != 0) & (np.maximum(to, back) >= 0)
@@ -2315,7 +2533,9 @@ class Ipvs:
                 end = min(end, int(asked[syn][0]) + 1)
         if len(answered):
             sharp[answered] = ~self._same_state(p, rows[answered], back[answered], True)
-        if sharp.any() and len(asked) and len(answered):
+        moving = sharp.any()
+        self._calm = None if moving or double else p, rows.item(0), rows.item(-1) + 1, self._versions
+        if moving and len(asked) and len(answered):
             edgy = np.maximum(to, back)[sharp]
             there, here = asked[t.among(to[asked], edgy)], answered[t.among(back[answered], edgy)]
             met, one, other = np.intersect1d(to[there], back[here], return_indices=True)  # the first of each
@@ -2331,7 +2551,7 @@ class Ipvs:
             moved = moved[self._heeds[self.servers.service_stat[t.dest[back[moved]]]]]
             if len(moved):  # the later of the first two that meet
                 end = min(end, _meeting(fresh, moved))
-            rest = new[self._addresses.find((p.src[rows[new]].astype(np.uint64),)) >= 0]
+            rest = new[self._from_servers(p.src[rows[new]])]
             if len(rest):
                 clients = (p.src[rows[fresh]].astype(np.int64) << 16) | p.sport[rows[fresh]]
                 targets = (p.dst[rows[rest]].astype(np.int64) << 16) | p.dport[rows[rest]]
@@ -2415,11 +2635,15 @@ class Ipvs:
         if not sooner.all():
             conns, at = conns[sooner], at[sooner]
         self.conns.queued[conns] = at
-        while len(at):  # granules are coarse: there are few times
-            time = at.min()
-            same = at == time
-            self._enqueue_many(int(time), conns[same])
-            conns, at = conns[~same], at[~same]
+        edges = np.flatnonzero(at[1:] != at[:-1]) + 1
+        if len(edges) > FEW:  # granules are coarse: there are few times, but they come in any order
+            order = np.argsort(at, kind="stable")
+            conns, at = conns[order], at[order]
+            edges = np.flatnonzero(at[1:] != at[:-1]) + 1
+        begin = 0
+        for end in [*edges.tolist(), len(at)] if len(at) else ():
+            self._enqueue_many(int(at[begin]), conns[begin:end])
+            begin = end
 
     def advance(self, now: int) -> None:
         """Let every timer ring that falls due until `now`, in order of time."""
@@ -2431,10 +2655,10 @@ class Ipvs:
             conns = np.unique(conns[t.live[conns] & (t.queued[conns] == at)])
             if len(conns):
                 t.queued[conns] = NEVER
-                late = t.deadline[conns] > at
+                rings = self._rings(conns)
+                late = (rings > at) & (t.timeout[conns] > 0)
                 if late.any():
-                    again = conns[late]
-                    self._alarm_many(again, self._rings(again))
+                    self._alarm_many(conns[late], rings[late])
                 self._expire_many(conns[~late], at)
                 self._over()
             for special in np.sort(due[due < 0]).tolist():
@@ -2466,7 +2690,7 @@ class Ipvs:
 
     def _expire_now(self, c: int, now: int) -> None:
         """It goes with the next tick of the timer."""
-        self.conns.deadline[c] = now
+        self.conns.timeout[c], self.conns.deadline[c] = 0, now
         self._alarm(c, self._tick_after(now))
 
     def look(self, now: int) -> None:
@@ -2634,13 +2858,12 @@ class Ipvs:
 
     def _new_stat(self) -> int:
         if self._stats_used == len(self.counters):
-            self.counters = np.concatenate([self.counters, np.zeros_like(self.counters)])
-            self._averages = np.concatenate([self._averages, np.zeros_like(self._averages)])
-            self._read_last = np.concatenate([self._read_last, np.zeros_like(self._read_last)])
-            self._heeds = np.concatenate([self._heeds, np.zeros_like(self._heeds)])
-            self._in_turn = np.concatenate([self._in_turn, np.zeros_like(self._in_turn)])
-            self._room = np.concatenate([self._room, np.zeros_like(self._room)])
-            self._texts = np.concatenate([self._texts, np.zeros_like(self._texts)])
+            for name in (
+                "counters", "_averages", "_read_last", "_heeds", "_in_turn", "_room", "_texts", "_lasting", "_ports",
+                "_marks", "_masks",
+            ):  # fmt: skip
+                column = getattr(self, name)
+                setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
             self._planned = np.concatenate([self._planned, np.full_like(self._planned, -1)])
         self._stats_used += 1
         return self._stats_used - 1
@@ -2673,8 +2896,6 @@ class Ipvs:
         self._in_turn[service.stat] = type(service.scheduler) is RoundRobin and not self._heeds[service.stat]
         if isinstance(service.scheduler, RoundRobin):
             service.scheduler.come_home()
-        numbers = [d.number for d in service.destinations]
-        self.servers.chosen[numbers] = -1
 
     def set_scheduler(self, service: Service, name: str) -> None:
         """Let another scheduler choose. It begins afresh, unless it is the one that the service has."""
@@ -2683,6 +2904,7 @@ class Ipvs:
         if service.scheduler.name != name:
             service.scheduler = SCHEDULERS[name](service)
             service.scheduler.began = self.node.now
+            self.servers.chosen[[dest.number for dest in service.destinations]] = -1
 
     def named(self, identity: tuple[int, int, int, int]) -> Service | None:
         proto, addr, port, mark = identity
@@ -2726,7 +2948,7 @@ class Ipvs:
         uses = self._server_uses.get(addr, 0)
         self._server_uses[addr] = uses + 1
         if not uses:
-            self._addresses.add_one(addr)
+            self._arrived.append(addr)
         dest.idle = -1
         dest.last_weight = how.weight
         self._set_up(dest, service, how)
@@ -2745,6 +2967,7 @@ class Ipvs:
             dest.overloaded = False
         dest.upper, dest.lower = how.upper, how.lower
         s, n = self.servers, dest.number
+        s.upper[n], s.lower[n], s.chosen[n] = how.upper, how.lower, -1
         s.addr[n], s.port[n], s.method[n] = dest.addr, dest.port, dest.method
 
     @staticmethod
@@ -2765,6 +2988,7 @@ class Ipvs:
         self.timeouts[FW] = tcp_fin or self.timeouts[FW]
         self.udp_timeout = udp or self.udp_timeout
         self._times = None
+        self._version += 1
 
     def _bin(self, dest: Destination, now: int) -> None:
         dest.available = False
@@ -2774,6 +2998,8 @@ class Ipvs:
         self._trash.append(dest)
         self._server_uses[dest.addr] -= 1
         if not self._server_uses[dest.addr]:
+            del self._server_uses[dest.addr]
+            self._settle_addresses()
             self._addresses.remove_one(self._addresses.find_one(dest.addr))
         if self._on("expire_nodest_conn"):
             self._enqueue(now, -1)
@@ -2813,7 +3039,7 @@ class Ipvs:
             assert dest.active == int((~template & ~idle).sum()), "active connections of a server"
         for c in live.tolist():
             assert t.children[c] == int((t.parent[live] == c).sum()), "children of a template"
-            assert t.queued[c] <= self._ring(c), "a timer that rings too late"
+            assert t.queued[c] <= self._ring(c) or not t.timeout[c], "a timer that rings too late"
         t.client.check()
         t.server.check()
 
@@ -2858,36 +3084,42 @@ def _ranks(numbers: I32) -> NDArray[np.intp]:
     return out
 
 
-def _repeated(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> Mask:
-    """bool[n]: the same two words stand before (or, very rarely, other ones that mix to the same)."""
-    mixed = first * np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= mixed >> np.uint64(29)
-    mixed += second
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    bits = max(len(mixed), 16).bit_length() + 2
-    places = (mixed >> np.uint64(64 - bits)).astype(np.intp)
-    who, mark = np.arange(len(mixed), dtype=np.int32), np.zeros(1 << bits, np.int32)
-    mark[places] = who
-    out = np.zeros(len(mixed), bool)
-    shared = np.zeros(1 << bits, bool)
-    shared[places[mark[places] != who]] = True
-    some = np.flatnonzero(shared[places])  # only these share their place with another
-    order = some[np.argsort(mixed[some], kind="stable")]
-    out[order[1:]] = mixed[order[1:]] == mixed[order[:-1]]
-    return out
-
-
 def _meeting(a: Rows, b: Rows) -> int:
     """First place by which there was one of both (ascending places, none empty)."""
     return max(int(a[0]), int(b[0]))
 
 
+def _keys(p: Packets, rows: Rows, reply: bool) -> Keys:
+    """The two key words under which each packet's connection would stand."""
+    some = span(rows)
+    src, dst, sport, dport = p.src[some], p.dst[some], p.sport[some], p.dport[some]
+    if reply:
+        src, dst, sport, dport = dst, src, dport, sport
+    return _words(p.proto[some], src, sport, dst, dport)
+
+
+def _words(proto: Any, caddr: Any, cport: Any, addr: Any, port: Any) -> Keys:
+    """The two key words of many: protocol, the client's end and the other one."""
+    first = caddr.astype(np.uint64)
+    first <<= np.uint64(32)
+    first |= addr
+    second = proto.astype(np.uint64)
+    second <<= np.uint64(16)
+    second |= cport
+    second <<= np.uint64(16)
+    second |= port
+    return first, second
+
+
 def _service_keys(p: Packets, rows: Rows) -> NDArray[np.uint64]:
     """uint64[n]: what the service that each packet is addressed to would be known by."""
-    key = p.proto[rows].astype(np.uint64) << np.uint64(16 + 32)
-    key |= p.dst[rows].astype(np.uint64) << np.uint64(16)
-    key |= p.dport[rows]
-    return key
+    some = span(rows)
+    key = p.proto[some].astype(np.uint64)
+    key <<= np.uint64(32)
+    key |= p.dst[some]
+    key <<= np.uint64(16)
+    key |= p.dport[some]
+    return np.asarray(key)
 
 
 def _service_key(service: Service) -> int:

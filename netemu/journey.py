@@ -846,6 +846,8 @@ class Road:
         local = p.arrived[rows] < 0
         end = _first(local != local[0], end)
         t0 = int(p.time[start])
+        if node.ipvs.next_due <= t0:  # what rings now may set alarms within the run
+            node.ipvs.advance(t0)
         dues = (due for due in (node.ipvs.next_due, self.next_expiry) if due > t0)
         until = min([t0 + node.shortest_timeout, *dues])
         end = min(end, int(np.searchsorted(p.time[rows], until)))

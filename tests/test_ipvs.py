@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import re
 import socket
 import struct
@@ -400,15 +401,16 @@ def test_many_packets_are_one_packet_repeated(
     names = sorted(SCHEDULERS)
     text, last = "", 0  # the port of TWO in the first service
     for name, kinds in (
-        (f"-t {VIP}:80", ["", "", " -p 60"]),
-        (f"-u {VIP}:80", ["", "", " -p 60", " -o"]),
-        (f"-t {VIP}:82", [""]),
-        ("-f 7", ["", "", " -p 60"]),
+        (f"-t {VIP}:80", ["", "", " -p 60", " -p 60 -M 255.255.255.0"]),
+        (f"-u {VIP}:80", ["", "", " -p 60", " -o", " -o -p 60"]),
+        (f"-t {VIP}:82", ["", " -p 1"]),
+        ("-f 7", ["", "", " -p 60", " -p 60 -M 255.255.255.0"]),
+        (f"-t {VIP}:0", [" -p 60", " -p 2 -M 255.255.255.0"]),
         (f"-t {VIP}:81", [""]),
     ):
         text += f"-A {name} -s {data.draw(st.sampled_from(names))}{data.draw(st.sampled_from(kinds))}\n"
         for server in (ONE, TWO) if not name.endswith("81") else ():
-            port = "0" if name == "-f 7" else "8080"
+            port = "0" if name.endswith((" 7", ":0")) else "8080"
             how = data.draw(st.sampled_from(["-m", "-m", "-m", "-g", "-i"]))
             more = data.draw(st.sampled_from(["", "", " -x 3 -y 1"]))
             last = last or (8080 if server == TWO and how == "-m" else 80 * (server == TWO))
@@ -419,7 +421,7 @@ def test_many_packets_are_one_packet_repeated(
     packet = st.one_of(
         st.builds(
             lambda c, s, v, p, f, t: ("eth0", tcp(c, s, v, p, f, ttl=t)),
-            client, port, vip, st.sampled_from([80, 80, 82, 81]), flags, st.sampled_from([64, 64, 64, 64, 1]),
+            client, port, vip, st.sampled_from([80, 80, 82, 81, 8080]), flags, st.sampled_from([64, 64, 64, 64, 1]),
         ),
         st.builds(lambda c, s, v: ("eth0", udp(c, s, v, 80)), client, port, vip),
         st.builds(lambda c, s, r, f: ("cni0", tcp(r, 8080, c, s, f)), client, port, st.sampled_from([ONE, TWO]), flags),
@@ -428,7 +430,14 @@ def test_many_packets_are_one_packet_repeated(
     packets = data.draw(st.lists(packet, min_size=2, max_size=60))
     knobs = {
         name: data.draw(st.sampled_from([0, 0, 1]))
-        for name in ("conn_reuse_mode", "sloppy_tcp", "nat_icmp_send", "conntrack", "expire_nodest_conn")
+        for name in (
+            "conn_reuse_mode",
+            "sloppy_tcp",
+            "nat_icmp_send",
+            "conntrack",
+            "expire_nodest_conn",
+            "expire_quiescent_template",
+        )
     }
     knobs["secure_tcp"] = data.draw(st.sampled_from([0, 3]))
     gap = data.draw(st.sampled_from([1_000_000, 1_000_000, 700_000_000]))
@@ -458,6 +467,47 @@ def test_many_packets_are_one_packet_repeated(
             assert list(map(str, got[k].steps)) == list(map(str, want.steps)), k
         for dump in ("ipvsadm-list", "ipvsadm-stats", "ipvsadm-connections", "conntrack"):
             assert sorted(many.dump(dump).splitlines()) == sorted(one.node.dump(dump).splitlines())
+
+
+@pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
+@pytest.mark.parametrize("threshold", ["", " -x 40 -y 10"])
+def test_a_crowd_of_persistent_clients_is_one_after_the_other(tmp_path: Path, scheduler: str, threshold: str) -> None:
+    """Hundreds of connections of a few dozen clients: who makes a template, and who only comes under it."""
+    text = ""
+    for name, how in (
+        (f"-t {VIP}:80", "-p 60"),
+        (f"-t {VIP}:81", "-p 2 -M 255.255.255.240"),
+        (f"-t {VIP}:82", ""),
+        (f"-t {VIP}:0", "-p 60"),
+        ("-f 7", "-p 60 -M 255.255.255.240"),
+        (f"-u {VIP}:80", "-p 1"),
+    ):
+        text += f"-A {name} -s {scheduler} {how}\n"
+        for k in range(4):
+            port = "0" if name.endswith((" 7", ":0")) else "8080"
+            text += f"-a {name} -r 10.244.0.{5 + k}:{port} {'-g' if k == 2 else '-m'} -w {k}{threshold}\n"
+    rng = random.Random(scheduler + threshold)
+    packets = []
+    for _ in range(900):
+        client, port = f"198.51.100.{rng.randrange(30)}", rng.randrange(1024, 4096)
+        vip = rng.choice([VIP, VIP, "10.96.0.11"])
+        if rng.random() < 0.2:
+            packets.append(udp(client, port, vip, 80))
+        else:
+            packets.append(tcp(client, port, vip, rng.choice([80, 80, 81, 82, 443]), rng.choice(["S", "S", "S", "A"])))
+    told = []
+    for run_length in (1, 100, None):
+        node = World(tmp_path, text, MARKED, sloppy_tcp=1, conntrack=1).node
+        file = io.BytesIO()
+        with CaptureWriter(file, node.routing.names) as writer:
+            for k, packet in enumerate(packets, 1):
+                writer.write("eth0", k * 9_000_000, packet)
+        got = node.replay(read_capture(io.BytesIO(file.getvalue())), run_length)
+        node.ipvs.check()
+        dumps = [sorted(node.dump(f"ipvsadm-{what}").splitlines()) for what in ("list", "stats", "connections")]
+        told.append(([(j.fate, j.out, list(map(str, j.steps))) for j in got], dumps))
+    assert told[0] == told[1]
+    assert told[0] == told[2]
 
 
 # ---- ipvsadm ----------------------------------------------------------------------------------------------------

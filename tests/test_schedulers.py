@@ -29,8 +29,7 @@ def service(name: str, *weights: int, flags: tuple[str, ...] = ()) -> Service:
 
 
 def add(s: Service, k: int, weight: int = 1) -> Destination:
-    columns = s.destinations[0].columns if s.destinations else Servers()
-    dest = Destination(columns, k, s, 0x0AF40000 + k, 80)
+    dest = Destination(Servers(), k, s, 0x0AF40000 + k, 80)
     dest.weight = dest.last_weight = weight
     s.destinations.insert(0, dest)
     s.scheduler.added(dest)
