@@ -252,8 +252,8 @@ ERRORS = (
 
 def recorded(folder: Path) -> list[Path]:
     """The budget's cases as the kernels played them: recorded now, if they are not in `folder` yet."""
-    for kernel, count in fuzz.BUDGET.items():
-        made = [fuzz.numbered(kernel, fuzz.BUDGET_SEED, number) for number in range(count)]
+    for kernel, numbers in fuzz.BUDGET.items():
+        made = [fuzz.numbered(kernel, fuzz.BUDGET_SEED, number) for number in numbers]
         names = [folder / f"{one.name}.case" for one in made]
         if all(path.exists() for path in names):
             continue

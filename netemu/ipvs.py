@@ -2495,13 +2495,16 @@ class Ipvs:
 
     # ---- where a run must end ----------------------------------------------------------------------------------
 
-    def run_end(self, p: Packets, rows: Rows) -> int:
+    def run_end(self, p: Packets, rows: Rows, flows: NDArray[np.integer]) -> int:
         """How many of `rows` may be asked together: requests of a run are dealt with apart from its replies.
 
-        So a run ends before a packet whose connection had one the other way in it, when either changes the state;
+        So a run ends before a packet whose connection had one the other way in it, when either changes the state, or
+        when they are of two flows for connection tracking: then the request's is found only where it is sent on;
         before a new connection after a reply that changed a server's load, and the other way round, where the choice
         is by load; before what may be the answer to a new connection; after a SYN on a connection that exists; at the
         first timeout that the run itself may begin; and where the counters are read for `ipvsadm --rate`.
+
+        flows  intp[len(rows)]  which flow each seems to be of, -1 none that is known
         """
         t = self.conns
         end = len(rows)
@@ -2535,7 +2538,12 @@ class Ipvs:
             sharp[answered] = ~self._same_state(p, rows[answered], back[answered], True)
         moving = sharp.any()
         self._calm = None if moving or double else p, rows.item(0), rows.item(-1) + 1, self._versions
-        if moving and len(asked) and len(answered):
+        if len(asked) and len(answered):
+            tracked = np.empty(len(t.flags), flows.dtype)
+            tracked[to[asked]] = flows[asked]
+            tracked[back[answered]] = flows[answered]
+            sharp[asked] |= tracked[to[asked]] != flows[asked]
+        if len(asked) and len(answered) and sharp.any():
             edgy = np.maximum(to, back)[sharp]
             there, here = asked[t.among(to[asked], edgy)], answered[t.among(back[answered], edgy)]
             met, one, other = np.intersect1d(to[there], back[here], return_indices=True)  # the first of each

@@ -950,7 +950,8 @@ class Road:
             if len(strangers) > 1:
                 end = min(end, self._strangers_end(p, rows, strangers, end))
         if node.ipvs.active:
-            end = min(end, node.ipvs.run_end(*self._translated(p, rows[:end], ids[:end])))
+            flows = np.where(known, ids >> 1, -1)[:end]
+            end = min(end, node.ipvs.run_end(*self._translated(p, rows[:end], ids[:end]), flows))
         return end
 
     def _translated(self, p: Packets, rows: Rows, ids: NDArray[np.int32]) -> tuple[Packets, Rows]:

@@ -482,13 +482,18 @@ class Ticks:
         self.begun = begun
         self.length = time.clock_getres(6)  # of CLOCK_MONOTONIC_COARSE
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self.first = self.milliseconds()
         self.late, self.zero = 0.0, self.next()
         self.start = time.monotonic() + begun
 
-    def count(self) -> int:
-        """Ticks that were."""
+    def milliseconds(self) -> int:
+        """The kernel's count, in 32 bits: it begins so that they are full five minutes after the start."""
         told = self.socket.getsockopt(socket.IPPROTO_TCP, self.TCP_INFO, self.LAST_SENT + 4)
-        return round(int.from_bytes(told[self.LAST_SENT :], sys.byteorder) / 1000 / self.length)
+        return int.from_bytes(told[self.LAST_SENT :], sys.byteorder)
+
+    def count(self) -> int:
+        """Ticks since we began to look."""
+        return round((self.milliseconds() - self.first & 0xFFFFFFFF) / 1000 / self.length)
 
     def next(self) -> int:
         """Wait for the next tick: its number."""

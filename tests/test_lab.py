@@ -214,6 +214,15 @@ def test_an_answer_is_turned_to_the_port_that_was_drawn():
     assert ends_of(turned)[2] == 77 and sums_right(turned)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks for TCP_INFO")
+def test_ticks_go_on_when_the_count_of_milliseconds_is_full(monkeypatch):
+    counts = iter([2**32 - 8, 2**32 - 8, 2**32 - 4, 0, 396])
+    monkeypatch.setattr(player.time, "clock_getres", lambda _: 0.004)
+    monkeypatch.setattr(player.Ticks, "milliseconds", lambda _: next(counts))
+    ticks = player.Ticks(0.0)
+    assert ticks.zero == 1 and ticks.count() == 2 and ticks.count() == 101
+
+
 @pytest.mark.parametrize(
     ("both", "one", "other", "is_one"),
     [
