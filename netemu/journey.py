@@ -737,7 +737,8 @@ class Road:
             trip.end(one, "fragmentation needed", DROPPED if p.local[row] else REJECTED)
         elif parts is not None:
             # who receives TCP wants its whole header in one place: where the first piece has less, the pieces are lost
-            apart = p.proto[row] != TCP or p.local[row] or parts.sizes[0] >= 20
+            received = p.arrived[row] >= 0 and trip.parent is None
+            apart = p.proto[row] != TCP or not received or parts.sizes[0] >= 20
             trip.outs[row] = cut(packet, min(limit, parts.largest), parts.sizes if apart else [])
         elif len(packet) > limit:
             trip.outs[row] = cut(packet, limit)

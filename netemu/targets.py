@@ -818,7 +818,7 @@ class Hmark(Target, name="HMARK"):
             both = ct.osport[flows].astype(np.uint32) << 16 | ct.rsport[flows]
             ported = np.isin(proto, PORTED)
         else:
-            src, dst, proto, both, ported = self._headers(trip, rows)
+            rows, src, dst, proto, both, ported = self._headers(trip, rows)
         m = self._masks
         a, b = src & np.uint32(m["src"]), dst & np.uint32(m["dst"])
         low, high = np.minimum(a, b), np.maximum(a, b)
@@ -832,11 +832,14 @@ class Hmark(Target, name="HMARK"):
         return CONTINUE
 
     def _headers(self, trip: Trip, rows: Rows) -> tuple[NDArray[Any], ...]:
-        """(source, destination, protocol, both ports as one word, whether there are ports) of each row."""
+        """(row, source, destination, protocol, both ports as one word, whether there are ports) of each row.
+
+        An error whose quotation has no whole header is left out: it gets no mark.
+        """
         pkts = trip.pkts
         src, dst, proto = pkts.src[rows].copy(), pkts.dst[rows].copy(), pkts.proto[rows].copy()
         both = np.zeros(len(rows), np.uint32)
-        ported = np.zeros(len(rows), bool)
+        ported, told = np.zeros(len(rows), bool), np.ones(len(rows), bool)
         plain = ((pkts.frag[rows] & (OFFSET_MASK | MORE_FRAGMENTS)) == 0) & np.isin(proto, PORTED)
         both[plain] = pkts.sport[rows[plain]].astype(np.uint32) << 16 | pkts.dport[rows[plain]]
         ported |= plain
@@ -846,6 +849,7 @@ class Hmark(Target, name="HMARK"):
             if proto[k] == ICMP:  # an error counts as the packet that it is about
                 packet = packet[int(pkts.ihl[rows[k]]) + 8 :]
                 if len(packet) < 20:
+                    told[k] = False
                     continue
                 src[k], dst[k] = struct.unpack_from("!II", packet, 12)
                 proto[k] = packet[9]
@@ -854,7 +858,9 @@ class Hmark(Target, name="HMARK"):
             if int(proto[k]) in (*PORTED, 50, 51) and not frag & 0x3FFF and len(packet) >= at + 4:
                 (both[k],) = struct.unpack_from("!I", packet, at)
                 ported[k] = True
-        return src, dst, proto, both, ported
+        if not told.all():
+            rows, src, dst, proto, both, ported = (c[told] for c in (rows, src, dst, proto, both, ported))
+        return rows, src, dst, proto, both, ported
 
 
 def _mask(plen: int) -> int:

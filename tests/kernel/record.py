@@ -1079,6 +1079,42 @@ def found_labels_of_older_connections(kernel: str) -> Story:
 
 
 @story()
+def fragments_copied(kernel: str) -> Story:
+    s = Story(
+        "fragments/copied",
+        kernel,
+        """A copy of what was put together leaves as the pieces came, though the packet itself is cut anew.""",
+        iptables="mangle PREROUTING -p tcp -j TEE --gateway 198.51.100.254",
+    )
+    whole = tcp(OUT, 4000, SRV, 80, "S", data=bytes(range(100)), options=b"")[20:]
+    for sizes in ((16, 16, 88), (8, 24, 88), (40, 80)):
+        for marked in (0, 0x4000):
+            s.serial += 1
+            at = 0
+            for size in sizes:
+                word = at // 8 | (0x2000 if at + size < len(whole) else 0) | marked
+                s.sends("eth0", ip(OUT, SRV, 6, whole[at : at + size], ident=s.serial, frag=word))
+                at += size
+    return s
+
+
+@story()
+def found_hash_mark_of_a_short_error(kernel: str) -> Story:
+    s = Story(
+        "found/hash-mark-of-a-short-error",
+        kernel,
+        """HMARK takes an ICMP error for the packet that it quotes. Where that has no whole header, it sets no mark.""",
+        iptables="""mangle PREROUTING -j HMARK --hmark-tuple src,dst --hmark-mod 100 --hmark-offset 1 --hmark-rnd 0x1
+            mangle FORWARD -m mark ! --mark 0x0""",
+    )
+    about = udp(OUT, 53, SRV, 4000)
+    for kind in (3, 11, 12, 8):
+        for size in (0, 4, 19, 20, 28):
+            s.sends("lan0", icmp(SRV, OUT, kind, 0, 7, data=about[:size]))
+    return s
+
+
+@story()
 def filter_owners(kernel: str) -> Story:
     s = Story(
         "filter/owners",
