@@ -252,8 +252,12 @@ ERRORS = (
 
 def recorded(folder: Path) -> list[Path]:
     """The budget's cases as the kernels played them: recorded now, if they are not in `folder` yet."""
-    for kernel, numbers in fuzz.BUDGET.items():
-        made = [fuzz.numbered(kernel, fuzz.BUDGET_SEED, number) for number in numbers]
+    for kernel, themes in fuzz.BUDGET.items():
+        made = [
+            fuzz.numbered(kernel, fuzz.BUDGET_SEED, number, about=about)
+            for about, numbers in themes.items()
+            for number in numbers
+        ]
         names = [folder / f"{one.name}.case" for one in made]
         if all(path.exists() for path in names):
             continue

@@ -451,7 +451,7 @@ def play(cases: Sequence[Case], kernel: str, together: int | None = None, stats:
         words = [sys.executable, "-I", player.__file__, source, target, str(at_a_time)]
         if kernel == "uml":
             words = _booting(folder, words, plans[0]["modules"])
-        with _guarded(words, folder, 120 + 5 * len(plans) + 2 * lasting) as said:
+        with _guarded(words, folder, 120 + 20 * len(plans) + 5 * lasting) as said:
             if not os.path.exists(target):
                 other = "host" if kernel == "uml" else "uml"
                 hint = f"--kernel {other} asks another one" if available(other) is None else ""

@@ -858,9 +858,7 @@ class Hmark(Target, name="HMARK"):
             if int(proto[k]) in (*PORTED, 50, 51) and not frag & 0x3FFF and len(packet) >= at + 4:
                 (both[k],) = struct.unpack_from("!I", packet, at)
                 ported[k] = True
-        if not told.all():
-            rows, src, dst, proto, both, ported = (c[told] for c in (rows, src, dst, proto, both, ported))
-        return rows, src, dst, proto, both, ported
+        return tuple(column[told] for column in (rows, src, dst, proto, both, ported))
 
 
 def _mask(plen: int) -> int:
