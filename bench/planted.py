@@ -182,10 +182,10 @@ ERRORS = (
         " + bool(flags & 1))",
     ),
     Planted(
-        "nat.py",
+        "routing.py",
         "MASQUERADE takes the link's first address, whichever belongs to the next hop",
-        "routing.masquerade_address(way & 0xFFFF, way >> 16)",
-        "routing.first_address(way & 0xFFFF)",
+        "self._select(link, nexthop, 0) or None",
+        "self.first_address(link)",
     ),
     Planted(
         "schedulers.py",
