@@ -320,6 +320,8 @@ def _sysctls(model: Model, node: Node) -> list[tuple[str, str, bool]]:
     }
     values["net.ipv4.ip_forward"] = str(node.sysctl.get("net.ipv4.ip_forward"))
     values["net.ipv4.icmp_echo_ignore_all"] = "1"
+    if node.routing.spreads:  # what the kernel would draw (6.1 knows no such sysctl)
+        values["net.ipv4.fib_multipath_hash_seed"] = str(node.routing.seed)
     order = sorted(values, key=lambda n: (not n.endswith(".forwarding"), n))
     return [(name, values[name], name in asked) for name in order]
 

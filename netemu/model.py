@@ -575,6 +575,7 @@ def _is_address(text: str) -> bool:
 
 
 _TRUTHS = ("onlink", "not")
+_HOP_KEYS = ("via", "dev", "weight", "onlink")
 
 
 def _toml_words(
@@ -582,6 +583,7 @@ def _toml_words(
 ) -> list[str] | None:
     """The words of `ip route add` or `ip rule add` that a table of node.toml stands for; None after a problem."""
     words: list[str] = []
+    hops: list[str] = []
     bad = len(problems)
     for key, value in table.items():
         place = lines.place(what, index, key)
@@ -592,12 +594,27 @@ def _toml_words(
                 problems.append(place.problem(REFUSED, f"{key} must be true or false, not {_kind_of(value)}"))
             elif value:
                 words.append(key)
+        elif key == "nexthop":
+            tables = isinstance(value, list) and all(isinstance(one, dict) for one in value) and len(value) > 0
+            wrong = [k for one in value for k in one if k not in _HOP_KEYS] if tables else [""]
+            if wrong:
+                hint = 'nexthop = [{ via = "10.0.0.254", dev = "eth0", weight = 2 }, ...]'
+                problems.append(
+                    place.problem(
+                        REFUSED,
+                        f'unknown key "{wrong[0]}" in nexthop' if tables else "nexthop must be a list of tables",
+                        hint,
+                    )
+                )
+            else:
+                hops += [word for one in value for word in ("nexthop", *_hop_words(one, "via"))]
         elif isinstance(value, bool) or not isinstance(value, str | int):
             problems.append(place.problem(REFUSED, f"{key} must be text or a number, not {_kind_of(value)}"))
         elif key in ("type", "action"):
             words = ["type", str(value), *words]
         else:
             words += [key, str(value)]
+    words += hops
     if what == "route" and "to" not in table and len(problems) == bad:
         problems.append(
             lines.place(what, index).problem(REFUSED, "a [[route]] without `to`", 'write to = "default" or a CIDR')
@@ -705,9 +722,6 @@ def _read_routes(text: Text, model: Model, problems: list[Problem]) -> None:
         via = item.get("via")
         if isinstance(via, dict):
             words += ["via", str(via.get("family", "")), str(via.get("host", ""))]
-        if "nexthops" in item or "nhid" in item:
-            problems.append(place.problem(UNSUPPORTED, "route option nexthop (multipath routes)"))
-            continue
         for key, word in (
             ("gateway", "via"),
             ("dev", "dev"),
@@ -729,16 +743,38 @@ def _read_routes(text: Text, model: Model, problems: list[Problem]) -> None:
             words.append("onlink")
         if "linkdown" in item.get("flags", ()) or "dead" in item.get("flags", ()):
             pass  # a link without a carrier keeps its routes; netemu knows no carriers
-        if item.get("dev", "lo") not in known:
+        hops = item.get("nexthops", ())
+        stray = [one["dev"] for one in (item, *hops) if one.get("dev", "lo") not in known]
+        if stray:
             hint = f"links: {', '.join(sorted(known))}"
-            problems.append(place.problem(REFUSED, f'no link "{item["dev"]}"', hint))
+            problems.append(place.problem(REFUSED, f'no link "{stray[0]}"', hint))
             continue
+        if "nhid" in item and not hops and not {"gateway", "dev"} & set(item):
+            words += ["nhid", str(item["nhid"])]
+        for hop in hops:
+            words += ["nexthop", *_hop_words(hop, "gateway")]
         try:
             route_words(words)
         except NetemuError as error:
             problems += place.problems(error)
             continue
         model.routes.append(RouteSpec(words, True, place))
+
+
+def _hop_words(hop: Mapping[str, Any], gateway: str) -> list[str]:
+    """The words of one `nexthop`, from a table that names its gateway `gateway`."""
+    words: list[str] = []
+    for key, word in ((gateway, "via"), ("dev", "dev"), ("weight", "weight")):
+        if key in hop:
+            words += [word, str(hop[key])]
+    via = hop.get("via")
+    if isinstance(via, Mapping):
+        words += ["via", str(via.get("host", ""))]
+    if "encap" in hop:
+        words += ["encap", str(hop["encap"])]
+    if hop.get("onlink") is True or "onlink" in hop.get("flags", ()):
+        words.append("onlink")
+    return words
 
 
 def _is_ipv6(item: Mapping[str, Any]) -> bool:
@@ -857,6 +893,9 @@ def node_toml(model: Model) -> str:
                 out.append(f"{key} = {given[key] if number else _quoted(given[key])}")
             elif key == "to":
                 out.append('to = "default"')
+        if "nexthop" in given:
+            hops = [_hop_toml(hop.split()) for hop in given["nexthop"].split(" nexthop ")]
+            out += ["nexthop = [", *(f"    {hop}," for hop in hops), "]"]
     for rule in model.rules:
         out += ["", "[[rule]]", *_rule_toml(rule.words)]
     for s in model.sockets:
@@ -865,6 +904,17 @@ def node_toml(model: Model) -> str:
         out += ["", "[sysctl]"]
         out += [f"{_quoted(k)} = {v if isinstance(v, int) else _quoted(v)}" for k, v in sorted(model.sysctl.items())]
     return "\n".join(out) + "\n"
+
+
+def _hop_toml(words: list[str]) -> str:
+    """
+    >>> _hop_toml("via 10.0.0.254 dev eth0 weight 2 onlink".split())
+    '{ via = "10.0.0.254", dev = "eth0", weight = 2, onlink = true }'
+    """
+    said = dict(zip(words, [*words[1:], ""], strict=True))
+    out = [f"{key} = {_quoted(said[key])}" for key in ("via", "dev") if key in said]
+    out += [f"weight = {said['weight']}"] * ("weight" in said) + ["onlink = true"] * ("onlink" in said)
+    return "{ " + ", ".join(out) + " }"
 
 
 def _rule_toml(words: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from netemu.conntrack import STATE_NAMES, Conntrack, dotted
 from netemu.conntracktool import ConntrackTool
 from netemu.doubt import FAIL, UNCERTAIN, Doubts, put_aside, remarks
 from netemu.errors import Problem, Refused, Unsupported, raise_all
+from netemu.hashing import siphash13
 from netemu.helpers import Helpers
 from netemu.ipset import Sets
 from netemu.ipvs import Ipvs
@@ -352,6 +353,8 @@ class Node:
         self.paths = Paths()
         self.sysctl = Sysctl(model.sysctl)
         self.routing = Routing(self.sysctl)
+        self.routing.kernel = self.kernel
+        self.routing.drawn = siphash13(seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFFFFFFFFFF) | 1
         self.sockets = tuple(model.sockets)
         self.cpu = model.cpu
         self.sets = Sets(self.kernel, seed)

@@ -768,6 +768,66 @@ def routing_changes(kernel: str) -> Story:
     return s
 
 
+@story("6.18")  # 6.1 cannot be told by which number it is to choose
+def routing_multipath(kernel: str) -> Story:
+    s = Story(
+        "routing/multipath",
+        kernel,
+        """A default route of three ways, one of them twice as wide. Flows keep their way, errors go the way of what
+        they are about; a way whose link is down or has no address is passed over, and comes back. By the policies 0
+        (the addresses) and 3 (as told, with ports).""",
+        links="""
+        [[link]]
+        name = "lan0"
+        mac = "02:00:00:00:00:02"
+        addresses = ["10.0.0.1/24"]
+        [[link]]
+        name = "eth1"
+        addresses = ["10.0.1.1/24"]
+        [[link]]
+        name = "eth2"
+        addresses = ["10.0.2.1/24"]
+        [[link]]
+        name = "eth3"
+        addresses = ["10.0.3.1/24"]
+        [[route]]
+        to = "default"
+        nexthop = [{ via = "10.0.1.254", dev = "eth1", weight = 2 }, { via = "10.0.2.254" }, { dev = "eth3" }]
+        """,
+        sysctl={"net.ipv4.fib_multipath_hash_seed": 4711, "net.ipv4.conf.eth1.send_redirects": 1},
+        iptables="""
+        nat POSTROUTING -o eth1 -j MASQUERADE
+        mangle PREROUTING -m rpfilter --invert -j DROP
+        """,
+    )
+
+    def all_around() -> None:
+        for k in range(8):
+            sent = s.sends("lan0", udp(SRV, 5000 + k % 2, f"192.0.2.{k + 1}", 53))
+            if any(link != "lan0" for link, _ in s.left[sent]):
+                s.answered(sent)
+        s.sends("lan0", error(SRV, "192.0.2.3", udp("192.0.2.3", 53, SRV, 5000)))
+        s.sends("eth1", tcp(OUT, 4000, "192.0.2.99", 80))
+        s.sends("eth2", udp("192.0.2.3", 53, SRV, 5000))
+        s.sends("lan0", tcp(SRV, 4000, OUT, 80))
+
+    all_around()
+    for command in (
+        "ip link set eth2 down",
+        "ip link set eth2 up",
+        "ip addr del 10.0.3.1/24 dev eth3",
+        "ip addr add 10.0.3.1/24 dev eth3",
+        "sysctl -w net.ipv4.fib_multipath_hash_policy=3 net.ipv4.fib_multipath_hash_fields=0x37",
+        "sysctl -w net.ipv4.conf.all.rp_filter=1",
+        "ip route replace default nexthop via 10.0.1.254 nexthop via 10.0.2.254 weight 5",
+        "ip route add 192.0.2.0/29 src 10.0.0.1 nexthop via 10.0.3.9 nexthop via 10.0.2.9 dev eth2",
+        "ip route del default nexthop via 10.0.1.254 nexthop via 10.0.2.254 weight 5",
+    ):
+        s.runs(command)
+        all_around()
+    return s
+
+
 @story()
 def routing_strangers(kernel: str) -> Story:
     s = Story(
