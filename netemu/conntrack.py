@@ -126,6 +126,7 @@ class Template:
     direction   "both", or the direction ("orig", "reply") whose tuple the zone is part of; the other one has zone 0
     helper      name of the helper that looks into the connection ("" none)
     timeout     name of a timeout policy ("" none)
+    proxied     it is one that SYNPROXY opens
     """
 
     zone: int = 0
@@ -133,6 +134,7 @@ class Template:
     direction: str = "both"
     helper: str = ""
     timeout: str = ""
+    proxied: bool = False
 
     @property
     def zoned(self) -> bool:
@@ -548,6 +550,8 @@ class Conntrack:
         self._ended.clear()
         self._free.extend(self._dead)
         self._dead.clear()
+        if self.node.helpers.leaving:
+            self.node.helpers.end_run()
 
     def sweep(self, now: int) -> None:
         """Drop the flows whose time was over when the last whole second began. Nobody can see it but `places`."""
@@ -912,9 +916,11 @@ class Conntrack:
         if expected is not None:
             self.node.helpers.begin(trip, row, flow, expected)
         elif trip.template is not None and trip.template[row]:
-            helper = self.templates[trip.template[row] - 1].helper
-            if helper:
-                self.node.helpers.attach(flow, helper)
+            template = self.templates[trip.template[row] - 1]
+            if template.helper:
+                self.node.helpers.attach(flow, template.helper)
+            if template.proxied:
+                self.node.synproxy.begin(flow)
         if proto == TCP and not self.tcp.opens(flow, p, row):
             self.kill(flow)
             return -1
@@ -1103,7 +1109,7 @@ class Conntrack:
 
     def confirm(self, trip: Trip, rows: Rows) -> Rows:
         """First packets that came this far make their flow findable; a clash with another flow drops the packet."""
-        if self.node.helpers.attended:
+        if self.node.helpers.attended or self.node.helpers.leaving:
             rows = self.node.helpers.attend(trip, rows)
         p = trip.pkts
         ct = p.ct[rows]

@@ -91,11 +91,11 @@ LAST = 1 << 31
 STOPS: dict[str, list[tuple[int, str]]] = {  # hook -> what happens there, in kernel priority order
     "PREROUTING": [(-400, "defrag"), (-300, "raw"), (-200, "track"), (-150, "mangle"), (-100, "nat")],
     "INPUT": [(-150, "mangle"), (0, "filter"), (50, "security"), (98, "ipvs_reply"), (99, "ipvs_request"), (100, "nat"),
-              (LAST, "confirm")],
+              (LAST - 1, "synproxy"), (LAST, "confirm")],
     "FORWARD": [(-150, "mangle"), (0, "filter"), (50, "security"), (99, "ipvs_icmp"), (100, "ipvs_reply")],
     "OUTPUT": [(-400, "defrag"), (-300, "raw"), (-200, "track"), (-150, "mangle"), (-100, "nat"), (-99, "ipvs_reply"),
                (-98, "ipvs_request"), (0, "filter"), (50, "security")],
-    "POSTROUTING": [(-150, "mangle"), (100, "nat"), (LAST, "confirm")],
+    "POSTROUTING": [(-150, "mangle"), (100, "nat"), (LAST - 1, "synproxy"), (LAST, "confirm")],
 }  # the same in Linux 6.1 and 6.18  # fmt: skip
 
 CHUNK = 65536
@@ -155,6 +155,8 @@ class Road:
                     line.append(node.conntrack.track)
                     if hook == "PREROUTING":
                         self.tracked = len(line)
+                elif name == "synproxy" and any(m.touch == "synproxy" for m in node.tables.memories):
+                    line.append(node.synproxy.follow)
                 elif name == "confirm" and node.conntrack.on:
                     line.append(node.conntrack.confirm)
                 elif name == "defrag" and self.defrag:

@@ -48,8 +48,9 @@ from netemu.matches.rates import Statistic
 from netemu.model import FILES, KERNELS, Model, read_model
 from netemu.node import EPOCH_TIMES, Journey, Node
 from netemu.packets import U64, Rows
-from netemu.player import ERRORS, ICMP, TCP, UDP, port_places, with_port
+from netemu.player import ERRORS, ICMP, TCP, UDP, Cookies, port_places, with_port
 from netemu.routing import format_mac, parse_mac
+from netemu.synproxy import INTRODUCED
 from netemu.sysctl import canonical
 from netemu.tcp import STATES
 
@@ -586,11 +587,15 @@ def ends(packet: bytes) -> End | None:
 
 
 class Drawn:
-    """Ports that Linux drew at random, and netemu otherwise: which of ours stands for which of the kernel's."""
+    """Ports that Linux drew at random, and netemu otherwise: which of ours stands for which of the kernel's.
+
+    Likewise the cookies of SYNPROXY.
+    """
 
     def __init__(self) -> None:
         self.ours: dict[End, End] = {}
         self.kernels: dict[End, End] = {}
+        self.cookies = Cookies()
 
     @staticmethod
     def _find(pairs: dict[End, End], key: End) -> End | None:
@@ -599,6 +604,9 @@ class Drawn:
 
     def learn(self, sent: bytes, kernel: bytes, ours: bytes, trace: Sequence[str]) -> None:
         """Remember that the source ports differ, if a draw explains it: a new flow asked nat, both are of one pool."""
+        if Cookies.greets(kernel) and Cookies.greets(ours) and Cookies.ends(kernel) == Cookies.ends(ours):
+            self._learn_cookie(sent, kernel, ours)
+            return
         was, e, g = ends(sent), ends(kernel), ends(ours)
         if not (was and e and g) or e[:2] + e[3:] != g[:2] + g[3:] or e[2] == g[2]:
             return
@@ -614,17 +622,31 @@ class Drawn:
         if low <= e[2] <= high and low <= g[2] <= high:
             self.ours[e], self.kernels[g] = g, e
 
-    def outward(self, packet: bytes) -> bytes:
-        """What the kernel sent, as we should send it."""
+    def _learn_cookie(self, sent: bytes, kernel: bytes, ours: bytes) -> None:
+        """Remember how far a cookie is from ours, and a timestamp up to what it must tell: its lowest six bits."""
+        key, stamps = Cookies.ends(sent), player.stamps_at(ours)
+        (theirs,), (own,) = (struct.unpack_from("!I", x, (x[0] & 15) * 4 + 4) for x in (kernel, ours))
+        stamp = 0
+        if stamps and stamps == player.stamps_at(kernel):
+            stamp = struct.unpack_from("!I", ours, stamps)[0] - struct.unpack_from("!I", kernel, stamps)[0]
+        if key is not None and not stamp & 0x3F:
+            self.cookies.learn(key, own - theirs, stamp)
+
+    def outward(self, packet: bytes, introduces: bool = False) -> bytes:
+        """What the kernel sent, as we should send it.   introduces: see Cookies"""
+        packet = self.cookies.outward(packet, introduces)
         e = ends(packet)
         if e is None:
             return self._quoted(packet)
         pair = self._find(self.ours, e)
         # an answer that nobody translates back leaves for the port that was drawn
-        return with_port(packet, True, pair[2]) if pair else self.inward(packet)
+        return with_port(packet, True, pair[2]) if pair else self._to_our_port(packet)
 
     def inward(self, packet: bytes) -> bytes:
         """An answer to the kernel's port, as the answer to ours."""
+        return self._to_our_port(self.cookies.inward(packet))
+
+    def _to_our_port(self, packet: bytes) -> bytes:
         e = ends(packet)
         if e is None:
             return self._quoted(packet)
@@ -904,12 +926,13 @@ class Comparison:
     def _judge(self, k: int, packet: bytes, journey: Journey) -> None:
         happened = self.recording.events[k]
         ours = [(link, bytes(b)) for link, b in journey.out]
+        introduces = journey.reason == INTRODUCED
         for (link, b), (other, theirs) in zip(
             sorted(ours, key=lambda o: o[0]), sorted(happened.outs, key=lambda o: o[0]), strict=False
         ):
-            if link == other and b != self.drawn.outward(theirs):
+            if link == other and b != self.drawn.outward(theirs, introduces):
                 self.drawn.learn(packet, theirs, b, happened.trace)
-        kernels = [(link, self.drawn.outward(b)) for link, b in happened.outs]
+        kernels = [(link, self.drawn.outward(b, introduces)) for link, b in happened.outs]
         mine = _table_steps(journey)
         caused = [_table_steps(c) for c in _all_caused(journey)]
 

@@ -35,6 +35,7 @@ from netemu.paths import Paths, Rewrite, Step
 from netemu.routing import Routing
 from netemu.settled import Settled
 from netemu.shown import Shown
+from netemu.synproxy import Synproxy
 from netemu.sysctl import Sysctl
 from netemu.tables import PROGRAMS, Tables
 from netemu.targets import Netmap, Translation
@@ -360,6 +361,7 @@ class Node:
         self.sets = Sets(self.kernel, seed)
         self.conntrack = Conntrack(self)
         self.helpers = Helpers(self)
+        self.synproxy = Synproxy(self)
         self.nat = Nat(self)
         self.ipvs = Ipvs(self)
         self.ipvsadm = Ipvsadm(self.ipvs)

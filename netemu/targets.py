@@ -43,6 +43,7 @@ from netemu.packets import (
 from netemu.paths import Step
 from netemu.routing import BROADCAST, LOCAL, MULTICAST, UNICAST
 from netemu.sockets import connected, listening, sockets_of
+from netemu.synproxy import EXPLICIT, MSS, SACK, STAMPS, WSCALE, Said
 from netemu.trip import Trip
 from netemu.words import dotted, integer, quoted, read_host, read_masked, read_number
 
@@ -1554,30 +1555,46 @@ class Queue(Target, name="QUEUE"):
 
 
 @dataclass(frozen=True)
-class Synproxy(Target, name="SYNPROXY", hooks=("INPUT", "FORWARD")):
+class SynproxyTarget(Target, name="SYNPROXY", hooks=("INPUT", "FORWARD")):
     """Answer SYNs in the server's name, with a cookie, and shake hands with the server once the client has proved real.
 
-    Not modelled: the cookie depends on secrets of the kernel and on its clock.
+    --sack-perm, --timestamp, --wscale N, --mss N, --ecn: what the server can do, so the client is promised no more.
     """
 
     OPTIONS: ClassVar[dict[str, int]] = {"--sack-perm": 0, "--timestamp": 0, "--wscale": 1, "--mss": 1, "--ecn": 0}
+    needs_conntrack = True
+    said: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def touches(self) -> frozenset[str]:
+        return frozenset(("synproxy",))
 
     @classmethod
     def read(cls, given: list[Given], rule: RuleContext) -> Self:
         got = _options(cls.name, given)
-        for option, high in (("--wscale", 0xFFFFFFFF), ("--mss", 0xFFFFFFFF)):
-            if option in got:
-                read_number(cls.name, option, got[option], high)
-        one = cls()
-        if not one.check(rule):
-            raise NotModelled("target `SYNPROXY`", "SYNPROXY", "its cookies come from secrets of the kernel")
-        return one
+        numbers = {
+            o: read_number(cls.name, o, got[o], 0xFFFFFFFF) & high for o, high in cls.HIGHEST.items() if o in got
+        }
+        return cls(tuple((o, numbers.get(o, 0)) for o in cls.OPTIONS if o in got))
+
+    HIGHEST: ClassVar[dict[str, int]] = {"--wscale": 0xFF, "--mss": 0xFFFF}  # of what is kept: the rest is cut off
 
     def check(self, rule: RuleContext) -> str:
         return "" if rule.proto == TCP and not rule.proto_inverted else "SYNPROXY needs -p tcp"
 
+    def words(self) -> str:
+        return " ".join(f"{o} {n}" if o in self.HIGHEST else o for o, n in self.said)
+
+    @cached_property
+    def wishes(self) -> Said:
+        """The same as options of TCP."""
+        numbers = dict(self.said)
+        names = {"--sack-perm": SACK, "--timestamp": STAMPS, "--wscale": WSCALE, "--mss": MSS, "--ecn": EXPLICIT}
+        return Said({names[o] for o in numbers}, numbers.get("--mss", 0), numbers.get("--wscale", 0))
+
     def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
-        raise NotImplementedError
+        stolen = [trip.node.synproxy.answer(trip, row, self.wishes, step) for row in rows.tolist()]
+        return np.where(stolen, DROP, CONTINUE).astype(np.int8)
 
 
 # ---- address translation -------------------------------------------------------------------------------------------

@@ -58,6 +58,8 @@ SETS = "create s1 hash:ip\ncreate s2 hash:ip,port timeout 10\ncreate s3 hash:ip 
          "NFLOG --nflog-prefix x --nflog-group 3 --nflog-size 5"),
         ("raw", "TRACE", "TRACE"),
         ("raw", "NOTRACK", "NOTRACK"),
+        ("filter", "SYNPROXY --mss 1460 --ecn --sack-perm --wscale 0x107 --timestamp",
+         "SYNPROXY --sack-perm --timestamp --wscale 7 --mss 1460 --ecn"),
         ("raw", "CT --notrack", "CT --notrack"),
         ("raw", "CT", "CT"),
         ("raw", "CT --zone 0", "CT"),
@@ -215,7 +217,6 @@ def test_refused(where: str, written: str, says: str) -> None:
     [
         ("raw PREROUTING", "CT --timeout slow", "target `CT` with --timeout slow"),
         ("raw PREROUTING", "CT --helper pptp", "target `CT` with --helper pptp"),
-        ("filter INPUT", "SYNPROXY --mss 1460", "cookies come from secrets of the kernel"),
         ("filter INPUT", "CLUSTERIP --new", "target `CLUSTERIP`"),
         ("nat PREROUTING", "NFQUEUE --queue-bypass", "in the nat table"),
         ("nat PREROUTING", "NETMAP --to 10.0.0.0/255.0.255.0", "a mask without holes"),

@@ -1138,6 +1138,83 @@ def found_labels_of_older_connections(kernel: str) -> Story:
     return s
 
 
+def stamped(stamp: int, echo: int) -> bytes:
+    """TCP's timestamp option."""
+    return b"\1\1" + struct.pack("!BBII", 8, 10, stamp, echo)
+
+
+@story()
+def filter_synproxy(kernel: str) -> Story:
+    s = Story(
+        "filter/synproxy",
+        kernel,
+        """SYNPROXY answers in the server's name, and lets through who comes back with its cookie: with timestamps and
+        without, with a SYN that is damaged, a wrong cookie, a server that answers late or not at all or refuses,
+        ends in order and at once. Cookies and timestamps differ from kernel to kernel: they are compared up to how
+        far they are from each other.""",
+        sysctl={"net.netfilter.nf_conntrack_tcp_loose": 0},
+        iptables="""
+        raw PREROUTING -i eth0 -p tcp -m tcp --dport 80 --syn -j CT --notrack
+        filter FORWARD -i eth0 -p tcp -m tcp --dport 80 -m conntrack --ctstate INVALID,UNTRACKED -j PROXY
+        filter PROXY -p tcp -j SYNPROXY --sack-perm --timestamp --wscale 7 --mss 1460 --ecn
+        filter FORWARD -i eth0 -p tcp -m tcp --dport 81 -m conntrack --ctstate INVALID,NEW -j SYNPROXY --mss 1300
+        filter FORWARD -m conntrack --ctstate INVALID -j DROP
+        filter FORWARD -j ACCEPT
+        """,
+    )
+    scaled = b"\2\4\5\xb4\4\2" + struct.pack("!BBII", 8, 10, 4096, 0) + b"\1\3\3\t"
+    plain = b"\2\4\5\x14"
+
+    def greeted(k: int) -> tuple[int, int]:
+        """(cookie, its timestamp or 0) of the answer to packet k."""
+        sent = s.left[k][0][1]
+        return struct.unpack_from("!I", sent, 24)[0], struct.unpack_from("!I", sent, 48)[0] if len(sent) > 52 else 0
+
+    def opened(sport: int, dport: int, options: bytes, flags: str = "S", answered: bool = True) -> tuple[int, int]:
+        syn = s.sends("eth0", tcp(OUT, sport, SRV, dport, flags, 1000, options=options))
+        cookie, stamp = greeted(syn)
+        more = stamped(4100, stamp) if stamp else b""
+        ack = s.sends("eth0", tcp(OUT, sport, SRV, dport, "A", 1001, cookie + 1, options=more), answers=syn)
+        if answered and s.left[ack]:
+            theirs = b"\2\4\5\xb4\4\2" + struct.pack("!BBII", 8, 10, 77000, 4100) + b"\1\3\3\7" if stamp else plain
+            s.sends("lan0", tcp(SRV, dport, OUT, sport, "SA", 500_000, 1001, win=28960, options=theirs))
+        return cookie, stamp
+
+    def talks(sport: int, dport: int, cookie: int, stamp: int) -> None:
+        more = [stamped(4200, stamp + 5), stamped(77010, 4200), stamped(4201, stamp + 10)] if stamp else [b""] * 3
+        s.sends("eth0", tcp(OUT, sport, SRV, dport, "PA", 1001, cookie + 1, data=b"GET /", options=more[0]))
+        s.sends("lan0", tcp(SRV, dport, OUT, sport, "PA", 500_001, 1006, data=b"hello", options=more[1]))
+        s.sends("eth0", tcp(OUT, sport, SRV, dport, "A", 1006, cookie + 6, options=more[2]))
+
+    for sport, dport, options, flags in (
+        (4000, 80, scaled, "S"), (4001, 80, plain, "S"), (4002, 81, scaled, "S"), (4003, 81, b"", "S"),
+        (4004, 80, b"\2\4\2\x18" + stamped(9, 0), "S"),
+    ):  # fmt: skip
+        talks(sport, dport, *opened(sport, dport, options, flags))
+    cookie, stamp = opened(4005, 80, scaled, answered=False)  # the server is slow: the client asks again
+    s.sends("eth0", tcp(OUT, 4005, SRV, 80, "A", 1000, cookie + 1, options=stamped(4300, stamp)))
+    s.sends("eth0", tcp(OUT, 4005, SRV, 80, "A", 1001, cookie + 1, options=stamped(4300, stamp)))
+    s.sends("lan0", tcp(SRV, 80, OUT, 4005, "RA", 0, 1001))
+    opened(4006, 80, plain, answered=False)  # it refuses
+    s.sends("lan0", tcp(SRV, 80, OUT, 4006, "RA", 0, 1001))
+    s.sends("eth0", tcp(OUT, 4007, SRV, 80, "A", 1001, 12345))  # nobody was told this
+    s.sends("eth0", tcp(OUT, 4007, SRV, 80, "FA", 1001, 12345))
+    s.sends("eth0", tcp(OUT, 4007, SRV, 80, "R", 1001))
+    broken = bytearray(tcp(OUT, 4008, SRV, 80, "S", 1000))
+    broken[36] ^= 1
+    s.sends("eth0", bytes(broken))
+    cookie, stamp = opened(4009, 80, scaled)  # it is closed
+    talks(4009, 80, cookie, stamp)
+    s.sends("lan0", tcp(SRV, 80, OUT, 4009, "FA", 500_006, 1006, options=stamped(77020, 4201)))
+    s.sends("eth0", tcp(OUT, 4009, SRV, 80, "FA", 1006, cookie + 7, options=stamped(4202, stamp + 20)))
+    s.sends("lan0", tcp(SRV, 80, OUT, 4009, "A", 500_007, 1007, options=stamped(77030, 4202)))
+    s.sends("lan0", tcp(SRV, 80, OUT, 4000, "R", 500_006))  # the server, and a client, end it at once
+    s.sends("lan0", tcp(SRV, 80, OUT, 4000, "R", 500_006))
+    s.sends("eth0", tcp(OUT, 4001, SRV, 80, "R", 1006))
+    s.sends("lan0", tcp(SRV, 80, OUT, 4001, "A", 500_006, 1006))
+    return s
+
+
 @story()
 def filter_owners(kernel: str) -> Story:
     s = Story(
