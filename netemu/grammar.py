@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
     from netemu.node import Node
+    from netemu.timeouts import Policies
 
 
 class Bad(Exception):
@@ -58,6 +59,7 @@ class RuleContext:
     matches the rule's matches, for a target's `check`
     owners  the model tells whose packets the node sends
     cpu     the processor that the model names, or None
+    policies  the node's timeout policies, or None
     """
 
     table: str
@@ -70,6 +72,7 @@ class RuleContext:
     matches: tuple[Extension, ...] = ()
     owners: bool = False
     cpu: int | None = None
+    policies: Policies | None = None
 
 
 class Extension:

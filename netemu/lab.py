@@ -56,7 +56,7 @@ from netemu.tcp import STATES
 
 PACKAGES = "iptables ipset conntrack iproute2"
 NOT_RESTORED = ("ip6tables.save", "conntrack.list")
-TOOLS = ("iptables", "iptables-legacy", "ipset", "ipvsadm", "conntrack", "sysctl", "ip")
+TOOLS = ("iptables", "iptables-legacy", "ipset", "ipvsadm", "conntrack", "sysctl", "ip", "nfct")
 SENDER = player.SENDER
 #: limits on ICMP errors: Linux counts in ticks and draws on top. Off on both sides, unless the model speaks of them
 LIMITS = ("net.ipv4.icmp_ratemask", "net.ipv4.icmp_ratelimit", "net.ipv4.icmp_msgs_per_sec", "net.ipv4.icmp_msgs_burst")
@@ -368,6 +368,7 @@ def plan(case: Case) -> dict[str, Any]:
         ],
         "sysctl": _sysctls(model, node),
         "commands": _commands(model),
+        "policies": [["nfct", "add", "timeout", *str(spec.policy).split()] for spec in model.policies],
         "texts": {name: t.text for name, t in model.texts.items() if t.text.strip() and name not in NOT_RESTORED},
         "connections": _connections(node) if "conntrack.list" in model.texts else "",
         "sets": "ipset.save" in model.texts or any(e.command and "ipset" in e.command for e in case.events),

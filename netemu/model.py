@@ -38,6 +38,7 @@ from netemu.routing import (
 )
 from netemu.sockets import Socket, read_socket, socket_toml
 from netemu.sysctl import canonical, fault, not_modelled, read_sysctl_text
+from netemu.timeouts import PROTOCOLS, Policy, made
 
 #: what a model directory may hold
 FILES: dict[str, str] = {
@@ -126,12 +127,20 @@ class RuleSpec:
 
 
 @dataclass
+class PolicySpec:
+    """A timeout policy."""
+
+    policy: Policy
+    place: Place = field(default_factory=Place, compare=False)
+
+
+@dataclass
 class Model:
     """A node as a model directory describes it.
 
     texts  name of a dump (iptables.save, ...) -> its text
     sockets  of local processes (see sockets.py)      cpu  the processor that `-m cpu` shall see
-    modules  of MODULES, that Linux does not load by itself
+    modules  of MODULES, that Linux does not load by itself      policies  of timeouts, for `-j CT --timeout`
     notes  remarks for people: files that look like a misspelt dump, things kept aside
     """
 
@@ -146,6 +155,7 @@ class Model:
     sockets: list[Socket] = field(default_factory=list)
     cpu: int | None = None
     modules: list[str] = field(default_factory=list)
+    policies: list[PolicySpec] = field(default_factory=list)
 
     def build(self, routing: Routing, problems: list[Problem]) -> None:
         """Make links, routes and rules; what Linux would refuse, or netemu lacks, is appended to `problems`."""
@@ -417,6 +427,8 @@ def _read_toml(text: Text, model: Model, problems: list[Problem]) -> None:
         model.cpu = cpu
     else:
         wrong(lines_.place("", 0, "cpu"), "cpu must be a number", "write cpu = 0")
+    for index, table in _tables(tree, "timeout", lines_, problems):
+        _toml_timeout(table, index, lines_, model, problems)
     for index, table in _tables(tree, "socket", lines_, problems):
         try:
             model.sockets.append(read_socket(table))
@@ -497,7 +509,7 @@ def _suggest(word: str, known: Sequence[str]) -> str:
     return f'did you mean "{near[0]}"?' if near else f"keys: {', '.join(known)}"
 
 
-_KEYS = ("kernel", "cpu", "modules", "link", "route", "rule", "socket", "sysctl")
+_KEYS = ("kernel", "cpu", "modules", "link", "route", "rule", "socket", "timeout", "sysctl")
 #: kernel modules that change what happens to packets and that no dump shows: somebody has to load them
 MODULES = ("ip_vs_ftp",)
 _LINK_KEYS: dict[str, tuple[type, str]] = {
@@ -572,6 +584,26 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return text[:1].isdigit()
+
+
+def _toml_timeout(table: dict[str, Any], index: int, lines: _Lines, model: Model, problems: list[Problem]) -> None:
+    """A [[timeout]]: name, proto, and seconds by state."""
+    place = lines.place("timeout", index, "name")
+    said = dict(table)
+    name, proto = said.pop("name", None), said.pop("proto", None)
+    if not isinstance(name, str) or proto not in PROTOCOLS:
+        hint = "proto is one of " + ", ".join(PROTOCOLS)
+        problems.append(place.problem(REFUSED, "a [[timeout]] needs `name` and `proto`", hint))
+        return
+    for state, seconds in said.items():
+        if isinstance(seconds, bool) or not isinstance(seconds, int):
+            at = lines.place("timeout", index, state)
+            problems.append(at.problem(REFUSED, f"{state} must be a number of seconds, not {_kind_of(seconds)}"))
+            return
+    try:
+        model.policies.append(PolicySpec(made(name, str(proto), said), place))
+    except NetemuError as error:
+        problems += place.problems(error)
 
 
 _TRUTHS = ("onlink", "not")
@@ -900,6 +932,10 @@ def node_toml(model: Model) -> str:
         out += ["", "[[rule]]", *_rule_toml(rule.words)]
     for s in model.sockets:
         out += ["", "[[socket]]", *socket_toml(s)]
+    for spec in model.policies:
+        _, _, proto, *_ = str(spec.policy).split()
+        out += ["", "[[timeout]]", f"name = {_quoted(spec.policy.name)}", f"proto = {_quoted(proto)}"]
+        out += [f"{state} = {seconds}" for state, seconds in spec.policy.seconds]
     if model.sysctl:
         out += ["", "[sysctl]"]
         out += [f"{_quoted(k)} = {v if isinstance(v, int) else _quoted(v)}" for k, v in sorted(model.sysctl.items())]

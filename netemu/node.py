@@ -21,7 +21,7 @@ from netemu import clock
 from netemu.conntrack import STATE_NAMES, Conntrack, dotted
 from netemu.conntracktool import ConntrackTool
 from netemu.doubt import FAIL, UNCERTAIN, Doubts, put_aside, remarks
-from netemu.errors import Problem, Refused, Unsupported, raise_all
+from netemu.errors import NetemuError, Problem, Refused, Unsupported, raise_all
 from netemu.hashing import siphash13
 from netemu.helpers import Helpers
 from netemu.ipset import Sets
@@ -413,6 +413,11 @@ class Node:
 
     def _fill(self, model: Model, problems: list[Problem]) -> None:
         model.build(self.routing, problems)
+        for spec in model.policies:
+            try:
+                self.conntrack.policies.add(spec.policy)
+            except NetemuError as error:
+                problems += spec.place.problems(error)
         for name, reader in (
             ("ipset.save", self.sets.restore),
             ("ipvsadm.save", self.ipvsadm.restore),
@@ -642,6 +647,7 @@ class Node:
             "ipvsadm": lambda a: self.ipvsadm.run(a, self.now),
             "conntrack": lambda a: ConntrackTool(self).run(a, self.now),
             "sysctl": self.sysctl.run,
+            "nfct": lambda a: self.conntrack.policies.run(a, self.tables.timeouts_used()),
             "ip": self.routing.run,
         }
         if tool in ("ip6tables", "ip6tables-legacy"):

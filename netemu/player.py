@@ -326,6 +326,8 @@ class Host:
                 if asked:
                     raise RuntimeError(f"sysctl {name} = {value}: {e.strerror}") from None
         self._commands(plan["commands"])
+        for argv in plan["policies"]:
+            tool(argv)
         for file, restore in (
             ("ipset.save", ["ipset", "restore"]),
             ("ipvsadm.save", ["ipvsadm", "-R"]),

@@ -353,6 +353,11 @@ class Tables:
         plain = {target.name for _, target in met} <= _PLAIN
         return wish, plain and not any(m.table == "raw" for m in self.memories)
 
+    def timeouts_used(self) -> set[str]:
+        """Names of the timeout policies that rules give to connections."""
+        templates = (getattr(rule.target, "template", None) for *_, rule in self.rules())
+        return {template.timeout for template in templates if template is not None}
+
     @property
     def steady(self) -> bool:
         """Do rules see nothing of a packet that begins a connection but its headers (see conntrack.looks), where it
@@ -1246,6 +1251,7 @@ class _Command:
                 self.sets,
                 owners=all_owned(sockets_of(self.tables.node)),
                 cpu=getattr(self.tables.node, "cpu", None),
+                policies=getattr(getattr(self.tables.node, "conntrack", None), "policies", None),
             )
             rule.matches = self.matches(p, context)
             if p.target:

@@ -44,6 +44,7 @@ from netemu.paths import Step
 from netemu.routing import BROADCAST, LOCAL, MULTICAST, UNICAST
 from netemu.sockets import connected, listening, sockets_of
 from netemu.synproxy import EXPLICIT, MSS, SACK, STAMPS, WSCALE, Said
+from netemu.timeouts import SEEN
 from netemu.trip import Trip
 from netemu.words import dotted, integer, quoted, read_host, read_masked, read_number
 
@@ -1277,16 +1278,21 @@ class Ct(Target, name="CT", tables=("raw",), hooks=("PREROUTING", "OUTPUT")):
         helper, proto = self.template.helper, 0 if rule.proto_inverted else rule.proto
         if helper and proto not in protocols_of(helper):
             return f"no helper `{helper}' for protocol {proto or 'any'}"
-        if self.template.timeout and not proto:
+        name = self.template.timeout
+        if name and not proto:
             return "CT --timeout needs -p"
+        if name and rule.policies is not None and rule.policies.find(name):
+            return rule.policies.why_not(name, proto)
         return ""
 
     def modelled(self, rule: RuleContext) -> None:
         """Raises NotModelled for what the connection table does not know."""
         t = self.template
-        if t.timeout:
+        if t.timeout and (rule.policies is None or not rule.policies.find(t.timeout)):
             raise NotModelled(
-                f"target `CT` with --timeout {t.timeout}", "--timeout", "timeouts come from the node's sysctls alone"
+                f"timeout policy `{t.timeout}' of CT --timeout: no dump tells what it says",
+                "--timeout",
+                f'say it in node.toml: [[timeout]] with name = "{t.timeout}", proto = "..." and its timeouts',
             )
         if t.helper in UNMODELLED and rule.proto in UNMODELLED[t.helper]:
             raise NotModelled(f"target `CT` with --helper {t.helper}", t.helper)
@@ -1302,7 +1308,7 @@ class Ct(Target, name="CT", tables=("raw",), hooks=("PREROUTING", "OUTPUT")):
         if t.helper:
             out.append(f"--helper {t.helper}")
         if t.timeout:
-            out.append(f"--timeout {t.timeout}")
+            out.append(f"--timeout {t.timeout[:SEEN]}")
         if self.events:
             out.append(f"--ctevents {','.join(self.events)}")
         if self.expevents:

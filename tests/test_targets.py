@@ -215,7 +215,7 @@ def test_refused(where: str, written: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("where", "written", "says"),
     [
-        ("raw PREROUTING", "CT --timeout slow", "target `CT` with --timeout slow"),
+        ("raw PREROUTING", "CT --timeout slow", "timeout policy `slow' of CT --timeout: no dump tells what it says"),
         ("raw PREROUTING", "CT --helper pptp", "target `CT` with --helper pptp"),
         ("filter INPUT", "CLUSTERIP --new", "target `CLUSTERIP`"),
         ("nat PREROUTING", "NFQUEUE --queue-bypass", "in the nat table"),

@@ -1335,6 +1335,75 @@ def clock_conntrack_timeouts(kernel: str) -> Story:
 
 
 @story()
+def clock_timeout_policies(kernel: str) -> Story:
+    s = Story(
+        "clock/timeout-policies",
+        kernel,
+        """Connections that a rule gives a timeout policy live by it, and by nothing else: what it does not say is what
+        the sysctls said when it was made. Others live by the sysctls. A second policy is made by a command.""",
+        links=LINKS
+        + """
+        [[timeout]]
+        name = "fast"
+        proto = "udp"
+        unreplied = 2
+        replied = 3
+        [[timeout]]
+        name = "web"
+        proto = "tcp"
+        syn_sent = 2
+        established = 4
+        close = 1
+        [[timeout]]
+        name = "ping"
+        proto = "icmp"
+        timeout = 1
+        [[timeout]]
+        name = "rest"
+        proto = "generic"
+        timeout = 2
+        """,
+        sysctl={"net.netfilter.nf_conntrack_udp_timeout": 9, "net.netfilter.nf_conntrack_tcp_timeout_fin_wait": 3},
+        iptables="""
+        raw PREROUTING -p udp -m udp --dport 53 -j CT --timeout fast
+        raw PREROUTING -p tcp -m tcp --dport 80 -j CT --timeout web
+        raw PREROUTING -p icmp -j CT --timeout ping
+        raw PREROUTING -p 99 -j CT --timeout rest
+        filter FORWARD -m conntrack --ctstate NEW -j ACCEPT
+        filter FORWARD -m conntrack --ctstate INVALID -j ACCEPT
+        """,
+    )
+    first = s.sends("lan0", udp(SRV, 4000, OUT, 53))
+    s.sends("lan0", udp(SRV, 4000, OUT, 54))
+    s.handshake("lan0", SRV, 4100, OUT, 80)
+    s.handshake("lan0", SRV, 4101, OUT, 81)
+    s.sends("lan0", tcp(SRV, 4102, OUT, 80))
+    s.sends("lan0", icmp(SRV, OUT))
+    s.sends("lan0", ip(SRV, OUT, 99, b"something"))
+    refused = s.sends("lan0", tcp(SRV, 4103, OUT, 80))
+    s.sends("eth0", tcp(OUT, 80, SRV, 4103, "RA", 0, 1001), answers=refused)
+    s.runs("sysctl -w net.netfilter.nf_conntrack_tcp_timeout_fin_wait=100")
+    s.runs("nfct add timeout late inet udp unreplied 1")
+    s.runs("nfct delete timeout fast")  # a rule has it
+    s.runs("iptables -t raw -A PREROUTING -p udp -j CT --timeout late")
+    s.runs("iptables -t raw -A PREROUTING -p tcp -j CT --timeout late")
+    s.waits(1.5)
+    s.answered(first)
+    s.sends("lan0", icmp(SRV, OUT))
+    s.sends("lan0", udp(SRV, 4000, OUT, 55))
+    s.sends("lan0", tcp(SRV, 4100, OUT, 80, "FA", 1001, 8013346))
+    s.waits(1.2)
+    for port in (53, 54, 55):
+        s.sends("lan0", udp(SRV, 4000, OUT, port))
+    s.sends("lan0", tcp(SRV, 4102, OUT, 80))
+    s.sends("lan0", ip(SRV, OUT, 99, b"something"))
+    s.waits(2.2)
+    s.sends("lan0", udp(SRV, 4000, OUT, 53))
+    s.sends("lan0", tcp(SRV, 4100, OUT, 80, "A", 1002, 8013347))
+    return s
+
+
+@story()
 def clock_sets_and_lists(kernel: str) -> Story:
     s = Story(
         "clock/sets-and-recent",
