@@ -1021,6 +1021,10 @@ class _Command:
                 continue
             if not word.startswith("-") or word == "-":
                 raise Bad(f"Bad argument `{word}'", word)
+            if word == "--":  # here the options end
+                if at < end:
+                    raise Bad("unknown arguments found on commandline", words[at])
+                break
             if _CLUSTER.fullmatch(word):  # -nvL
                 words = [*words[: at - 1], *(f"-{letter}" for letter in word[1:]), *words[at:]]
                 at, end = at - 1, len(words)
@@ -1028,6 +1032,8 @@ class _Command:
             name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
             name, loaded, count = self.resolve(name, p)
             values = [value] if equals else []
+            if equals and count == 0 and name not in _COMMANDS:
+                raise Bad(f'unknown option "{word}"', word, f"{name} takes no value")
             if name in _COMMANDS:
                 if invert:
                     raise Bad(f"unexpected ! flag before {_COMMANDS[name]}", word)

@@ -46,7 +46,7 @@ from netemu.sockets import connected, listening, sockets_of
 from netemu.synproxy import EXPLICIT, MSS, SACK, STAMPS, WSCALE, Said
 from netemu.timeouts import SEEN
 from netemu.trip import Trip
-from netemu.words import dotted, integer, quoted, read_host, read_masked, read_number
+from netemu.words import dotted, integer, quoted, read_host, read_loose_port, read_masked, read_number
 
 #: what a target may answer: go on to the next rule, or end the table, or go back to the caller
 CONTINUE, DROP, ACCEPT, STOLEN, RETURN = -1, 0, 1, 2, 3
@@ -213,7 +213,7 @@ class Reject(Target, name="REJECT", tables=("filter",), hooks=("INPUT", "FORWARD
         text = _options(cls.name, given).get("--reject-with", cls.kind)
         low = text.lower()
         for kind, (short, _) in REJECTS.items():
-            if low and (kind.startswith(low) or short.startswith(low)):
+            if kind.startswith(low) or short.startswith(low):
                 return cls(kind)
         raise Bad(f'unknown reject type "{text}"', text, "one of " + ", ".join(REJECTS))
 
@@ -558,9 +558,8 @@ class TcpMss(Target, name="TCPMSS"):
         got = _options(cls.name, given)
         if not got:
             raise Bad("TCPMSS target: At least one parameter is required")
-        if "--set-mss" in got:
-            return cls(read_number(cls.name, "--set-mss", got["--set-mss"], 65515))
-        return cls()
+        value = read_number(cls.name, "--set-mss", got["--set-mss"], 65515) if "--set-mss" in got else None
+        return cls(value if list(got)[-1] == "--set-mss" else None)  # the last word counts
 
     def check(self, rule: RuleContext) -> str:
         if (
@@ -1440,13 +1439,7 @@ class Tproxy(Target, name="TPROXY", tables=("mangle",), hooks=("PREROUTING",)):
     @classmethod
     def read(cls, given: list[Given], rule: RuleContext) -> Self:
         got = _options(cls.name, given, needs="--on-port")
-        text = got["--on-port"]
-        port = int(text) & 0xFFFF if re.fullmatch(r"\d{1,10}", text) else None
-        if port is None:
-            try:
-                port = socket.getservbyname(text)
-            except OSError:
-                raise Bad(f'Port "{text}" does not resolve to anything.', text) from None
+        port = read_loose_port(got["--on-port"])
         value, mask = read_masked(cls.name, "--tproxy-mark", got["--tproxy-mark"]) if "--tproxy-mark" in got else (0, 0)
         return cls(port, read_host(got["--on-ip"]) if "--on-ip" in got else 0, value, mask)
 
@@ -1777,10 +1770,10 @@ class Netmap(Target, name="NETMAP", tables=("nat",), hooks=("PREROUTING", "OUTPU
             if plen is not None and plen <= 32:
                 m = (0xFFFFFFFF << (32 - plen)) & 0xFFFFFFFF
             else:
-                m = _address(mask)
+                m = read_host(mask)
                 if (~m + 1) & ~m & 0xFFFFFFFF:
                     raise NotModelled(f"target `NETMAP` with the mask {mask}", text, "a mask without holes")
-        return cls(_address(address) & m, m)
+        return cls(read_host(address) & m, m)
 
     def words(self) -> str:
         return f"--to {dotted(self.net)}/{self.mask.bit_count()}"
