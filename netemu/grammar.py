@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from netemu.matches.rates import Account
     from netemu.node import Node
     from netemu.timeouts import Policies
 
@@ -60,6 +63,7 @@ class RuleContext:
     owners  the model tells whose packets the node sends
     cpu     the processor that the model names, or None
     policies  the node's timeout policies, or None
+    accounts  the node's accounting objects, or None where nothing tells of them
     """
 
     table: str
@@ -73,6 +77,7 @@ class RuleContext:
     owners: bool = False
     cpu: int | None = None
     policies: Policies | None = None
+    accounts: Mapping[str, Account] | None = None
 
 
 class Extension:

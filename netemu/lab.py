@@ -55,7 +55,7 @@ from netemu.sysctl import canonical
 from netemu.tcp import STATES
 
 PACKAGES = "iptables ipset conntrack iproute2"
-NOT_RESTORED = ("ip6tables.save", "conntrack.list")
+NOT_RESTORED = ("ip6tables.save", "conntrack.list", "nfacct.list")
 TOOLS = ("iptables", "iptables-legacy", "ipset", "ipvsadm", "conntrack", "sysctl", "ip", "nfct")
 SENDER = player.SENDER
 #: limits on ICMP errors: Linux counts in ticks and draws on top. Off on both sides, unless the model speaks of them
@@ -311,6 +311,17 @@ def _commands(model: Model) -> list[list[str]]:
     return out
 
 
+def _accounts(node: Node) -> list[list[str]]:
+    """The `nfacct` commands that make the model's accounting objects. What they counted before cannot be told."""
+    out = []
+    for name, account in (node.accounts or {}).items():
+        if account.quota is not None and (account.packets or account.bytes):
+            raise Unsupported(f"the accounting object {name}, which has counted already, on a real kernel")
+        quota = [] if account.quota is None else ["byte" if account.by_bytes else "packet", str(account.quota)]
+        out.append(["nfacct", "add", name, *quota])
+    return out
+
+
 def _sysctls(model: Model, node: Node) -> list[tuple[str, str, bool]]:
     """(name, value, whether the model asks), forwarding first: what is asked for, and what a new namespace inherits."""
     asked = {canonical(name) for name in model.sysctl}
@@ -368,7 +379,10 @@ def plan(case: Case) -> dict[str, Any]:
         ],
         "sysctl": _sysctls(model, node),
         "commands": _commands(model),
-        "policies": [["nfct", "add", "timeout", *str(spec.policy).split()] for spec in model.policies],
+        "objects": [
+            *(["nfct", "add", "timeout", *str(spec.policy).split()] for spec in model.policies),
+            *_accounts(node),
+        ],
         "texts": {name: t.text for name, t in model.texts.items() if t.text.strip() and name not in NOT_RESTORED},
         "connections": _connections(node) if "conntrack.list" in model.texts else "",
         "sets": "ipset.save" in model.texts or any(e.command and "ipset" in e.command for e in case.events),

@@ -5,7 +5,7 @@
                                                 where node.toml is silent
     sysctl.conf                                 `sysctl -a`: name by name where node.toml is silent
     iptables.save ip6tables.save ipset.save     the tools' own dumps, handed on as text
-    ipvsadm.save conntrack.list
+    ipvsadm.save conntrack.list nfacct.list
 
 Reading gathers problems, each with file and line, and goes on; `Model.build` makes the links and routes of a node.
 What node.toml says is done as the commands would do it (a gateway must be reachable, a device up). What a dump says
@@ -52,8 +52,9 @@ FILES: dict[str, str] = {
     "ipset.save": "ipset save",
     "ipvsadm.save": "ipvsadm -Sn",
     "conntrack.list": "conntrack -L -o extended",
+    "nfacct.list": "nfacct list",
 }
-TEXTS = ("iptables.save", "ip6tables.save", "ipset.save", "ipvsadm.save", "conntrack.list")
+TEXTS = ("iptables.save", "ip6tables.save", "ipset.save", "ipvsadm.save", "conntrack.list", "nfacct.list")
 KERNELS = ("6.1", "6.18")
 DEFAULT_KERNEL = "6.18"
 

@@ -28,6 +28,7 @@ from netemu.ipset import Sets
 from netemu.ipvs import Ipvs
 from netemu.ipvsadm import Ipvsadm
 from netemu.journey import CHUNK, Road
+from netemu.matches.rates import Account, read_accounts
 from netemu.model import Model, read_model
 from netemu.nat import Nat, Range
 from netemu.packets import DCCP, FATES, HOST, I16, I64, OTHERHOST, Mask, Packets, Rows, keep_memory, padded
@@ -358,6 +359,7 @@ class Node:
         self.routing.drawn = siphash13(seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFFFFFFFFFF) | 1
         self.sockets = tuple(model.sockets)
         self.cpu = model.cpu
+        self.accounts: dict[str, Account] | None = None
         self.sets = Sets(self.kernel, seed)
         self.conntrack = Conntrack(self)
         self.helpers = Helpers(self)
@@ -418,6 +420,9 @@ class Node:
                 self.conntrack.policies.add(spec.policy)
             except NetemuError as error:
                 problems += spec.place.problems(error)
+        listed = model.texts.get("nfacct.list")
+        if listed is not None:
+            self.accounts = read_accounts(listed.text, listed.file, problems)
         for name, reader in (
             ("ipset.save", self.sets.restore),
             ("ipvsadm.save", self.ipvsadm.restore),

@@ -326,7 +326,7 @@ class Host:
                 if asked:
                     raise RuntimeError(f"sysctl {name} = {value}: {e.strerror}") from None
         self._commands(plan["commands"])
-        for argv in plan["policies"]:
+        for argv in plan["objects"]:
             tool(argv)
         for file, restore in (
             ("ipset.save", ["ipset", "restore"]),

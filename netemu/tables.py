@@ -1066,13 +1066,13 @@ class _Command:
                 return (*_OPTIONS[name][:1], None, _OPTIONS[name][1])
             if name in _LETTERS:
                 return _LETTERS[name], None, 0
+            greedy = next((loaded for loaded in brought if getattr(loaded.cls, "greedy", False)), None)
+            if greedy is not None and not self.of_protocol(name, p):
+                return name, greedy, -1
             if name.startswith("--"):
                 found = self.abbreviated(name, brought)
                 if found is not None:
                     return found
-            greedy = next((loaded for loaded in brought if getattr(loaded.cls, "greedy", False)), None)
-            if greedy is not None and not self.of_protocol(name, p):
-                return name, greedy, -1
             if attempt or not self.implicit(p):
                 break
         raise Bad(f'unknown option "{name}"', name, self.near(name, p))
@@ -1258,6 +1258,7 @@ class _Command:
                 owners=all_owned(sockets_of(self.tables.node)),
                 cpu=getattr(self.tables.node, "cpu", None),
                 policies=getattr(getattr(self.tables.node, "conntrack", None), "policies", None),
+                accounts=getattr(self.tables.node, "accounts", None),
             )
             rule.matches = self.matches(p, context)
             if p.target:

@@ -227,6 +227,14 @@ def test_not_modelled_is_said(where: str, written: str, says: str) -> None:
     assert says in refusal(f"-p tcp -j {written}", name, chain, kind="Unsupported")
 
 
+def test_options_of_what_is_not_modelled_are_its_own() -> None:
+    """`--new` of CLUSTERIP is not the beginning of `--new-chain`."""
+    model = Model()
+    rule = "-A INPUT -d 10.0.0.1/32 -j CLUSTERIP --new --hashmode sourceip --total-nodes 2"
+    model.texts["iptables.save"] = Text(f"*filter\n{rule}\nCOMMIT\n", "iptables.save")
+    assert "target `CLUSTERIP`" in Node(model, unsupported="uncertain").doubtful_rules()[0]
+
+
 @pytest.mark.parametrize(
     ("written", "printed"),
     [("--set-mss 1000", "--set-mss 1000"), ("--clamp", "--clamp-mss-to-pmtu"), ("--clamp --set-mss 0", "--set-mss 0")],

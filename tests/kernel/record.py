@@ -59,6 +59,7 @@ class Story:
     left: list[list[tuple[str, bytes]]] = field(default_factory=list)
     node: Node | None = None
     serial: int = 0
+    nfacct: str = ""
 
     def texts(self) -> dict[str, str]:
         knobs = {f"net.ipv4.conf.{n}.send_redirects": 0 for n in ("all", "default", "eth0", "lan0")} | self.sysctl
@@ -66,6 +67,7 @@ class Story:
         toml += "".join(f'"{k}" = {v}\n' for k, v in knobs.items())
         texts = {"node.toml": toml, "iptables.save": tables(self.iptables)}
         texts |= {"ipset.save": trimmed(self.ipset)} if self.ipset else {}
+        texts |= {"nfacct.list": trimmed(self.nfacct)} if self.nfacct else {}
         texts |= {"ipvsadm.save": trimmed(self.ipvs)} if self.ipvs else {}
         return texts
 
@@ -1051,6 +1053,34 @@ def memory_limits(kernel: str) -> Story:
         s.sends("lan0", tcp("10.0.0.50", 6000 + k, OUT, 80))
     s.waits(1.1)
     s.sends("lan0", icmp(SRV, OUT, number=9))
+    return s
+
+
+@story("6.18")
+def memory_accounts(kernel: str) -> Story:
+    s = Story(
+        "memory/accounts",
+        kernel,
+        """Accounting objects with a quota, in packets and in bytes: rules match once it is exceeded, and not before.
+        Two rules may count in one object. A change of the table does not begin the count anew.""",
+        nfacct="""
+        { pkts = 00000000000000000002, bytes = 00000000000000000100 } = free;
+        { pkts = 00000000000000000000, bytes = 00000000000000000000, quota = 00000000000000000003, mode = packet, overquota = no } = few;
+        { pkts = 00000000000000000000, bytes = 00000000000000000000, quota = 00000000000000000150, mode = byte, overquota = no } = much;
+        """,  # noqa: E501
+        iptables="""
+        filter FORWARD -m nfacct --nfacct-name free
+        filter FORWARD -p udp -m nfacct --nfacct-name few -m comment --comment beyond
+        filter FORWARD -m nfacct --nfacct-name much -j ACCEPT
+        filter FORWARD -m nfacct --nfacct-name few -j DROP
+        """,
+    )
+    for k in range(6):
+        s.sends("lan0", udp(SRV, 4000 + k, OUT, 53, bytes(10 * k)))
+        s.sends("eth0", tcp(OUT, 4000, SRV, 80 + k))
+        if k == 3:
+            s.runs("iptables -A FORWARD -m nfacct --nfacct-name few")
+            s.runs("iptables -A FORWARD -m nfacct --nfacct-name nope")
     return s
 
 
