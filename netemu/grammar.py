@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from netemu.matches.rates import Account
     from netemu.node import Node
@@ -64,6 +64,7 @@ class RuleContext:
     cpu     the processor that the model names, or None
     policies  the node's timeout policies, or None
     accounts  the node's accounting objects, or None where nothing tells of them
+    met     no rule before it decides about every packet: behind one, the kernel does not ask from where it is reached
     """
 
     table: str
@@ -78,6 +79,7 @@ class RuleContext:
     cpu: int | None = None
     policies: Policies | None = None
     accounts: Mapping[str, Account] | None = None
+    met: Callable[[], bool] = lambda: True
 
 
 class Extension:
