@@ -289,7 +289,7 @@ class Answers:
             flow = int(p.ct[row])
             if flow >= 0 and ct.stored[flow] and ct.proto[flow] == TCP:
                 ct.tcp.misc[flow, 9] = CL
-                ct.deadline[flow] = int(p.time[row]) + ct.tcp.timeouts[CL]
+                ct.deadline[flow] = int(p.time[row]) + ct.closing_timeout(flow)
         self._cause(trip, made, parents, socket=False)
         for flow in {int(p.ct[row]) for row in parents}:  # the reset went past all NAT, but nothing confirms a new flow
             if flow >= 0 and ct.stored[flow] and not ct.status[flow] & CONFIRMED:

@@ -56,8 +56,9 @@ from netemu.packets import (
 )
 from netemu.paths import Step
 from netemu.protocols import FITS, LOST, TRACKERS, gre_keys
-from netemu.tcp import ACCEPTED, GONE, INVALID_SEGMENT, SECOND, STATES, UNTOUCHED, Flows, Life, Tracker, heard
+from netemu.tcp import ACCEPTED, CL, GONE, INVALID_SEGMENT, SECOND, STATES, UNTOUCHED, Flows, Life, Tracker, heard
 from netemu.tcp import GOOD_FLAGS as GOOD_TCP_FLAGS
+from netemu.timeouts import GENERIC, TIMEOUTS, Policies
 from netemu.trip import Trip
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class Template:
     direction   "both", or the direction ("orig", "reply") whose tuple the zone is part of; the other one has zone 0
     helper      name of the helper that looks into the connection ("" none)
     timeout     name of a timeout policy ("" none)
+    proxied     it is one that SYNPROXY opens
     """
 
     zone: int = 0
@@ -133,6 +135,7 @@ class Template:
     direction: str = "both"
     helper: str = ""
     timeout: str = ""
+    proxied: bool = False
 
     @property
     def zoned(self) -> bool:
@@ -145,7 +148,7 @@ _COLUMNS = {
     "rsrc": "u4", "rdst": "u4", "rsport": "u2", "rdport": "u2",
     "proto": "u1", "zone": "u4", "status": "u2", "mark": "u4",
     "deadline": "i8", "created": "i8", "born": "i8", "masq": "i2", "stored": "?", "counted": "?", "stamped": "?",
-    "helper": "u1", "parent": "u1",
+    "helper": "u1", "parent": "u1", "policy": "u1",
     "omen": "u8",
 }  # fmt: skip
 
@@ -155,6 +158,7 @@ class Conntrack:
 
     osrc odst osport odport   the original tuple; ICMP: osport is the id, odport is type << 8 | code
     rsrc rdst rsport rdport   the reply tuple, as `conntrack -L` prints it
+    policy   number of the timeout policy that it has, 0 none
     zone     id, and above it which tuple it is part of (SIDES)
     status   bits EXPECTED .. FIXED_TIMEOUT       deadline  int64 ns       created  int64 ns
     born     serial number of the packet that began it
@@ -187,6 +191,7 @@ class Conntrack:
     stamped: Mask
     helper: U8
     parent: U8
+    policy: U8
     omen: NDArray[np.uint64]
 
     def __init__(self, node: Node, capacity: int = 64) -> None:
@@ -224,6 +229,9 @@ class Conntrack:
         self.abrupt: set[int] = set()  # protocols but TCP that have connections which a packet may end
         self.ported[DCCP] = DCCP in self.trackers
         self.odd = np.isin(np.arange(256), [proto for proto in FITS if proto != DCCP or DCCP in self.trackers])
+        self.policies = Policies(self)
+        self.ruling = 0  # the policy whose timeouts are in force, instead of those set aside
+        self._set_aside: dict[str, int] = {}
         self.read_sysctls()
 
     # ---- knobs -------------------------------------------------------------------------------------------------
@@ -240,6 +248,7 @@ class Conntrack:
         self.generic_timeout = get("generic_timeout", 600) * SECOND
         self.gre_timeout = get("gre_timeout", 30) * SECOND
         self.gre_stream = get("gre_timeout_stream", 180) * SECOND
+        self.ruling = 0
         self.verify_checksums = bool(get("checksum", 1))
         self.accounting = bool(get("acct", 0))
         self.stamping = bool(get("timestamp", 0))
@@ -249,9 +258,54 @@ class Conntrack:
         value = self.node.sysctl.get(f"net.netfilter.nf_conntrack_{name}")
         return default if value is None else int(value)
 
+    def timeouts(self, proto: int) -> dict[str, int]:
+        """The timeouts of a protocol that are in force (ns), by the names that nfct has for them."""
+        if proto == TCP:
+            of = dict(zip(TIMEOUTS[TCP][:9], self.tcp.timeouts[1:], strict=True))
+            return of | {"retrans": self.tcp.max_retrans_timeout, "unacknowledged": self.tcp.unacked_timeout}
+        if proto in self.trackers:
+            return dict(zip(TIMEOUTS[proto], self.trackers[proto].timeouts[1:], strict=False))
+        plain = {
+            ICMP: (self.icmp_timeout,), GENERIC: (self.generic_timeout,), GRE: (self.gre_timeout, self.gre_stream),
+        }  # fmt: skip
+        return dict(zip(TIMEOUTS[proto], plain.get(proto, (self.udp_timeout, self.udp_stream)), strict=True))
+
+    def _rule(self, number: int) -> None:
+        """Let the timeouts of this policy be in force; 0: those of the sysctls."""
+        if number == self.ruling:
+            return
+        if self.ruling:
+            self._force(self.policies.protocols[self.ruling], self._set_aside)
+        self.ruling = number
+        if number:
+            proto = self.policies.protocols[number]
+            self._set_aside = self.timeouts(proto)
+            self._force(proto, self.policies.values[number])
+
+    def _force(self, proto: int, values: dict[str, int]) -> None:
+        of = [values[name] for name in TIMEOUTS[proto]]
+        if proto == TCP:
+            self.tcp.timeouts[1:], self.tcp.max_retrans_timeout, self.tcp.unacked_timeout = of[:9], of[9], of[10]
+        elif proto in self.trackers:
+            self.trackers[proto].timeouts[1 : 1 + len(of)] = of
+        elif proto == ICMP:
+            self.icmp_timeout = of[0]
+        elif proto == GENERIC:
+            self.generic_timeout = of[0]
+        elif proto == GRE:
+            self.gre_timeout, self.gre_stream = of
+        else:
+            self.udp_timeout, self.udp_stream = of
+
+    def closing_timeout(self, flow: int) -> int:
+        """For how long a TCP connection is remembered that a reset closes, ns."""
+        number = int(self.policy[flow])
+        return self.policies.values[number]["close"] if number else self.tcp.timeouts[CL]
+
     def shortest_timeout(self) -> int:
         """No timer that a packet sets is shorter than this (ns)."""
         return min(
+            *self.policies.shortest(),
             *self.tcp.timeouts[1:], self.tcp.max_retrans_timeout, self.tcp.unacked_timeout, self.udp_timeout,
             self.udp_stream, self.icmp_timeout, self.generic_timeout, self.gre_timeout, self.gre_stream,
             *(timeout for tracker in self.trackers.values() for timeout in tracker.timeouts[1:]),
@@ -336,7 +390,7 @@ class Conntrack:
         self.deadline[f], self.created[f], self.born[f] = FOREVER, now, born
         self.masq[f], self.stored[f], self.counted[f], self.omen[f] = -1, False, self.accounting, 0
         self.stamped[f] = self.stamping
-        self.helper[f] = self.parent[f] = 0
+        self.helper[f] = self.parent[f] = self.policy[f] = 0
         self.packets[f] = self.bytes[f] = 0
         return f
 
@@ -548,6 +602,8 @@ class Conntrack:
         self._ended.clear()
         self._free.extend(self._dead)
         self._dead.clear()
+        if self.node.helpers.leaving:
+            self.node.helpers.end_run()
 
     def sweep(self, now: int) -> None:
         """Drop the flows whose time was over when the last whole second began. Nobody can see it but `places`."""
@@ -805,9 +861,22 @@ class Conntrack:
 
     def _follow(self, trip: Trip, flows: Flows, rows: Rows, reply: Mask) -> None:
         """Packets of flows that we know, any number of each: states, timers, counters."""
+        part = stretch(rows)
+        trip.pkts.ct[part], trip.pkts.reply[part] = flows, reply
+        if len(self.policies.values) == 1:
+            self._follow_alike(trip, flows, rows, reply)
+            return
+        policy = self.policy[flows]
+        for number in distinct(policy):
+            some = np.flatnonzero(policy == number)
+            self._rule(number)
+            self._follow_alike(trip, flows[some], rows[some], reply[some])
+        self._rule(0)
+
+    def _follow_alike(self, trip: Trip, flows: Flows, rows: Rows, reply: Mask) -> None:
+        """`_follow` of flows that have the same timeouts."""
         p = trip.pkts
         part = stretch(rows)
-        p.ct[part], p.reply[part] = flows, reply
         starts = np.zeros(1, np.intp)
         if len(rows) > 1:  # those of one flow side by side, in arrival order
             order = grouped(flows)
@@ -865,7 +934,7 @@ class Conntrack:
         self.osrc[f], self.odst[f], self.osport[f], self.odport[f] = p.src[rows], p.dst[rows], low, high
         self.rsrc[f], self.rdst[f], self.rsport[f], self.rdport[f] = p.dst[rows], p.src[rows], back_low, back_high
         self.proto[f] = proto
-        self.zone[f] = self.status[f] = self.mark[f] = self.helper[f] = self.parent[f] = 0
+        self.zone[f] = self.status[f] = self.mark[f] = self.helper[f] = self.parent[f] = self.policy[f] = 0
         self.deadline[f], self.created[f], self.born[f] = FOREVER, p.time[rows], p.serial[rows]
         self.masq[f], self.stored[f], self.counted[f] = -1, False, self.accounting
         self.stamped[f] = self.stamping
@@ -908,13 +977,18 @@ class Conntrack:
         now = int(p.time[row])
         zone = 0 if trip.template is None else self._zone(trip, row)
         flow = self.begin((int(p.src[row]), int(p.dst[row]), *ports, proto), now, zone, int(p.serial[row]))
+        if trip.template is not None and trip.template[row]:
+            name = self.templates[trip.template[row] - 1].timeout
+            self.policy[flow] = self.policies.find(name) if name else 0
         expected = self.node.helpers.match(self.original(flow), zone, now) if self.node.helpers.expected else None
         if expected is not None:
             self.node.helpers.begin(trip, row, flow, expected)
         elif trip.template is not None and trip.template[row]:
-            helper = self.templates[trip.template[row] - 1].helper
-            if helper:
-                self.node.helpers.attach(flow, helper)
+            template = self.templates[trip.template[row] - 1]
+            if template.helper:
+                self.node.helpers.attach(flow, template.helper)
+            if template.proxied:
+                self.node.synproxy.begin(flow)
         if proto == TCP and not self.tcp.opens(flow, p, row):
             self.kill(flow)
             return -1
@@ -988,6 +1062,8 @@ class Conntrack:
             self.kill(flow)
             self._ended.append((int(p.serial[row]), flow))
             opened = self._open(trip, row) >> 1
+            if opened >= 0 and self.policy[opened] != self.ruling:
+                self._rule(int(self.policy[opened]))
             if opened >= 0 and self.steady:
                 self.omen[opened] = looks(p, np.array([row]))[0]
             return opened
@@ -1050,7 +1126,7 @@ class Conntrack:
             column[before], column[numbers] = column[roots], column[root]
         for columns in (self.packets, self.bytes, self.tcp.td, self.tcp.misc, self.tcp.last):
             columns[before] = columns[roots]
-        for column in (self.mark, self.packets, self.bytes, self.helper, self.parent, self.fares.reshape(-1, 2)):
+        for column in (self.mark, self.packets, self.bytes, self.helper, self.parent, self.policy, self.fares.reshape(-1, 2)):
             column[numbers] = 0
         self.created[numbers], self.born[numbers] = p.time[rows], p.serial[rows]
         self.stamped[numbers], self.masq[numbers], self.counted[numbers] = self.stamping, -1, self.accounting
@@ -1103,7 +1179,7 @@ class Conntrack:
 
     def confirm(self, trip: Trip, rows: Rows) -> Rows:
         """First packets that came this far make their flow findable; a clash with another flow drops the packet."""
-        if self.node.helpers.attended:
+        if self.node.helpers.attended or self.node.helpers.leaving:
             rows = self.node.helpers.attend(trip, rows)
         p = trip.pkts
         ct = p.ct[rows]

@@ -950,7 +950,7 @@ def _old_queue(s: Scene) -> Clause:
 @target("LED", "IDLETIMER", "SECMARK", "CONNSECMARK", "SYNPROXY")
 def _never(s: Scene) -> None:
     """Left out: LED and IDLETIMER show in /sys of the whole machine, the marks need a security module that namespaces
-    have not, and SYNPROXY's cookies cannot be foreseen."""
+    have not, and SYNPROXY's cookies stand in the way of chance."""
 
 
 # ---- sets --------------------------------------------------------------------------------------------------------

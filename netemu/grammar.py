@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from netemu.matches.rates import Account
     from netemu.node import Node
+    from netemu.timeouts import Policies
 
 
 class Bad(Exception):
@@ -58,6 +62,9 @@ class RuleContext:
     matches the rule's matches, for a target's `check`
     owners  the model tells whose packets the node sends
     cpu     the processor that the model names, or None
+    policies  the node's timeout policies, or None
+    accounts  the node's accounting objects, or None where nothing tells of them
+    met     no rule before it decides about every packet: behind one, the kernel does not ask from where it is reached
     """
 
     table: str
@@ -70,6 +77,9 @@ class RuleContext:
     matches: tuple[Extension, ...] = ()
     owners: bool = False
     cpu: int | None = None
+    policies: Policies | None = None
+    accounts: Mapping[str, Account] | None = None
+    met: Callable[[], bool] = lambda: True
 
 
 class Extension:

@@ -860,12 +860,14 @@ class Helpers:
     """The connections that helpers look into, and what they expect.
 
     attended   connection -> what is remembered of it
+    leaving    those that are gone, while packets of theirs may still be under way
     expected   newest first
     """
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.attended: dict[int, Attended] = {}
+        self.leaving: dict[int, Attended] = {}
         self.expected: list[Expectation] = []
 
     def attach(self, flow: int, name: str, *, learning: bool = False) -> None:
@@ -880,8 +882,20 @@ class Helpers:
 
     def forget(self, flow: int) -> None:
         """The connection is gone, and what it told of is not expected any more."""
-        if self.attended.pop(flow, None) is not None:
+        attended = self.attended.pop(flow, None)
+        if attended is not None:
+            self.leaving[flow] = attended
             self.expected = [e for e in self.expected if e.master != flow]
+
+    def end_run(self) -> None:
+        """No packet is under way that could still be of a connection that is gone."""
+        for flow in self.leaving:
+            self.node.synproxy.proxied.pop(flow, None)
+        self.leaving.clear()
+
+    def of(self, flow: int) -> Attended:
+        """What is remembered of an attended connection that packets are of, be it gone."""
+        return self.attended.get(flow) or self.leaving[flow]
 
     @staticmethod
     def name(number: int) -> str:
@@ -910,7 +924,7 @@ class Helpers:
     def _look(self, trip: Trip, row: int) -> bool:
         p, ct = trip.pkts, self.node.conntrack
         flow = int(p.ct[row])
-        attended = self.attended[flow]
+        attended = self.of(flow)
         looped = trip.hook == "INPUT" and p.link_in[row] == 0
         moved = ct.status[flow] & SEQ_ADJUST and not looped
         helper = attended.helper

@@ -23,6 +23,7 @@ ICMP errors that a run causes leave when it is over (`answers.py`).
 
 from __future__ import annotations
 
+import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -63,10 +64,12 @@ from netemu.packets import (
     MORE_FRAGMENTS,
     OFFSET_MASK,
     OTHERHOST,
+    PORTED,
     REJECTED,
     RST,
     SYN,
     TCP,
+    U32,
     Mask,
     Packets,
     Rows,
@@ -88,11 +91,11 @@ LAST = 1 << 31
 STOPS: dict[str, list[tuple[int, str]]] = {  # hook -> what happens there, in kernel priority order
     "PREROUTING": [(-400, "defrag"), (-300, "raw"), (-200, "track"), (-150, "mangle"), (-100, "nat")],
     "INPUT": [(-150, "mangle"), (0, "filter"), (50, "security"), (98, "ipvs_reply"), (99, "ipvs_request"), (100, "nat"),
-              (LAST, "confirm")],
+              (LAST - 1, "synproxy"), (LAST, "confirm")],
     "FORWARD": [(-150, "mangle"), (0, "filter"), (50, "security"), (99, "ipvs_icmp"), (100, "ipvs_reply")],
     "OUTPUT": [(-400, "defrag"), (-300, "raw"), (-200, "track"), (-150, "mangle"), (-100, "nat"), (-99, "ipvs_reply"),
                (-98, "ipvs_request"), (0, "filter"), (50, "security")],
-    "POSTROUTING": [(-150, "mangle"), (100, "nat"), (LAST, "confirm")],
+    "POSTROUTING": [(-150, "mangle"), (100, "nat"), (LAST - 1, "synproxy"), (LAST, "confirm")],
 }  # the same in Linux 6.1 and 6.18  # fmt: skip
 
 CHUNK = 65536
@@ -152,6 +155,8 @@ class Road:
                     line.append(node.conntrack.track)
                     if hook == "PREROUTING":
                         self.tracked = len(line)
+                elif name == "synproxy" and any(m.touch == "synproxy" for m in node.tables.memories):
+                    line.append(node.synproxy.follow)
                 elif name == "confirm" and node.conntrack.on:
                     line.append(node.conntrack.confirm)
                 elif name == "defrag" and self.defrag:
@@ -364,7 +369,8 @@ class Road:
             rows = self.hook(trip, "PREROUTING", rows)
         if not len(rows):
             return
-        way = self.node.routing.input(p.src[rows], p.dst[rows], p.link_in[rows], p.mark[rows], p.tos[rows])
+        flow = self._flow(p, rows, forwarded=True)
+        way = self.node.routing.input(p.src[rows], p.dst[rows], p.link_in[rows], p.mark[rows], p.tos[rows], flow)
         self._attach(trip, rows, way)
         kind, redirect = way.kind, way.redirect
         if (p.ihl[rows] > 20).any():
@@ -450,10 +456,14 @@ class Road:
         trip.nexthop[rows] = way.nexthop
         trip.mtu[rows] = way.mtu
 
-    def route_out(self, trip: Trip, rows: Rows) -> Mask:
-        """Attach the way out for what `rows` say now; False where there is none (the old way stays)."""
+    def route_out(self, trip: Trip, rows: Rows, *, first: bool = False) -> Mask:
+        """Attach the way out for what `rows` say now; False where there is none (the old way stays).
+
+        first  a socket asks, and tells the ports; who asks again tells the addresses alone
+        """
         p = trip.pkts
-        way = self.node.routing.output(p.dst[rows], p.src[rows], p.mark[rows], p.tos[rows])
+        flow = self._flow(p, rows, forwarded=False) if first else None
+        way = self.node.routing.output(p.dst[rows], p.src[rows], p.mark[rows], p.tos[rows], flow=flow)
         ok: Mask = np.isin(way.kind, (R.LOCAL, R.UNICAST, R.BROADCAST, R.MULTICAST))
         if ok.all():
             self._attach(trip, rows, way)
@@ -462,6 +472,25 @@ class Road:
             trip.route_kind[good], trip.route_link[good] = way.kind[ok], way.link[ok]
             trip.nexthop[good], trip.mtu[good] = way.nexthop[ok], way.mtu[ok]
         return ok
+
+    def _flow(self, p: Packets, rows: Rows, forwarded: bool) -> U32 | None:
+        """What multipath routes choose by: of packets that came in, or (forwarded=False) that a socket sends."""
+        routing = self.node.routing
+        if not routing.spreads:
+            return None
+        src, dst, proto, kind = p.src[rows], p.dst[rows], p.proto[rows], p.icmp_type[rows]
+        ported = np.isin(proto, PORTED) & ((p.frag[rows] & (OFFSET_MASK | MORE_FRAGMENTS)) == 0)
+        sport, dport = np.where(ported, p.sport[rows], 0), np.where(ported, p.dport[rows], 0)
+        pings = proto == ICMP
+        if not forwarded:  # Linux has type and code of what it sends where others have their port
+            dport = np.where(pings, kind.astype(np.uint16) << 8 | p.icmp_code[rows], dport)
+        elif not self.node.sysctl.int("net.ipv4.fib_multipath_hash_policy"):  # errors go by what they are about
+            whole = (p.frag[rows] & OFFSET_MASK) == 0
+            for k in np.flatnonzero(pings & _ERROR_TYPE[kind] & whole).tolist():
+                inner = p.bytes(int(rows[k]))[int(p.ihl[rows[k]]) + 8 :]
+                if len(inner) >= 20:
+                    src[k], dst[k] = struct.unpack_from("!II", inner, 12)
+        return routing.flow(src, dst, proto, sport, dport, forwarded=forwarded)
 
     def _unroutable(self, trip: Trip, rows: Rows, kind: NDArray[np.int8]) -> None:
         """No way on: some kinds tell the sender, some do not."""
@@ -607,7 +636,7 @@ class Road:
         p = trip.pkts
         p.local[rows] = True
         p.arrived[rows] = -1
-        ok = self.route_out(trip, rows)
+        ok = self.route_out(trip, rows, first=True)
         if not ok.all():
             trip.step(rows[~ok], Step(None, "routing: no route"))
             trip.end(rows[~ok], "no route")

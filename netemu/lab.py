@@ -48,14 +48,15 @@ from netemu.matches.rates import Statistic
 from netemu.model import FILES, KERNELS, Model, read_model
 from netemu.node import EPOCH_TIMES, Journey, Node
 from netemu.packets import U64, Rows
-from netemu.player import ERRORS, ICMP, TCP, UDP, port_places, with_port
+from netemu.player import ERRORS, ICMP, TCP, UDP, Cookies, port_places, with_port
 from netemu.routing import format_mac, parse_mac
+from netemu.synproxy import INTRODUCED
 from netemu.sysctl import canonical
 from netemu.tcp import STATES
 
 PACKAGES = "iptables ipset conntrack iproute2"
-NOT_RESTORED = ("ip6tables.save", "conntrack.list")
-TOOLS = ("iptables", "iptables-legacy", "ipset", "ipvsadm", "conntrack", "sysctl", "ip")
+NOT_RESTORED = ("ip6tables.save", "conntrack.list", "nfacct.list")
+TOOLS = ("iptables", "iptables-legacy", "ipset", "ipvsadm", "conntrack", "sysctl", "ip", "nfct")
 SENDER = player.SENDER
 #: limits on ICMP errors: Linux counts in ticks and draws on top. Off on both sides, unless the model speaks of them
 LIMITS = ("net.ipv4.icmp_ratemask", "net.ipv4.icmp_ratelimit", "net.ipv4.icmp_msgs_per_sec", "net.ipv4.icmp_msgs_burst")
@@ -310,6 +311,17 @@ def _commands(model: Model) -> list[list[str]]:
     return out
 
 
+def _accounts(node: Node) -> list[list[str]]:
+    """The `nfacct` commands that make the model's accounting objects. What they counted before cannot be told."""
+    out = []
+    for name, account in (node.accounts or {}).items():
+        if account.quota is not None and (account.packets or account.bytes):
+            raise Unsupported(f"the accounting object {name}, which has counted already, on a real kernel")
+        quota = [] if account.quota is None else ["byte" if account.by_bytes else "packet", str(account.quota)]
+        out.append(["nfacct", "add", name, *quota])
+    return out
+
+
 def _sysctls(model: Model, node: Node) -> list[tuple[str, str, bool]]:
     """(name, value, whether the model asks), forwarding first: what is asked for, and what a new namespace inherits."""
     asked = {canonical(name) for name in model.sysctl}
@@ -320,6 +332,8 @@ def _sysctls(model: Model, node: Node) -> list[tuple[str, str, bool]]:
     }
     values["net.ipv4.ip_forward"] = str(node.sysctl.get("net.ipv4.ip_forward"))
     values["net.ipv4.icmp_echo_ignore_all"] = "1"
+    if node.routing.spreads:  # what the kernel would draw (6.1 knows no such sysctl)
+        values["net.ipv4.fib_multipath_hash_seed"] = str(node.routing.seed)
     order = sorted(values, key=lambda n: (not n.endswith(".forwarding"), n))
     return [(name, values[name], name in asked) for name in order]
 
@@ -365,6 +379,10 @@ def plan(case: Case) -> dict[str, Any]:
         ],
         "sysctl": _sysctls(model, node),
         "commands": _commands(model),
+        "objects": [
+            *(["nfct", "add", "timeout", *str(spec.policy).split()] for spec in model.policies),
+            *_accounts(node),
+        ],
         "texts": {name: t.text for name, t in model.texts.items() if t.text.strip() and name not in NOT_RESTORED},
         "connections": _connections(node) if "conntrack.list" in model.texts else "",
         "sets": "ipset.save" in model.texts or any(e.command and "ipset" in e.command for e in case.events),
@@ -584,11 +602,15 @@ def ends(packet: bytes) -> End | None:
 
 
 class Drawn:
-    """Ports that Linux drew at random, and netemu otherwise: which of ours stands for which of the kernel's."""
+    """Ports that Linux drew at random, and netemu otherwise: which of ours stands for which of the kernel's.
+
+    Likewise the cookies of SYNPROXY.
+    """
 
     def __init__(self) -> None:
         self.ours: dict[End, End] = {}
         self.kernels: dict[End, End] = {}
+        self.cookies = Cookies()
 
     @staticmethod
     def _find(pairs: dict[End, End], key: End) -> End | None:
@@ -597,6 +619,9 @@ class Drawn:
 
     def learn(self, sent: bytes, kernel: bytes, ours: bytes, trace: Sequence[str]) -> None:
         """Remember that the source ports differ, if a draw explains it: a new flow asked nat, both are of one pool."""
+        if Cookies.greets(kernel) and Cookies.greets(ours) and Cookies.ends(kernel) == Cookies.ends(ours):
+            self._learn_cookie(sent, kernel, ours)
+            return
         was, e, g = ends(sent), ends(kernel), ends(ours)
         if not (was and e and g) or e[:2] + e[3:] != g[:2] + g[3:] or e[2] == g[2]:
             return
@@ -612,17 +637,31 @@ class Drawn:
         if low <= e[2] <= high and low <= g[2] <= high:
             self.ours[e], self.kernels[g] = g, e
 
-    def outward(self, packet: bytes) -> bytes:
-        """What the kernel sent, as we should send it."""
+    def _learn_cookie(self, sent: bytes, kernel: bytes, ours: bytes) -> None:
+        """Remember how far a cookie is from ours, and a timestamp up to what it must tell: its lowest six bits."""
+        key, stamps = Cookies.ends(sent), player.stamps_at(ours)
+        (theirs,), (own,) = (struct.unpack_from("!I", x, (x[0] & 15) * 4 + 4) for x in (kernel, ours))
+        stamp = 0
+        if stamps and stamps == player.stamps_at(kernel):
+            stamp = struct.unpack_from("!I", ours, stamps)[0] - struct.unpack_from("!I", kernel, stamps)[0]
+        if key is not None and not stamp & 0x3F:
+            self.cookies.learn(key, own - theirs, stamp)
+
+    def outward(self, packet: bytes, introduces: bool = False) -> bytes:
+        """What the kernel sent, as we should send it.   introduces: see Cookies"""
+        packet = self.cookies.outward(packet, introduces)
         e = ends(packet)
         if e is None:
             return self._quoted(packet)
         pair = self._find(self.ours, e)
         # an answer that nobody translates back leaves for the port that was drawn
-        return with_port(packet, True, pair[2]) if pair else self.inward(packet)
+        return with_port(packet, True, pair[2]) if pair else self._to_our_port(packet)
 
     def inward(self, packet: bytes) -> bytes:
         """An answer to the kernel's port, as the answer to ours."""
+        return self._to_our_port(self.cookies.inward(packet))
+
+    def _to_our_port(self, packet: bytes) -> bytes:
         e = ends(packet)
         if e is None:
             return self._quoted(packet)
@@ -902,12 +941,13 @@ class Comparison:
     def _judge(self, k: int, packet: bytes, journey: Journey) -> None:
         happened = self.recording.events[k]
         ours = [(link, bytes(b)) for link, b in journey.out]
+        introduces = journey.reason == INTRODUCED
         for (link, b), (other, theirs) in zip(
             sorted(ours, key=lambda o: o[0]), sorted(happened.outs, key=lambda o: o[0]), strict=False
         ):
-            if link == other and b != self.drawn.outward(theirs):
+            if link == other and b != self.drawn.outward(theirs, introduces):
                 self.drawn.learn(packet, theirs, b, happened.trace)
-        kernels = [(link, self.drawn.outward(b)) for link, b in happened.outs]
+        kernels = [(link, self.drawn.outward(b, introduces)) for link, b in happened.outs]
         mine = _table_steps(journey)
         caused = [_table_steps(c) for c in _all_caused(journey)]
 

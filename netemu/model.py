@@ -5,7 +5,7 @@
                                                 where node.toml is silent
     sysctl.conf                                 `sysctl -a`: name by name where node.toml is silent
     iptables.save ip6tables.save ipset.save     the tools' own dumps, handed on as text
-    ipvsadm.save conntrack.list
+    ipvsadm.save conntrack.list nfacct.list
 
 Reading gathers problems, each with file and line, and goes on; `Model.build` makes the links and routes of a node.
 What node.toml says is done as the commands would do it (a gateway must be reachable, a device up). What a dump says
@@ -38,6 +38,7 @@ from netemu.routing import (
 )
 from netemu.sockets import Socket, read_socket, socket_toml
 from netemu.sysctl import canonical, fault, not_modelled, read_sysctl_text
+from netemu.timeouts import PROTOCOLS, Policy, made
 
 #: what a model directory may hold
 FILES: dict[str, str] = {
@@ -51,8 +52,9 @@ FILES: dict[str, str] = {
     "ipset.save": "ipset save",
     "ipvsadm.save": "ipvsadm -Sn",
     "conntrack.list": "conntrack -L -o extended",
+    "nfacct.list": "nfacct list",
 }
-TEXTS = ("iptables.save", "ip6tables.save", "ipset.save", "ipvsadm.save", "conntrack.list")
+TEXTS = ("iptables.save", "ip6tables.save", "ipset.save", "ipvsadm.save", "conntrack.list", "nfacct.list")
 KERNELS = ("6.1", "6.18")
 DEFAULT_KERNEL = "6.18"
 
@@ -126,12 +128,20 @@ class RuleSpec:
 
 
 @dataclass
+class PolicySpec:
+    """A timeout policy."""
+
+    policy: Policy
+    place: Place = field(default_factory=Place, compare=False)
+
+
+@dataclass
 class Model:
     """A node as a model directory describes it.
 
     texts  name of a dump (iptables.save, ...) -> its text
     sockets  of local processes (see sockets.py)      cpu  the processor that `-m cpu` shall see
-    modules  of MODULES, that Linux does not load by itself
+    modules  of MODULES, that Linux does not load by itself      policies  of timeouts, for `-j CT --timeout`
     notes  remarks for people: files that look like a misspelt dump, things kept aside
     """
 
@@ -146,6 +156,7 @@ class Model:
     sockets: list[Socket] = field(default_factory=list)
     cpu: int | None = None
     modules: list[str] = field(default_factory=list)
+    policies: list[PolicySpec] = field(default_factory=list)
 
     def build(self, routing: Routing, problems: list[Problem]) -> None:
         """Make links, routes and rules; what Linux would refuse, or netemu lacks, is appended to `problems`."""
@@ -417,6 +428,8 @@ def _read_toml(text: Text, model: Model, problems: list[Problem]) -> None:
         model.cpu = cpu
     else:
         wrong(lines_.place("", 0, "cpu"), "cpu must be a number", "write cpu = 0")
+    for index, table in _tables(tree, "timeout", lines_, problems):
+        _toml_timeout(table, index, lines_, model, problems)
     for index, table in _tables(tree, "socket", lines_, problems):
         try:
             model.sockets.append(read_socket(table))
@@ -497,7 +510,7 @@ def _suggest(word: str, known: Sequence[str]) -> str:
     return f'did you mean "{near[0]}"?' if near else f"keys: {', '.join(known)}"
 
 
-_KEYS = ("kernel", "cpu", "modules", "link", "route", "rule", "socket", "sysctl")
+_KEYS = ("kernel", "cpu", "modules", "link", "route", "rule", "socket", "timeout", "sysctl")
 #: kernel modules that change what happens to packets and that no dump shows: somebody has to load them
 MODULES = ("ip_vs_ftp",)
 _LINK_KEYS: dict[str, tuple[type, str]] = {
@@ -574,7 +587,28 @@ def _is_address(text: str) -> bool:
     return text[:1].isdigit()
 
 
+def _toml_timeout(table: dict[str, Any], index: int, lines: _Lines, model: Model, problems: list[Problem]) -> None:
+    """A [[timeout]]: name, proto, and seconds by state."""
+    place = lines.place("timeout", index, "name")
+    said = dict(table)
+    name, proto = said.pop("name", None), said.pop("proto", None)
+    if not isinstance(name, str) or proto not in PROTOCOLS:
+        hint = "proto is one of " + ", ".join(PROTOCOLS)
+        problems.append(place.problem(REFUSED, "a [[timeout]] needs `name` and `proto`", hint))
+        return
+    for state, seconds in said.items():
+        if isinstance(seconds, bool) or not isinstance(seconds, int):
+            at = lines.place("timeout", index, state)
+            problems.append(at.problem(REFUSED, f"{state} must be a number of seconds, not {_kind_of(seconds)}"))
+            return
+    try:
+        model.policies.append(PolicySpec(made(name, str(proto), said), place))
+    except NetemuError as error:
+        problems += place.problems(error)
+
+
 _TRUTHS = ("onlink", "not")
+_HOP_KEYS = ("via", "dev", "weight", "onlink")
 
 
 def _toml_words(
@@ -582,6 +616,7 @@ def _toml_words(
 ) -> list[str] | None:
     """The words of `ip route add` or `ip rule add` that a table of node.toml stands for; None after a problem."""
     words: list[str] = []
+    hops: list[str] = []
     bad = len(problems)
     for key, value in table.items():
         place = lines.place(what, index, key)
@@ -592,12 +627,27 @@ def _toml_words(
                 problems.append(place.problem(REFUSED, f"{key} must be true or false, not {_kind_of(value)}"))
             elif value:
                 words.append(key)
+        elif key == "nexthop":
+            tables = isinstance(value, list) and all(isinstance(one, dict) for one in value) and len(value) > 0
+            wrong = [k for one in value for k in one if k not in _HOP_KEYS] if tables else [""]
+            if wrong:
+                hint = 'nexthop = [{ via = "10.0.0.254", dev = "eth0", weight = 2 }, ...]'
+                problems.append(
+                    place.problem(
+                        REFUSED,
+                        f'unknown key "{wrong[0]}" in nexthop' if tables else "nexthop must be a list of tables",
+                        hint,
+                    )
+                )
+            else:
+                hops += [word for one in value for word in ("nexthop", *_hop_words(one, "via"))]
         elif isinstance(value, bool) or not isinstance(value, str | int):
             problems.append(place.problem(REFUSED, f"{key} must be text or a number, not {_kind_of(value)}"))
         elif key in ("type", "action"):
             words = ["type", str(value), *words]
         else:
             words += [key, str(value)]
+    words += hops
     if what == "route" and "to" not in table and len(problems) == bad:
         problems.append(
             lines.place(what, index).problem(REFUSED, "a [[route]] without `to`", 'write to = "default" or a CIDR')
@@ -705,9 +755,6 @@ def _read_routes(text: Text, model: Model, problems: list[Problem]) -> None:
         via = item.get("via")
         if isinstance(via, dict):
             words += ["via", str(via.get("family", "")), str(via.get("host", ""))]
-        if "nexthops" in item or "nhid" in item:
-            problems.append(place.problem(UNSUPPORTED, "route option nexthop (multipath routes)"))
-            continue
         for key, word in (
             ("gateway", "via"),
             ("dev", "dev"),
@@ -729,16 +776,38 @@ def _read_routes(text: Text, model: Model, problems: list[Problem]) -> None:
             words.append("onlink")
         if "linkdown" in item.get("flags", ()) or "dead" in item.get("flags", ()):
             pass  # a link without a carrier keeps its routes; netemu knows no carriers
-        if item.get("dev", "lo") not in known:
+        hops = item.get("nexthops", ())
+        stray = [one["dev"] for one in (item, *hops) if one.get("dev", "lo") not in known]
+        if stray:
             hint = f"links: {', '.join(sorted(known))}"
-            problems.append(place.problem(REFUSED, f'no link "{item["dev"]}"', hint))
+            problems.append(place.problem(REFUSED, f'no link "{stray[0]}"', hint))
             continue
+        if "nhid" in item and not hops and not {"gateway", "dev"} & set(item):
+            words += ["nhid", str(item["nhid"])]
+        for hop in hops:
+            words += ["nexthop", *_hop_words(hop, "gateway")]
         try:
             route_words(words)
         except NetemuError as error:
             problems += place.problems(error)
             continue
         model.routes.append(RouteSpec(words, True, place))
+
+
+def _hop_words(hop: Mapping[str, Any], gateway: str) -> list[str]:
+    """The words of one `nexthop`, from a table that names its gateway `gateway`."""
+    words: list[str] = []
+    for key, word in ((gateway, "via"), ("dev", "dev"), ("weight", "weight")):
+        if key in hop:
+            words += [word, str(hop[key])]
+    via = hop.get("via")
+    if isinstance(via, Mapping):
+        words += ["via", str(via.get("host", ""))]
+    if "encap" in hop:
+        words += ["encap", str(hop["encap"])]
+    if hop.get("onlink") is True or "onlink" in hop.get("flags", ()):
+        words.append("onlink")
+    return words
 
 
 def _is_ipv6(item: Mapping[str, Any]) -> bool:
@@ -857,14 +926,32 @@ def node_toml(model: Model) -> str:
                 out.append(f"{key} = {given[key] if number else _quoted(given[key])}")
             elif key == "to":
                 out.append('to = "default"')
+        if "nexthop" in given:
+            hops = [_hop_toml(hop.split()) for hop in given["nexthop"].split(" nexthop ")]
+            out += ["nexthop = [", *(f"    {hop}," for hop in hops), "]"]
     for rule in model.rules:
         out += ["", "[[rule]]", *_rule_toml(rule.words)]
     for s in model.sockets:
         out += ["", "[[socket]]", *socket_toml(s)]
+    for spec in model.policies:
+        _, _, proto, *_ = str(spec.policy).split()
+        out += ["", "[[timeout]]", f"name = {_quoted(spec.policy.name)}", f"proto = {_quoted(proto)}"]
+        out += [f"{state} = {seconds}" for state, seconds in spec.policy.seconds]
     if model.sysctl:
         out += ["", "[sysctl]"]
         out += [f"{_quoted(k)} = {v if isinstance(v, int) else _quoted(v)}" for k, v in sorted(model.sysctl.items())]
     return "\n".join(out) + "\n"
+
+
+def _hop_toml(words: list[str]) -> str:
+    """
+    >>> _hop_toml("via 10.0.0.254 dev eth0 weight 2 onlink".split())
+    '{ via = "10.0.0.254", dev = "eth0", weight = 2, onlink = true }'
+    """
+    said = dict(zip(words, [*words[1:], ""], strict=True))
+    out = [f"{key} = {_quoted(said[key])}" for key in ("via", "dev") if key in said]
+    out += [f"weight = {said['weight']}"] * ("weight" in said) + ["onlink = true"] * ("onlink" in said)
+    return "{ " + ", ".join(out) + " }"
 
 
 def _rule_toml(words: Sequence[str]) -> list[str]:

@@ -21,12 +21,14 @@ from netemu import clock
 from netemu.conntrack import STATE_NAMES, Conntrack, dotted
 from netemu.conntracktool import ConntrackTool
 from netemu.doubt import FAIL, UNCERTAIN, Doubts, put_aside, remarks
-from netemu.errors import Problem, Refused, Unsupported, raise_all
+from netemu.errors import NetemuError, Problem, Refused, Unsupported, raise_all
+from netemu.hashing import siphash13
 from netemu.helpers import Helpers
 from netemu.ipset import Sets
 from netemu.ipvs import Ipvs
 from netemu.ipvsadm import Ipvsadm
 from netemu.journey import CHUNK, Road
+from netemu.matches.rates import Account, read_accounts
 from netemu.model import Model, read_model
 from netemu.nat import Nat, Range
 from netemu.packets import DCCP, FATES, HOST, I16, I64, OTHERHOST, Mask, Packets, Rows, keep_memory, padded
@@ -34,6 +36,7 @@ from netemu.paths import Paths, Rewrite, Step
 from netemu.routing import Routing
 from netemu.settled import Settled
 from netemu.shown import Shown
+from netemu.synproxy import Synproxy
 from netemu.sysctl import Sysctl
 from netemu.tables import PROGRAMS, Tables
 from netemu.targets import Netmap, Translation
@@ -352,11 +355,15 @@ class Node:
         self.paths = Paths()
         self.sysctl = Sysctl(model.sysctl)
         self.routing = Routing(self.sysctl)
+        self.routing.kernel = self.kernel
+        self.routing.drawn = siphash13(seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFFFFFFFFFF) | 1
         self.sockets = tuple(model.sockets)
         self.cpu = model.cpu
+        self.accounts: dict[str, Account] | None = None
         self.sets = Sets(self.kernel, seed)
         self.conntrack = Conntrack(self)
         self.helpers = Helpers(self)
+        self.synproxy = Synproxy(self)
         self.nat = Nat(self)
         self.ipvs = Ipvs(self)
         self.ipvsadm = Ipvsadm(self.ipvs)
@@ -408,6 +415,14 @@ class Node:
 
     def _fill(self, model: Model, problems: list[Problem]) -> None:
         model.build(self.routing, problems)
+        for spec in model.policies:
+            try:
+                self.conntrack.policies.add(spec.policy)
+            except NetemuError as error:
+                problems += spec.place.problems(error)
+        listed = model.texts.get("nfacct.list")
+        if listed is not None:
+            self.accounts = read_accounts(listed.text, listed.file, problems)
         for name, reader in (
             ("ipset.save", self.sets.restore),
             ("ipvsadm.save", self.ipvsadm.restore),
@@ -637,6 +652,7 @@ class Node:
             "ipvsadm": lambda a: self.ipvsadm.run(a, self.now),
             "conntrack": lambda a: ConntrackTool(self).run(a, self.now),
             "sysctl": self.sysctl.run,
+            "nfct": lambda a: self.conntrack.policies.run(a, self.tables.timeouts_used()),
             "ip": self.routing.run,
         }
         if tool in ("ip6tables", "ip6tables-legacy"):

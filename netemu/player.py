@@ -326,6 +326,8 @@ class Host:
                 if asked:
                     raise RuntimeError(f"sysctl {name} = {value}: {e.strerror}") from None
         self._commands(plan["commands"])
+        for argv in plan["objects"]:
+            tool(argv)
         for file, restore in (
             ("ipset.save", ["ipset", "restore"]),
             ("ipvsadm.save", ["ipvsadm", "-R"]),
@@ -417,6 +419,21 @@ def answering(packet: bytes, outs: list[list[str]]) -> bytes:
     return answering_ends(packet, outs, source=False)
 
 
+def recognised(cookies: Cookies, packet: bytes, outs: list[list[str]]) -> None:
+    """`packet` is the first to answer what SYNPROXY said: its numbers tell how far ours are from the case's."""
+    for _, hexed in outs:
+        sent = bytes.fromhex(hexed)
+        ends = Cookies.ends(packet)
+        if Cookies.greets(sent) and ends is not None and ends == (Cookies.ends(sent) or ())[::-1]:
+            at = (packet[0] & 15) * 4, (sent[0] & 15) * 4
+            cookie = struct.unpack_from("!I", sent, at[1] + 4)[0] + 1 - struct.unpack_from("!I", packet, at[0] + 8)[0]
+            theirs, ours = stamps_at(sent), stamps_at(packet)
+            stamp = 0
+            if theirs and ours:
+                stamp = struct.unpack_from("!I", sent, theirs)[0] - struct.unpack_from("!I", packet, ours + 4)[0]
+            cookies.learn(ends, cookie, stamp)
+
+
 def answering_ends(packet: bytes, outs: list[list[str]], source: bool) -> bytes:
     places = port_places(packet)
     if places is None:
@@ -435,6 +452,92 @@ def answering_ends(packet: bytes, outs: list[list[str]], source: bool) -> bytes:
             return with_port(packet, source, drawn)
         return packet
     return packet
+
+
+def stamps_at(packet: bytes) -> int:
+    """Where the two timestamps of a TCP segment stand; 0: it has none."""
+    at = (packet[0] & 15) * 4
+    k, end = at + 20, min(at + (packet[at + 12] >> 4) * 4, len(packet))
+    while k + 1 < end and packet[k]:
+        if packet[k] == 8 and packet[k + 1] == 10 and k + 10 <= end:
+            return k + 2
+        k += 1 if packet[k] == 1 else max(packet[k + 1], 1)
+    return 0
+
+
+def renumbered(packet: bytes, seq: int = 0, ack: int = 0, stamp: int = 0, echo: int = 0) -> bytes:
+    """The TCP segment with its numbers and timestamps moved so far, its checksum with it."""
+    at = (packet[0] & 15) * 4
+    stamps = stamps_at(packet)
+    out = bytearray(packet)
+    for place, by in ((at + 4, seq), (at + 8, ack), (stamps, stamp), (stamps and stamps + 4, echo)):
+        if by and place:
+            new = (int.from_bytes(out[place : place + 4], "big") + by) & 0xFFFFFFFF
+            for k in (0, 2):
+                patched(
+                    out, at + 16, int.from_bytes(out[place + k : place + k + 2], "big"), new >> (16 - 8 * k) & 0xFFFF
+                )
+            out[place : place + 4] = new.to_bytes(4, "big")
+    return bytes(out)
+
+
+class Cookies:
+    """The numbers by which SYNPROXY recognises its clients, here and elsewhere: they hang on secrets and on the clock.
+
+    far  (client, server), as addresses with ports -> how far cookie and timestamp are from those elsewhere
+    """
+
+    def __init__(self) -> None:
+        self.far: dict[tuple[bytes, bytes], tuple[int, int]] = {}
+
+    @staticmethod
+    def ends(packet: bytes) -> tuple[bytes, bytes] | None:
+        """(source, destination) of a TCP segment, addresses with ports."""
+        at = (packet[0] & 15) * 4
+        if packet[9] != TCP or len(packet) < at + 20 or struct.unpack_from("!H", packet, 6)[0] & 0x1FFF:
+            return None
+        return packet[12:16] + packet[at : at + 2], packet[16:20] + packet[at + 2 : at + 4]
+
+    @staticmethod
+    def greets(packet: bytes) -> bool:
+        """It is the answer to a SYN that SYNPROXY makes: SYN and ACK, and no window."""
+        at = (packet[0] & 15) * 4
+        return packet[9] == TCP and len(packet) >= at + 20 and packet[at + 13] & 0x3F == 0x12 and not any(
+            packet[at + 14 : at + 16]
+        )  # fmt: skip
+
+    def learn(self, key: tuple[bytes, bytes], cookie: int, stamp: int) -> None:
+        """key: (client, server)"""
+        self.far[key] = cookie, stamp
+
+    def inward(self, packet: bytes) -> bytes:
+        """A packet of a client, as it would be elsewhere."""
+        ends = self.ends(packet)
+        if ends is None or ends not in self.far:
+            return packet
+        cookie, stamp = self.far[ends]
+        at = (packet[0] & 15) * 4
+        return renumbered(packet, ack=cookie if packet[at + 13] & 0x10 else 0, echo=stamp)
+
+    def outward(self, packet: bytes, introduces: bool) -> bytes:
+        """What the node sent, as it would be elsewhere.
+
+        introduces  it tells both ends that the connection is open: Linux moves the timestamp to the server, although it
+                    is the server's own
+        """
+        ends = self.ends(packet)
+        if ends is None:
+            return packet
+        flags = packet[(packet[0] & 15) * 4 + 13]
+        if ends[::-1] in self.far:
+            cookie, stamp = self.far[ends[::-1]]
+            return renumbered(packet, seq=cookie, stamp=stamp)
+        if ends in self.far and flags & 0x12 == 2:  # the SYN to the server tells the cookie, and what came with it
+            cookie, stamp = self.far[ends]
+            return renumbered(packet, ack=cookie, echo=stamp)
+        if ends in self.far and introduces:
+            return renumbered(packet, echo=-self.far[ends][1])
+        return packet
 
 
 # ---- playing -------------------------------------------------------------------------------------------------------
@@ -558,6 +661,7 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     before_others(True)
     ticks = Ticks(plan["begun"] / 1e9)
+    cookies = Cookies()
     for event in plan["events"]:
         result: dict[str, Any] = {}
         packet = b""
@@ -566,6 +670,8 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
             if "answers" in event:
                 meant = packet
                 packet = answering(packet, results[event["answers"]]["outs"])
+                recognised(cookies, packet, results[event["answers"]]["outs"])
+                packet = cookies.inward(packet)
                 if packet != meant:
                     result["sent"] = packet.hex()
             sinks.prepare(packet)

@@ -18,13 +18,14 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from netemu.errors import Refused, Unsupported
-from netemu.packets import I16, I32, U8, U32, Mask
+from netemu.hashing import jhash2, siphash24
+from netemu.packets import I16, I32, U8, U16, U32, Mask
 from netemu.sysctl import Sysctl
 
 I8 = NDArray[np.int8]
@@ -197,12 +198,28 @@ class Link:
     group: int = 0
 
 
+@dataclass
+class Hop:
+    """One of the ways of a route that has several (`nexthop via ... dev ... weight ...`).
+
+    weight  share of the flows that go this way      dead  its link is down, or has no address
+    """
+
+    link: int = -1
+    gateway: int | None = None
+    weight: int = 1
+    onlink: bool = False
+    onward: int = 255
+    dead: bool = field(default=False, compare=False)
+
+
 @dataclass(eq=False)
 class Entry:
     """One route in a table.
 
     net, plen   destination          kind      UNICAST, LOCAL, ... THROW       link     index, -1: none
     gateway     next hop or None     source    `src`, or None                  onward   scope of the next hop
+    hops        the ways of a multipath route; link, gateway and onward are then those of the first that is not dead
     """
 
     table: TableId
@@ -219,12 +236,25 @@ class Entry:
     onlink: bool = False
     protocol: str = ""
     onward: int = 255
+    hops: tuple[Hop, ...] = ()
 
     def same(self, other: Entry) -> bool:
         """Nothing tells the two apart (Linux: File exists)."""
-        return all(
-            getattr(self, f.name) == getattr(other, f.name) for f in fields(Entry) if f.name not in ("mtu", "plain")
-        )
+        # of several ways these are of whichever is alive
+        passing = {"link", "gateway", "onward", "mtu"} if self.hops or other.hops else {"mtu"}
+        return all(getattr(self, f.name) == getattr(other, f.name) for f in fields(Entry) if f.name not in passing)
+
+    def alive(self) -> list[Hop]:
+        return [hop for hop in self.hops if not hop.dead]
+
+    def settle(self) -> None:
+        """Take link, gateway and onward from the first way that is alive."""
+        for hop in self.alive()[:1]:
+            self.link, self.gateway, self.onward = hop.link, hop.gateway, hop.onward
+
+    def leaves_by(self, link: int) -> bool:
+        """One of its ways leads out there."""
+        return self.link == link or any(hop.link == link for hop in self.hops)
 
 
 @dataclass
@@ -413,8 +443,34 @@ class _Flat:
                     return _NOTHING if entry.kind == THROW else self.numbers[id(entry)]
                 if oif < 0 or entry.link == oif:
                     return self.numbers[id(entry)]
+                for k, hop in enumerate(entry.alive()):
+                    if hop.link == oif:
+                        return self.numbers[id(entry)] + k
             leaf = self.parent[leaf]
         return _NOTHING
+
+
+class _Fan:
+    """How a multipath route spreads flows over its ways.
+
+    bounds   int64[k]   a flow goes by the first way whose bound its number (below 2^31) does not exceed
+    sources  uint32[k]  the address that each way prefers
+    """
+
+    def __init__(self, routing: Routing, e: Entry, ways: list[Hop]) -> None:
+        weights = np.cumsum([hop.weight for hop in ways], dtype=np.int64)
+        total = int(weights[-1])
+        self.bounds = ((weights << 31) + total // 2) // total - 1
+        self.links = np.array([hop.link for hop in ways], np.int32)
+        self.sources = np.array([routing._select(hop.link, hop.gateway or 0, e.scope) for hop in ways], np.uint32)
+
+    def choose(self, flow: U32, src: U32 | None) -> NDArray[np.intp]:
+        """intp[n]: which way each flow goes. src: ways that prefer the packet's own source come before all others."""
+        if src is None:
+            return np.searchsorted(self.bounds, flow)
+        score = (flow[:, None] <= self.bounds) + 2 * ((src[:, None] == self.sources) & (src[:, None] != 0))
+        best: NDArray[np.intp] = score.argmax(axis=1)
+        return best
 
 
 class _Compiled:
@@ -424,12 +480,19 @@ class _Compiled:
         # entry 0: no route; 1: a rule says prohibit; 2: a rule says blackhole; then every route of every table
         entries: list[Entry] = []
         numbers: dict[int, int] = {}
+        self.fans: dict[int, _Fan] = {}  # of a multipath route, whose ways are entries one after the other
         for table in routing.tables.values():
             for nets in table.prefixes.values():
                 for routes in nets.values():
                     for e in routes:
                         numbers[id(e)] = len(entries) + 3
-                        entries.append(e)
+                        ways = e.alive()
+                        if len(ways) > 1:
+                            self.fans[len(entries) + 3] = _Fan(routing, e, ways)
+                            for hop in ways:
+                                entries.append(replace(e, link=hop.link, gateway=hop.gateway, onward=hop.onward))
+                        else:
+                            entries.append(e)
         columns: dict[str, list[int]] = {
             "kind": [NO_ROUTE, PROHIBIT, BLACKHOLE], "link": [-1] * 3, "gateway": [0] * 3, "via": [0] * 3,
             "mtu": [0] * 3, "source": [0] * 3, "plen": [-1] * 3, "near": [0] * 3,
@@ -455,6 +518,8 @@ class _Compiled:
         self.source = np.array(columns["source"], np.uint32)
         self.plen = np.array(columns["plen"], np.int16)
         self.near = np.array(columns["near"], bool)
+        self.fan = np.zeros(len(self.kind), bool)
+        self.fan[list(self.fans)] = True
         self.type = np.where((self.kind >= BLACKHOLE), np.uint8(UNICAST), self.kind).astype(np.uint8)
 
         self.tables: dict[TableId, _Flat] = {}
@@ -492,6 +557,14 @@ class _Compiled:
             for rule in routing.rules
         ]
 
+    def leaves_by(self, entry: I32, link: NDArray[np.integer]) -> Mask:
+        """bool[n]: one of the ways of each route is by that link."""
+        yes: Mask = self.link[entry] == link
+        if self.fans:
+            for k in np.flatnonzero(self.fan[entry] & ~yes).tolist():
+                yes[k] = link[k] in self.fans[int(entry[k])].links
+        return yes
+
     def is_own(self, addrs: U32) -> Mask:
         at = np.minimum(np.searchsorted(self.own, addrs), len(self.own) - 1)
         mask: Mask = self.own[at] == addrs
@@ -525,6 +598,8 @@ class Routing:
         self._compiled_for = (-1, -1)
         self._memo: dict[tuple[int, ...], Route] = {}
         self._masquerade: dict[tuple[int, int], int | None] = {}
+        self.kernel = "6.18"
+        self.drawn = 1  # the secret by which flows are spread over the ways of multipath routes, if no sysctl tells it
         self.add_link("lo", addresses=["127.0.0.1/8"], mtu=65536, kind="loopback")
 
     # ---- links and addresses -----------------------------------------------------------------------------------
@@ -631,7 +706,29 @@ class Routing:
         self.sysctl.pin(dev.name)
         for entry in self._wanted(at, new, mates[0]):
             self._append(entry)
+        self._revive(at)
         self.version += 1
+
+    def _revive(self, at: int) -> None:
+        """The ways of multipath routes that lead over a link are good again, once it is up and has an address."""
+        if self.links[at].up and self.links[at].addresses:
+            for e in self._multipath():
+                for hop in e.hops:
+                    hop.dead &= hop.link != at
+                e.settle()
+
+    def _fade(self, at: int) -> None:
+        """The ways that lead over a link are good no longer; a route without any other goes."""
+        for e in self._multipath():
+            for hop in e.hops:
+                hop.dead |= hop.link == at
+            if e.alive():
+                e.settle()
+            else:
+                self._drop(e)
+
+    def _multipath(self) -> list[Entry]:
+        return [e for e in self._user if e.hops]
 
     def _file(self, dev: Link, new: Address) -> None:
         """Put an address where the kernel's list has it: primaries behind those of the same or a wider scope."""
@@ -733,8 +830,9 @@ class Routing:
                     if self._type_of(a.ip) != LOCAL:
                         self._drop(entry)
         if not dev.addresses:  # the last one: IP is off on this link
-            for entry in [e for e in self._user if e.link == at]:
+            for entry in [e for e in self._user if e.link == at and not e.hops]:
                 self._drop(entry)
+            self._fade(at)
         self.version += 1
         for a in removed:
             for hook in self.on_address_removed:
@@ -786,11 +884,13 @@ class Routing:
         dev.up = up
         if up:
             self._resync(at)
+            self._revive(at)
             return
         for table in list(self.tables.values()):
             for e in table.all():
-                if e.link == at and e.onward != 255:
+                if e.link == at and e.onward != 255 and not e.hops:
                     self._drop(e)
+        self._fade(at)
         for hook in self.on_link_down:
             hook(at)
 
@@ -805,7 +905,7 @@ class Routing:
             self._remove(at, list(dev.addresses))
         for table in self.tables.values():
             for e in table.all():
-                if e.link == at:
+                if e.leaves_by(at):
                     self._drop(e)
         dev.gone = True
         del self._index[dev.name]
@@ -859,11 +959,14 @@ class Routing:
             scope = _scope(given["scope"])
         elif kind == LOCAL:
             scope = 254
-        elif kind == BROADCAST or (kind == UNICAST and gateway is None):
+        elif kind == BROADCAST or (kind == UNICAST and gateway is None and "nexthop" not in given):
             scope = 253
         else:
             scope = 0
         table = table_id(given["table"]) if "table" in given else 255 if kind in (LOCAL, BROADCAST) else 254
+        hops = tuple(self._hop(words) for words in given["nexthop"].split(" nexthop ")) if "nexthop" in given else ()
+        if len(hops) == 1:
+            gateway, link = hops[0].gateway, hops[0].link
         return Entry(
             table or 254,
             net,
@@ -876,26 +979,64 @@ class Routing:
             _tos(given["tos"]) if "tos" in given else 0,
             scope,
             _int(given.get("mtu", "0"), "mtu", LBCAST),
-            "onlink" in given,
+            "onlink" in given or (len(hops) == 1 and hops[0].onlink),
             given.get("proto", ""),
+            hops=hops if len(hops) > 1 else (),
         )
+
+    def _hop(self, words: str) -> Hop:
+        """One way of a multipath route: `via 10.0.0.254 dev eth0 weight 2 onlink`."""
+        hop, rest = Hop(), words.split()
+        while rest:
+            word = rest.pop(0)
+            if word == "via":
+                hop.gateway = _address(_next(rest, word)) or None
+            elif word in ("dev", "oif"):
+                hop.link = self._link(_next(rest, word))
+            elif word == "weight":
+                hop.weight = _int(_next(rest, word), "weight", 256)
+                if not hop.weight:
+                    raise Refused('argument "0" is wrong: "weight" is invalid', status=255)
+            elif word == "onlink":
+                hop.onlink = True
+            elif word in ("realm", "realms", "encap", "as"):
+                raise Unsupported(f"nexthop with {word}")
+            elif word not in ("linkdown", "dead", "pervasive", *_ROUTE_FLAGS.split()):
+                raise Refused('"nexthop" or end of line is expected', status=255, hint=f'instead of "{word}"')
+        return hop
 
     def _check(self, e: Entry, given: dict[str, str]) -> None:
         """Refuse what the kernel refuses, and settle the device and the next hop's scope."""
         if e.net & ~_MASKS[e.plen]:
             raise Refused("Invalid prefix for given prefix length.", status=2)
         if e.kind in _ERRORS:
-            if e.link >= 0 or e.gateway is not None:
+            if e.link >= 0 or e.gateway is not None or e.hops:
                 raise Refused("Gateway, device and multipath can not be specified for this route type.", status=2)
         elif e.scope < {LOCAL: 254, BROADCAST: 253}.get(e.kind, 0):
             raise Refused("Invalid scope.", status=2)
         elif e.scope >= 254:
+            if e.hops:
+                raise Refused("Route with host scope can not have multiple nexthops.", status=2)
             if e.gateway is not None:
                 raise Refused("Route with host scope can not have a gateway.", status=2)
             if e.link < 0:
                 raise Refused("RTNETLINK answers: No such device", status=2)
             e.onward = 255
-        elif e.gateway is not None:
+        elif e.hops:
+            for hop in e.hops:
+                one = replace(e, hops=(), link=hop.link, gateway=hop.gateway, onlink=hop.onlink)
+                self._check_hop(one)
+                hop.link, hop.onward = one.link, one.onward
+            e.settle()
+        else:
+            self._check_hop(e)
+        if e.source is not None and not (e.kind == LOCAL and e.source == e.net) and self._type_of(e.source) != LOCAL:
+            raise Refused(
+                "Invalid prefsrc address.", status=2, hint=f"{format_ip(e.source)} is not an address of the node"
+            )
+
+    def _check_hop(self, e: Entry) -> None:
+        if e.gateway is not None:
             self._check_gateway(e)
         elif e.link < 0:
             raise Refused("RTNETLINK answers: No such device", status=2, hint="say `via` or `dev`")
@@ -903,10 +1044,6 @@ class Routing:
             if not self.links[e.link].up:
                 raise Refused("Device for nexthop is not up.", status=2, hint=f"{self.names[e.link]} is down")
             e.onward = 254
-        if e.source is not None and not (e.kind == LOCAL and e.source == e.net) and self._type_of(e.source) != LOCAL:
-            raise Refused(
-                "Invalid prefsrc address.", status=2, hint=f"{format_ip(e.source)} is not an address of the node"
-            )
 
     def _check_gateway(self, e: Entry) -> None:
         assert e.gateway is not None
@@ -934,13 +1071,19 @@ class Routing:
             )
             raise Refused("Nexthop has invalid gateway.", status=2, hint=hint)
         e.onward = found.scope
-        e.link = found.link
+        e.link = e.link if e.link >= 0 else found.link
 
     def restore_route(self, words: str | Sequence[str]) -> None:
         """A route as a dump shows it: it was there, so nothing is asked of its gateway or device being up."""
         given = route_words(words)
         e = self._entry(given)
         e.onward = 253 if e.gateway is not None else 255 if e.scope >= 254 or e.link < 0 else 254
+        for hop in e.hops:
+            hop.onward = 253 if hop.gateway is not None else 254
+            hop.dead = hop.link < 0 or not self.links[hop.link].up
+        if e.hops and not e.alive():
+            return
+        e.settle()
         table = self.tables.setdefault(e.table, _Table())
         if any(old.same(e) for old in table.routes(e.net, e.plen)):
             return
@@ -968,6 +1111,7 @@ class Routing:
         want: dict[str, int] = {}
         if kind:
             want["kind"] = kind
+        hops = self._entry(given).hops if "nexthop" in given else ()
         if "via" in given:
             want["gateway"] = _address(given["via"])
         if "dev" in given:
@@ -985,6 +1129,7 @@ class Routing:
             if (
                 e.tos == tos
                 and proto in (None, e.protocol or "boot")
+                and (not hops or _alike(hops, e.hops))
                 and all(getattr(e, k) == v for k, v in want.items())
             ):
                 self._drop(e)
@@ -1005,11 +1150,11 @@ class Routing:
         )
         out = []
         for e in [e for pool in pools for e in pool.all()]:
-            if "dev" in given and e.link != self._link(given["dev"]):
+            if "dev" in given and not e.leaves_by(self._link(given["dev"])):
                 continue
             if "type" in given and e.kind != ROUTE_TYPES[given["type"]]:
                 continue
-            if "via" in given and e.gateway != _address(given["via"]):
+            if "via" in given and _address(given["via"]) not in (e.gateway, *(hop.gateway for hop in e.hops)):
                 continue
             if "src" in given and e.source != _address(given["src"]):
                 continue
@@ -1043,9 +1188,9 @@ class Routing:
         words.append(format_prefix(e.net, e.plen))
         if e.tos:
             words.append(f"tos {e.tos:#04x}")
-        if e.gateway is not None:
+        if e.gateway is not None and not e.hops:
             words.append(f"via {format_ip(e.gateway)}")
-        if e.link >= 0:
+        if e.link >= 0 and not e.hops:
             words.append(f"dev {self.names[e.link]}")
         if tables and e.table != 254:
             words.append(f"table {table_name(e.table)}")
@@ -1061,7 +1206,13 @@ class Routing:
             words.append("onlink")
         if e.mtu:
             words.append(f"mtu {e.mtu}")
-        return " ".join(words) + " "
+        ways = [
+            f"\n\tnexthop{f' via {format_ip(hop.gateway)}' if hop.gateway is not None else ''} "
+            f"dev {self.names[hop.link]} weight {hop.weight} "
+            f"{'dead linkdown ' * hop.dead}{'onlink ' * hop.onlink}"
+            for hop in e.hops
+        ]
+        return " ".join(words) + " " + "".join(ways)
 
     # ---- rules -------------------------------------------------------------------------------------------------
 
@@ -1118,7 +1269,7 @@ class Routing:
                 for e in table.prefixes.get(-minus, {}).get(net, ()):
                     if (e.tos and e.tos != tos) or e.scope < scope:
                         continue
-                    if e.kind in _ERRORS or oif < 0 or e.link == oif:
+                    if e.kind in _ERRORS or oif < 0 or e.leaves_by(oif):
                         return e
         return None
 
@@ -1287,20 +1438,83 @@ class Routing:
                 position[rows] = len(c.rules)
         return got
 
-    def input(self, src: U32, dst: U32, link_in: I16, mark: U32, tos: U8) -> Route:
+    @property
+    def spreads(self) -> bool:
+        """There are multipath routes, and `input` and `output` may have to be told which flow a packet is of."""
+        return bool(self._compile().fans)
+
+    @property
+    def seed(self) -> int:
+        """By which flows are spread: what the sysctl says, else what was drawn."""
+        return self.sysctl.int("net.ipv4.fib_multipath_hash_seed") or self.drawn
+
+    def flow(
+        self,
+        src: U32,
+        dst: U32,
+        proto: U8 | int = 0,
+        sport: U16 | int = 0,
+        dport: U16 | int = 0,
+        *,
+        forwarded: bool = False,
+    ) -> U32:
+        """uint32[n], below 2^31: the number by which multipath routes choose, the same for both directions of a flow.
+
+        Which of these say something is up to fib_multipath_hash_policy: 0 addresses, 1 all, 3 as
+        fib_multipath_hash_fields says. Ports of ICMP, fragments and the like are 0.
+        forwarded  packets that came in: what they carry in a tunnel would count, too (by policy 3)
+        """
+        policy = self.sysctl.int("net.ipv4.fib_multipath_hash_policy")
+        fields = self.sysctl.int("net.ipv4.fib_multipath_hash_fields") if policy == 3 else (0x03, 0x37)[policy]
+        a, b = (x.byteswap() if fields & bit else x * 0 for x, bit in ((src, 1), (dst, 2)))
+        c, d = (
+            np.broadcast_to(np.asarray(x, np.uint16), a.shape).byteswap()
+            if fields & bit
+            else np.zeros(a.shape, np.uint16)
+            for x, bit in ((sport, 0x10), (dport, 0x20))
+        )
+        low, high = np.minimum(a, b).astype(np.uint64), np.maximum(a, b).astype(np.uint64)
+        ports = np.minimum(c, d).astype(np.uint64) | np.maximum(c, d).astype(np.uint64) << np.uint64(16)
+        kind = np.asarray(proto, np.uint64) << np.uint64(16) if fields & 4 else np.uint64(0)
+        zero = np.zeros(a.shape, np.uint64)
+        key = self.seed << 32 | self.seed
+        hashed = siphash24((zero + kind, zero, zero, ports << np.uint64(32), low << np.uint64(32), high), key, key)
+        number = (hashed & np.uint64(LBCAST)).astype(np.uint32)
+        number = np.maximum(number, 1)
+        if policy == 3 and forwarded:
+            number = np.asarray(jhash2((number, number * 0))).astype(np.uint32)
+        out: U32 = number >> np.uint32(1)
+        return out
+
+    @property
+    def prefers(self) -> bool:
+        """What the node itself sends from an address goes by the way that prefers this address."""
+        return self.kernel != "6.1"
+
+    def _spread(self, c: _Compiled, entry: I32, flow: U32, src: U32 | None) -> I32:
+        """int32[n]: for each entry that is a multipath route, the entry of the way that the flow goes."""
+        entry = entry.copy()
+        for first in np.unique(entry[c.fan[entry]]).tolist():
+            rows = np.flatnonzero(entry == first)
+            entry[rows] = first + c.fans[first].choose(flow[rows], None if src is None else src[rows])
+        return entry
+
+    def input(self, src: U32, dst: U32, link_in: I16, mark: U32, tos: U8, flow: U32 | None = None) -> Route:
         """The way of packets that came in on `link_in` (KINDS: see Route).
 
         src, dst, mark  uint32[n]    link_in  int16[n] (all >= 0)    tos  uint8[n]
+        flow     uint32[n] what multipath routes choose by (see `flow`); None: the addresses
         Cost     two or three binary searches a packet; a single packet's answer is remembered until something changes
         Source   the checks of ip_route_input_slow, ip_mc_validate_source and fib_validate_source, in their order
         """
         c = self._compile()
         if len(src) != 1:
-            return self._input(c, src, dst, link_in, mark, tos)
-        key = (int(src[0]), int(dst[0]), int(link_in[0]), int(mark[0]), int(tos[0]))
+            return self._input(c, src, dst, link_in, mark, tos, flow)
+        which = -1 if flow is None else int(flow[0])
+        key = (int(src[0]), int(dst[0]), int(link_in[0]), int(mark[0]), int(tos[0]), which)
         got = self._memo.get(key)
         if got is None:
-            got = self._remember(key, self._input(c, src, dst, link_in, mark, tos))
+            got = self._remember(key, self._input(c, src, dst, link_in, mark, tos, flow))
         return got
 
     def _remember(self, key: tuple[int, ...], route: Route) -> Route:
@@ -1311,7 +1525,7 @@ class Routing:
         self._memo[key] = route
         return route
 
-    def _input(self, c: _Compiled, src: U32, dst: U32, link_in: I16, mark: U32, tos: U8) -> Route:
+    def _input(self, c: _Compiled, src: U32, dst: U32, link_in: I16, mark: U32, tos: U8, flow: U32 | None) -> Route:
         n = len(src)
         if (_SUSPECT[src >> 24] | _SUSPECT[dst >> 24]).any():
             kind = self._oddities(c, src, dst, link_in)
@@ -1324,6 +1538,8 @@ class Routing:
         else:
             entry = self._lookup(c, dst, src, mark, tos, link_in)
             kind = c.input_kind[c.forwarding[link_in], entry]
+        if c.fans:
+            entry = self._spread(c, entry, self.flow(src, dst) if flow is None else flow, None)
         out = c.link[entry]
         redirect = np.zeros(n, bool)
         # is the source one that may come from there; a broadcast from 0.0.0.0 (DHCP) is not asked
@@ -1422,7 +1638,7 @@ class Routing:
         kind = c.kind[entry]
         missing = kind >= BLACKHOLE
         spoofed = ~missing & (kind != UNICAST) & ~((kind == LOCAL) & trusting)
-        match = (c.link[entry] == link) | ((kind == LOCAL) & (link == LO))
+        match = c.leaves_by(entry, link) | ((kind == LOCAL) & (link == LO))
         near = c.near[entry].astype(np.int8)
         # where the reverse route uses another link
         other = ~missing & ~spoofed & ~match
@@ -1442,30 +1658,34 @@ class Routing:
         out[rows] = verdict
         return out
 
-    def output(self, dst: U32, src: U32, mark: U32, tos: U8, oif: int | None = None) -> Route:
+    def output(self, dst: U32, src: U32, mark: U32, tos: U8, oif: int | None = None, flow: U32 | None = None) -> Route:
         """The way of packets that the node itself sends, whatever source they carry (0: not chosen yet).
 
         dst, src, mark  uint32[n]    tos  uint8[n]    oif  link index that a socket is bound to
+        flow    uint32[n] what multipath routes choose by (see `flow`); None: the addresses
         kind    LOCAL goes over lo; errors as in REASONS. `source` is what the kernel would choose where src is 0
         Cost    one binary search a packet
         Source  ip_route_output_key_hash_rcu and __mkroute_output, any source allowed
         """
         c = self._compile()
         if len(dst) != 1:
-            return self._output(c, dst, src, mark, tos, oif)
-        key = (int(dst[0]), int(src[0]), int(mark[0]), int(tos[0]), -1 if oif is None else oif, -1)
+            return self._output(c, dst, src, mark, tos, oif, flow)
+        which = -1 if flow is None else int(flow[0])
+        key = (int(dst[0]), int(src[0]), int(mark[0]), int(tos[0]), -1 if oif is None else oif, which, -1)
         got = self._memo.get(key)
         if got is None:
-            got = self._remember(key, self._output(c, dst, src, mark, tos, oif))
+            got = self._remember(key, self._output(c, dst, src, mark, tos, oif, flow))
         return got
 
-    def _output(self, c: _Compiled, dst: U32, src: U32, mark: U32, tos: U8, oif: int | None) -> Route:
+    def _output(self, c: _Compiled, dst: U32, src: U32, mark: U32, tos: U8, oif: int | None, flow: U32 | None) -> Route:
         n = len(dst)
         bound = None if oif is None else np.full(n, oif, np.int16)
         group = ((dst >> 28) == 14) | (dst == LBCAST)
         if (dst == 0).any():  # to nobody: to oneself
             dst = np.where(dst == 0, np.where(src == 0, np.uint32(0x7F000001), src), dst)
         entry = self._lookup(c, dst, src, mark, tos, np.zeros(n, np.int8), bound)
+        if c.fans and oif is None:
+            entry = self._spread(c, entry, self.flow(src, dst) if flow is None else flow, src if self.prefers else None)
         kind = c.kind[entry]
         link = c.link[entry].astype(np.int16)
         nexthop = np.where(c.via[entry], c.gateway[entry], dst)
@@ -1498,6 +1718,11 @@ class Routing:
         ends = kind >= BLACKHOLE
         link[ends] = -1
         return Route(kind, link, nexthop, mtu, source, np.zeros(n, bool))
+
+    def leads_by(self, dst: U32, src: U32, mark: U32, tos: U8, link: I16) -> Mask:
+        """bool[n]: what the node sends to `dst` may leave by `link`, whichever of its ways a route then takes."""
+        c = self._compile()
+        return c.leaves_by(self._lookup(c, dst, src, mark, tos, np.zeros(len(dst), np.int8)), link)
 
     def _holder(self, ip: int) -> int:
         """Index of the link that has an address (or a local route to it), -1 when none has."""
@@ -1951,18 +2176,19 @@ _ROUTE_HARMLESS = (
     "advmss rtt rttvar reordering window cwnd initcwnd initrwnd ssthresh rto_min quickack congctl features pref "
     "expires fastopen_no_cookie"
 )
-_ROUTE_LACKING = "nexthop nhid encap realm realms hoplimit as ttl-propagate xfrm"
+_ROUTE_LACKING = "encap realm realms hoplimit as ttl-propagate xfrm"
 _ROUTE_TYPES_LACKING = "anycast multicast nat xresolve"
 # flags that dumps show
 _ROUTE_FLAGS = "offload linkdown dead trap notify cache rt_offload rt_trap cloned unresolved"
 #: what a [[route]] of node.toml may say
-ROUTE_KEYS = (*_ROUTE_VALUES, "onlink", *_ROUTE_HARMLESS.split(), *_ROUTE_LACKING.split())
+ROUTE_KEYS = (*_ROUTE_VALUES, "onlink", "nexthop", *_ROUTE_HARMLESS.split(), *_ROUTE_LACKING.split())
 
 
 def route_words(words: str | Sequence[str], selector: bool = False) -> dict[str, str]:
     """The words of `ip route add` (or, as a selector, of `ip route show`) by name."""
     rest = words.split() if isinstance(words, str) else list(words)
     out: dict[str, str] = {}
+    objects = ""
 
     def put(name: str, value: str) -> None:
         if name in out:
@@ -1998,6 +2224,11 @@ def route_words(words: str | Sequence[str], selector: bool = False) -> dict[str,
             put(_ROUTE_VALUES[word], value)
         elif word in ("onlink", "pervasive"):
             put("onlink", "")
+        elif word == "nexthop":  # all that follows
+            put("nexthop", " ".join(rest))
+            rest = []
+        elif word == "nhid":  # what it stands for follows, in a dump
+            objects = _next(rest, word)
         elif word in _ROUTE_FLAGS.split():
             continue
         elif word in _ROUTE_HARMLESS.split():
@@ -2005,7 +2236,7 @@ def route_words(words: str | Sequence[str], selector: bool = False) -> dict[str,
             if value == "lock":
                 _next(rest, word)
         elif word in _ROUTE_LACKING.split():
-            raise Unsupported(f"route option {word}" + (" (multipath routes)" if word in ("nexthop", "nhid") else ""))
+            raise Unsupported(f"route option {word}")
         elif word in ROUTE_TYPES and "type" not in out:
             put("type", word)
         elif word in _ROUTE_TYPES_LACKING.split():
@@ -2014,7 +2245,19 @@ def route_words(words: str | Sequence[str], selector: bool = False) -> dict[str,
             put("to", word)
         else:
             raise Refused(f'either "to" is duplicate, or "{word}" is a garbage.', status=255)
+    if objects and not {"via", "dev", "nexthop"} & set(out):
+        raise Unsupported(
+            f"route option nhid {objects}", hint="say nexthop via ... dev ... instead of a nexthop object"
+        )
     return out
+
+
+def _alike(hops: tuple[Hop, ...], others: tuple[Hop, ...]) -> bool:
+    """What is said of the ways in `ip route del` fits those of a route."""
+    return len(hops) == len(others) and all(
+        a.gateway in (None, b.gateway) and a.link in (-1, b.link) and a.weight == b.weight
+        for a, b in zip(hops, others, strict=True)
+    )
 
 
 _RULE_WORDS = {

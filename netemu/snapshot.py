@@ -26,7 +26,7 @@ ADMIN = "/usr/local/sbin:/usr/sbin:/sbin"
 #: settings that a model reads
 SYSCTLS = (
     r"^net\.(netfilter\.nf_conntrack_|nf_conntrack_max|bridge\.|"
-    r"ipv4\.(conf\.|ip_|ipfrag_|icmp_|route\.|vs\.|fwmark_|fib_multipath_hash_policy|tcp_fwmark_accept))"
+    r"ipv4\.(conf\.|ip_|ipfrag_|icmp_|route\.|vs\.|fwmark_|fib_multipath_|tcp_fwmark_accept))"
 )
 #: a tool that says nothing for so long is given up, in seconds
 PATIENCE = 60.0

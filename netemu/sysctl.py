@@ -43,7 +43,10 @@ DEFAULTS: dict[str, Value] = {
     "net.ipv4.icmp_msgs_per_sec": 1000,
     "net.ipv4.icmp_ratelimit": 1000,
     "net.ipv4.icmp_ratemask": 6168,
+    "net.ipv4.fib_multipath_hash_fields": 7,
     "net.ipv4.fib_multipath_hash_policy": 0,
+    "net.ipv4.fib_multipath_hash_seed": 0,
+    "net.ipv4.fib_multipath_use_neigh": 0,
     "net.ipv4.route.error_burst": 1250,
     "net.ipv4.route.error_cost": 250,
     "net.ipv4.route.redirect_load": 5,
@@ -289,6 +292,11 @@ def not_modelled(name: str, value: Value) -> str | None:
     parts = _conf_parts(canonical(name))
     if parts and parts[1] in _NOT_MODELLED and _number(value) != _NOT_MODELLED[parts[1]]:
         return f"sysctl {canonical(name)} = {value} (netemu knows only {_NOT_MODELLED[parts[1]]})"
+    number = _number(value) or 0
+    if canonical(name) == "net.ipv4.fib_multipath_hash_policy" and number == 2:
+        return f"sysctl {canonical(name)} = 2 (netemu knows 0, 1 and 3)"
+    if canonical(name) == "net.ipv4.fib_multipath_hash_fields" and number > 0x3F:
+        return f"sysctl {canonical(name)} = {value} (netemu does not look into tunnels: 0x0001 to 0x003f)"
     return None
 
 

@@ -353,6 +353,11 @@ class Tables:
         plain = {target.name for _, target in met} <= _PLAIN
         return wish, plain and not any(m.table == "raw" for m in self.memories)
 
+    def timeouts_used(self) -> set[str]:
+        """Names of the timeout policies that rules give to connections."""
+        templates = (getattr(rule.target, "template", None) for *_, rule in self.rules())
+        return {template.timeout for template in templates if template is not None}
+
     @property
     def steady(self) -> bool:
         """Do rules see nothing of a packet that begins a connection but its headers (see conntrack.looks), where it
@@ -483,7 +488,10 @@ class Tables:
         hooks, _ = _reach(draft)
         for chain in draft.chains.values():
             from_hooks = hooks.get(chain.name, frozenset())
-            for rule in chain.rules:
+            met = sum(1 for _ in _met(chain.rules))
+            for number, rule in enumerate(chain.rules):
+                if number == met:
+                    from_hooks = frozenset()
                 for extension in rule.extensions:
                     why = _misplaced(extension, draft.name, from_hooks)
                     if why:
@@ -626,12 +634,17 @@ def _is_steady(table: str, rule: Rule) -> bool:
     return rule.target is None or isinstance(rule.target, Chain) or rule.target.name in _STEADY_TARGETS
 
 
-def _met(chain: Chain) -> Iterator[Rule]:
+def _met(rules: Iterable[Rule]) -> Iterator[Rule]:
     """The rules of a chain up to the first that decides about every packet: behind it the kernel does not look."""
-    for rule in chain.rules:
+    for rule in rules:
         yield rule
-        if rule.bare and rule.target is not None and rule.target.name in ("ACCEPT", "DROP", "RETURN", "QUEUE"):
+        if _decides(rule):
             return
+
+
+def _decides(rule: Rule) -> bool:
+    """It decides about every packet."""
+    return rule.bare and rule.target is not None and rule.target.name in ("ACCEPT", "DROP", "RETURN", "QUEUE")
 
 
 def _reach(table: Table) -> tuple[dict[str, frozenset[str]], dict[str, int]]:
@@ -641,7 +654,7 @@ def _reach(table: Table) -> tuple[dict[str, frozenset[str]], dict[str, int]]:
     """
     order: list[str] = []
     seen: set[str] = set()
-    jumps = {name: [rule.jump for rule in _met(chain) if rule.jump] for name, chain in table.chains.items()}
+    jumps = {name: [rule.jump for rule in _met(chain.rules) if rule.jump] for name, chain in table.chains.items()}
     for hook in HOOKS[table.name]:
         stack: list[tuple[str, bool]] = [(hook, False)]
         while stack:
@@ -663,7 +676,7 @@ def _reach(table: Table) -> tuple[dict[str, frozenset[str]], dict[str, int]]:
 
 def _loop(table: Table) -> tuple[Rule, str] | None:
     """A jump that closes a circle which a packet can reach, if there is one."""
-    jumps = {name: [rule for rule in _met(chain) if rule.jump] for name, chain in table.chains.items()}
+    jumps = {name: [rule for rule in _met(chain.rules) if rule.jump] for name, chain in table.chains.items()}
     done: set[str] = set()
     for hook in HOOKS[table.name]:
         stack = [(hook, iter(jumps[hook]))]
@@ -949,7 +962,8 @@ _OPTIONS = {
     "-M": ("-M", 1),
     "--modprobe": ("-M", 1),
 }
-_CLUSTER = re.compile(r"-[nvxf46]+[nvxf46LSFZX]")
+_ALONE = frozenset("fvnx46")  # short options that nothing belongs to
+_SHORT = frozenset("ACDRILSMFZNXEPopsdjiwWtmcg") | _ALONE
 _INVERTIBLE = frozenset(("-s", "-d", "-p", "-i", "-o", "-f"))
 _WITH_RULE = frozenset("ACDIR")
 
@@ -990,6 +1004,24 @@ class _Parsed:
     other_family: bool = False
 
 
+def _split(word: str) -> list[str]:
+    """Short options that were written together, the last one maybe with its argument.
+
+    The tool takes the whole word for the argument of some: `-ptcp` is a protocol that there is not.
+
+    >>> _split("-nvL"), _split("-AINPUT"), _split("-w5"), _split("-ptcp")
+    (['-n', '-v', '-L'], ['-A', 'INPUT'], ['-w', '5'], ['-p', '-ptcp'])
+    """
+    out = []
+    for at, letter in enumerate(word[1:], 1):
+        out.append(f"-{letter}")
+        if letter not in _ALONE:
+            if word[at + 1 :]:
+                out.append(word if letter in "sdpjiog" else word[at + 1 :])
+            break
+    return out
+
+
 class _Command:
     """Reads iptables commands and does them to a draft of a table."""
 
@@ -1016,13 +1048,19 @@ class _Command:
                 continue
             if not word.startswith("-") or word == "-":
                 raise Bad(f"Bad argument `{word}'", word)
-            if _CLUSTER.fullmatch(word):  # -nvL
-                words = [*words[: at - 1], *(f"-{letter}" for letter in word[1:]), *words[at:]]
+            if word == "--":  # here the options end
+                if at < end:
+                    raise Bad("unknown arguments found on commandline", words[at])
+                break
+            if len(word) > 2 and word[1] != "-" and word[1] in _SHORT:  # -nvL, -AINPUT
+                words = [*words[: at - 1], *_split(word), *words[at:]]
                 at, end = at - 1, len(words)
                 continue
             name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
             name, loaded, count = self.resolve(name, p)
             values = [value] if equals else []
+            if equals and count == 0 and name not in _COMMANDS:
+                raise Bad(f'unknown option "{word}"', word, f"{name} takes no value")
             if name in _COMMANDS:
                 if invert:
                     raise Bad(f"unexpected ! flag before {_COMMANDS[name]}", word)
@@ -1055,13 +1093,13 @@ class _Command:
                 return (*_OPTIONS[name][:1], None, _OPTIONS[name][1])
             if name in _LETTERS:
                 return _LETTERS[name], None, 0
+            greedy = next((loaded for loaded in brought if getattr(loaded.cls, "greedy", False)), None)
+            if greedy is not None and not self.of_protocol(name, p):
+                return name, greedy, -1
             if name.startswith("--"):
                 found = self.abbreviated(name, brought)
                 if found is not None:
                     return found
-            greedy = next((loaded for loaded in brought if getattr(loaded.cls, "greedy", False)), None)
-            if greedy is not None and not self.of_protocol(name, p):
-                return name, greedy, -1
             if attempt or not self.implicit(p):
                 break
         raise Bad(f'unknown option "{name}"', name, self.near(name, p))
@@ -1245,7 +1283,10 @@ class _Command:
                 bool(rule.fragment),
                 self.sets,
                 owners=all_owned(sockets_of(self.tables.node)),
+                met=lambda: not any(_decides(other) for other in self.before(p)),
                 cpu=getattr(self.tables.node, "cpu", None),
+                policies=getattr(getattr(self.tables.node, "conntrack", None), "policies", None),
+                accounts=getattr(self.tables.node, "accounts", None),
             )
             rule.matches = self.matches(p, context)
             if p.target:
@@ -1284,6 +1325,12 @@ class _Command:
                 raise
             return stand_in(loaded.cls, loaded.given, gap.what)
 
+    def before(self, p: _Parsed) -> list[Rule]:
+        """The rules that stand before the one that a command means."""
+        chain = self.draft.chains.get(p.operands[0])
+        at = integer(p.operands[1]) if len(p.operands) > 1 else 1
+        return chain.rules[: None if p.command == "A" else (at or 1) - 1] if chain else []
+
     def link(self, given: tuple[str, bool] | None) -> tuple[str, bool] | None:
         if given is None:
             return None
@@ -1312,6 +1359,8 @@ class _Command:
     def do(self, words: list[str], origin: Origin, counters: tuple[int, int] | None = None) -> _Done:
         p = self.parse(words)
         if p.other_family:
+            if not self.restoring:
+                raise Bad("Try `iptables -h' or 'iptables --help' for more information.", hint="-6 is of ip6tables")
             return _Done(False)
         if not p.command:
             raise Bad("no command specified")

@@ -43,8 +43,10 @@ from netemu.packets import (
 from netemu.paths import Step
 from netemu.routing import BROADCAST, LOCAL, MULTICAST, UNICAST
 from netemu.sockets import connected, listening, sockets_of
+from netemu.synproxy import EXPLICIT, MSS, SACK, STAMPS, WSCALE, Said
+from netemu.timeouts import SEEN
 from netemu.trip import Trip
-from netemu.words import dotted, integer, quoted, read_host, read_masked, read_number
+from netemu.words import dotted, integer, quoted, read_host, read_loose_port, read_masked, read_number
 
 #: what a target may answer: go on to the next rule, or end the table, or go back to the caller
 CONTINUE, DROP, ACCEPT, STOLEN, RETURN = -1, 0, 1, 2, 3
@@ -211,7 +213,7 @@ class Reject(Target, name="REJECT", tables=("filter",), hooks=("INPUT", "FORWARD
         text = _options(cls.name, given).get("--reject-with", cls.kind)
         low = text.lower()
         for kind, (short, _) in REJECTS.items():
-            if low and (kind.startswith(low) or short.startswith(low)):
+            if kind.startswith(low) or short.startswith(low):
                 return cls(kind)
         raise Bad(f'unknown reject type "{text}"', text, "one of " + ", ".join(REJECTS))
 
@@ -556,9 +558,8 @@ class TcpMss(Target, name="TCPMSS"):
         got = _options(cls.name, given)
         if not got:
             raise Bad("TCPMSS target: At least one parameter is required")
-        if "--set-mss" in got:
-            return cls(read_number(cls.name, "--set-mss", got["--set-mss"], 65515))
-        return cls()
+        value = read_number(cls.name, "--set-mss", got["--set-mss"], 65515) if "--set-mss" in got else None
+        return cls(value if list(got)[-1] == "--set-mss" else None)  # the last word counts
 
     def check(self, rule: RuleContext) -> str:
         if (
@@ -1280,16 +1281,21 @@ class Ct(Target, name="CT", tables=("raw",), hooks=("PREROUTING", "OUTPUT")):
         helper, proto = self.template.helper, 0 if rule.proto_inverted else rule.proto
         if helper and proto not in protocols_of(helper):
             return f"no helper `{helper}' for protocol {proto or 'any'}"
-        if self.template.timeout and not proto:
+        name = self.template.timeout
+        if name and not proto:
             return "CT --timeout needs -p"
+        if name and rule.policies is not None and rule.policies.find(name):
+            return rule.policies.why_not(name, proto)
         return ""
 
     def modelled(self, rule: RuleContext) -> None:
         """Raises NotModelled for what the connection table does not know."""
         t = self.template
-        if t.timeout:
+        if t.timeout and (rule.policies is None or not rule.policies.find(t.timeout)):
             raise NotModelled(
-                f"target `CT` with --timeout {t.timeout}", "--timeout", "timeouts come from the node's sysctls alone"
+                f"timeout policy `{t.timeout}' of CT --timeout: no dump tells what it says",
+                "--timeout",
+                f'say it in node.toml: [[timeout]] with name = "{t.timeout}", proto = "..." and its timeouts',
             )
         if t.helper in UNMODELLED and rule.proto in UNMODELLED[t.helper]:
             raise NotModelled(f"target `CT` with --helper {t.helper}", t.helper)
@@ -1305,7 +1311,7 @@ class Ct(Target, name="CT", tables=("raw",), hooks=("PREROUTING", "OUTPUT")):
         if t.helper:
             out.append(f"--helper {t.helper}")
         if t.timeout:
-            out.append(f"--timeout {t.timeout}")
+            out.append(f"--timeout {t.timeout[:SEEN]}")
         if self.events:
             out.append(f"--ctevents {','.join(self.events)}")
         if self.expevents:
@@ -1437,13 +1443,7 @@ class Tproxy(Target, name="TPROXY", tables=("mangle",), hooks=("PREROUTING",)):
     @classmethod
     def read(cls, given: list[Given], rule: RuleContext) -> Self:
         got = _options(cls.name, given, needs="--on-port")
-        text = got["--on-port"]
-        port = int(text) & 0xFFFF if re.fullmatch(r"\d{1,10}", text) else None
-        if port is None:
-            try:
-                port = socket.getservbyname(text)
-            except OSError:
-                raise Bad(f'Port "{text}" does not resolve to anything.', text) from None
+        port = read_loose_port(got["--on-port"])
         value, mask = read_masked(cls.name, "--tproxy-mark", got["--tproxy-mark"]) if "--tproxy-mark" in got else (0, 0)
         return cls(port, read_host(got["--on-ip"]) if "--on-ip" in got else 0, value, mask)
 
@@ -1558,30 +1558,46 @@ class Queue(Target, name="QUEUE"):
 
 
 @dataclass(frozen=True)
-class Synproxy(Target, name="SYNPROXY", hooks=("INPUT", "FORWARD")):
+class SynproxyTarget(Target, name="SYNPROXY", hooks=("INPUT", "FORWARD")):
     """Answer SYNs in the server's name, with a cookie, and shake hands with the server once the client has proved real.
 
-    Not modelled: the cookie depends on secrets of the kernel and on its clock.
+    --sack-perm, --timestamp, --wscale N, --mss N, --ecn: what the server can do, so the client is promised no more.
     """
 
     OPTIONS: ClassVar[dict[str, int]] = {"--sack-perm": 0, "--timestamp": 0, "--wscale": 1, "--mss": 1, "--ecn": 0}
+    needs_conntrack = True
+    said: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def touches(self) -> frozenset[str]:
+        return frozenset(("synproxy",))
 
     @classmethod
     def read(cls, given: list[Given], rule: RuleContext) -> Self:
         got = _options(cls.name, given)
-        for option, high in (("--wscale", 0xFFFFFFFF), ("--mss", 0xFFFFFFFF)):
-            if option in got:
-                read_number(cls.name, option, got[option], high)
-        one = cls()
-        if not one.check(rule):
-            raise NotModelled("target `SYNPROXY`", "SYNPROXY", "its cookies come from secrets of the kernel")
-        return one
+        numbers = {
+            o: read_number(cls.name, o, got[o], 0xFFFFFFFF) & high for o, high in cls.HIGHEST.items() if o in got
+        }
+        return cls(tuple((o, numbers.get(o, 0)) for o in cls.OPTIONS if o in got))
+
+    HIGHEST: ClassVar[dict[str, int]] = {"--wscale": 0xFF, "--mss": 0xFFFF}  # of what is kept: the rest is cut off
 
     def check(self, rule: RuleContext) -> str:
         return "" if rule.proto == TCP and not rule.proto_inverted else "SYNPROXY needs -p tcp"
 
+    def words(self) -> str:
+        return " ".join(f"{o} {n}" if o in self.HIGHEST else o for o, n in self.said)
+
+    @cached_property
+    def wishes(self) -> Said:
+        """The same as options of TCP."""
+        numbers = dict(self.said)
+        names = {"--sack-perm": SACK, "--timestamp": STAMPS, "--wscale": WSCALE, "--mss": MSS, "--ecn": EXPLICIT}
+        return Said({names[o] for o in numbers}, numbers.get("--mss", 0), numbers.get("--wscale", 0))
+
     def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
-        raise NotImplementedError
+        stolen = [trip.node.synproxy.answer(trip, row, self.wishes, step) for row in rows.tolist()]
+        return np.where(stolen, DROP, CONTINUE).astype(np.int8)
 
 
 # ---- address translation -------------------------------------------------------------------------------------------
@@ -1758,10 +1774,10 @@ class Netmap(Target, name="NETMAP", tables=("nat",), hooks=("PREROUTING", "OUTPU
             if plen is not None and plen <= 32:
                 m = (0xFFFFFFFF << (32 - plen)) & 0xFFFFFFFF
             else:
-                m = _address(mask)
+                m = read_host(mask)
                 if (~m + 1) & ~m & 0xFFFFFFFF:
                     raise NotModelled(f"target `NETMAP` with the mask {mask}", text, "a mask without holes")
-        return cls(_address(address) & m, m)
+        return cls(read_host(address) & m, m)
 
     def words(self) -> str:
         return f"--to {dotted(self.net)}/{self.mask.bit_count()}"

@@ -146,11 +146,12 @@ def after(a: int, b: int) -> bool:
 class Watched:
     """One connection taken out of the columns, as plain numbers. td: eight, those of the original direction first."""
 
-    __slots__ = ("deadline", "flow", "last", "misc", "shifts", "status", "td")
+    __slots__ = ("deadline", "flow", "last", "misc", "proxied", "shifts", "status", "td")
 
     def __init__(self, flow: int, td: list[int], misc: list[int], last: list[int], status: int, deadline: int) -> None:
         self.flow, self.td, self.misc, self.last, self.status, self.deadline = flow, td, misc, last, status, deadline
         self.shifts: tuple[Shift, Shift] | None = None
+        self.proxied = False  # SYNPROXY opened it
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +354,7 @@ class Tracker:
         if ct.node.helpers.attended:
             for one in out:
                 one.shifts = ct.node.helpers.shifts(one.flow)
+                one.proxied = one.flow in ct.node.synproxy.proxied
         return out
 
     def _keep(self, ct: Conntrack, watched: list[Watched]) -> None:
@@ -397,7 +399,9 @@ class Tracker:
                     last[1] = ack
                 return UNTOUCHED
         if new == IV:
-            return INVALID_SEGMENT
+            # SYNPROXY's client asks whether we are there still, while the server has not answered
+            alive = watched.proxied and (old, kind, me, misc[4]) == (SS, I_ACK, 0, 0) and seq == (td[0] - 1) & M32
+            return UNTOUCHED if alive else INVALID_SEGMENT
         if new == TW and kind == I_ACK and old == LA and misc[7] & CHALLENGE and misc[5] == I_SYN and misc[4] == other:
             misc[7] &= ~CHALLENGE
             return UNTOUCHED

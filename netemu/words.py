@@ -96,8 +96,9 @@ def read_port(text: str) -> int:
 
 def read_loose_port(text: str) -> int:
     """A port as the newer matches read it: decimal or a service; too large a number loses its upper bits."""
-    if re.fullmatch(r"[0-9]*", text):
-        return int(text or "0") & 0xFFFF
+    number = re.fullmatch(r"\s*([+-]?\d+)|", text)
+    if number and int(number[1] or 0) & 0x80000000 == 0:
+        return int(number[1] or 0) & 0xFFFF
     n = service(text)
     if n is None:
         raise Bad(f'Port "{text}" does not resolve to anything.', text)
@@ -162,10 +163,12 @@ def zeros_follow(octets: list[int]) -> int:
 
 def read_host(text: str) -> int:
     """An address; names are never looked up. `10.1` is 10.0.0.1, as inet_aton has it."""
-    n = read_quad(text, last_fills)
-    if n is None:
-        raise Bad("getaddrinfo: Name or service not known", text, "netemu looks up no names: write the address")
-    return n
+    parts = text.split(".")
+    if len(parts) <= 4 and all(re.fullmatch(r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*", part) for part in parts):
+        *first, last = [int(part, 8 if re.fullmatch("0[0-7]+", part) else 0) for part in parts]
+        if all(n < 256 for n in first) and last < 1 << 8 * (4 - len(first)):
+            return int.from_bytes(bytes([*first, *last.to_bytes(4 - len(first), "big")]), "big")
+    raise Bad("getaddrinfo: Name or service not known", text, "netemu looks up no names: write the address")
 
 
 def read_network(name: str, option: str, text: str) -> tuple[int, int]:

@@ -39,6 +39,10 @@ RULES = [
     "-s 10.0.0.1,10.0.0.2 -j C", "! -p tcp ! -i eth1 ! -s 10.0.0.0/8", "-p tcp ! -d 1.2.3.4 -m limit --limit 3/min",
     "-m comment --comment x -m conntrack --ctstate NEW",
     "-p icmp --icmp-type 8 -c 5 500 -j ACCEPT", "-j ACCEPT -j DROP", "-s 300.0.0.1", "-p 300", "-j TTL --ttl-set 0",
+    "-w5 -j DROP", "--wait -4 -s10.1/16", "-6 -j DROP", "-s host.invalid", "-ptcp --syn -jDROP", "-s ! 10.0.0.1",
+    "-p ! tcp", "-p tcp -m mac --mac-source 00:11:22:33:44:55", "-j DROP --", "-p tcp -j SYNPROXY --mss 5",
+    "! ! -p udp", "-ieth0 -j DROP",
+    "-s 10.0.0.1,10.0.0.2 -d 1.1.1.1,2.2.2.2 -j ACCEPT", "-fjACCEPT", "-m multiport --dports 80", "-p udp --dport ''",
 ]  # fmt: skip
 
 

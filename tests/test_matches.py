@@ -16,11 +16,11 @@ from craft import icmp, ip, tcp, udp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netemu.errors import UNSUPPORTED, Problem
+from netemu.errors import UNSUPPORTED, Problem, Refused
 from netemu.grammar import Bad, Given, RuleContext
 from netemu.matches import MATCHES, OTHER_MATCHES, Match, Memory
 from netemu.matches.rates import Limit, RecentTable, hash_tables, recent_tables
-from netemu.model import Model, Text
+from netemu.model import AddressSpec, LinkSpec, Model, Text
 from netemu.node import Node
 from netemu.packets import Packets
 from netemu.sockets import Socket
@@ -779,3 +779,33 @@ def test_a_match_without_a_connection_stands_by_its_state_alone() -> None:
     assert read("conntrack", "--ctstate INVALID --ctproto udp").says(trip, 0)
     assert not read("conntrack", "! --ctproto udp").says(trip, 0)
     assert not read("connmark", "! --mark 5").says(trip, 0)
+
+
+# ---- accounting objects ----------------------------------------------------------------------------------------------
+
+LISTED = """{ pkts = 00000000000000000001, bytes = 00000000000000000100 } = free;
+{ pkts = 00000000000000000001, bytes = 00000000000000000000, quota = 00000000000000000002, mode = packet, overquota = no } = few;
+{ pkts = 00000000000000000000, bytes = 00000000000000000000, quota = 00000000000000000060, mode = byte, overquota = yes } = much;
+"""  # noqa: E501
+
+
+def accounting(rules: str, listed: str | None = LISTED) -> Node:
+    model = Model(links=[LinkSpec("eth0", [AddressSpec("10.0.0.1/24")])])
+    model.texts["iptables.save"] = Text(f"*filter\n{rules}\nCOMMIT\n", "iptables.save")
+    if listed is not None:
+        model.texts["nfacct.list"] = Text(listed, "nfacct.list")
+    return Node(model)
+
+
+@pytest.mark.parametrize(("name", "yes"), [("free", "yyyy"), ("few", "nyyy"), ("much", "nnyy")])
+def test_an_account_matches_beyond_its_quota(name: str, yes: str) -> None:
+    node = accounting(f"-A INPUT -m nfacct --nfacct-name {name} -j DROP")
+    fates = [node.send(udp("10.0.0.9", 1, "10.0.0.1", 2, b"xx"), "eth0").fate for _ in range(4)]
+    assert "".join("yn"[fate == "delivered"] for fate in fates) == yes
+
+
+def test_accounts_that_are_not_there() -> None:
+    assert "nfacct --nfacct-name  any" in accounting("-A INPUT -m nfacct --nfacct-name any", None).dump("iptables-save")
+    with pytest.raises(Refused) as told:
+        accounting("-A INPUT -m nfacct --nfacct-name any", LISTED + "what\n")
+    assert "nfacct.list:4" in str(told.value) and "nfacct.list has free, few, much" in str(told.value)

@@ -154,14 +154,14 @@ type = "sometimes"
         (18, "Nexthop has invalid gateway."),
         (20, "a [[route]] without `to`"),
         (23, "Invalid prefix for given prefix length."),
-        (26, "route option nexthop (multipath routes)"),
+        (27, "nexthop must be a list of tables"),
         (29, 'unknown key "fwmrk" in [[rule]]'),
         (30, "rule selector l3mdev"),
         (32, 'Failed to parse rule type: "sometimes"'),
         (35, 'setting key "net.netfilter.nf_conntrack_tcp_loose": Invalid argument (7 is not in 0..1)'),
         (36, "net.ipv4.conf.eth0.rp_filter must be a number or text, not a list"),
     ]
-    assert {p.kind for p in problems if p.line in (26, 30)} == {UNSUPPORTED}
+    assert {p.kind for p in problems if p.line == 30} == {UNSUPPORTED}
     assert next(p.hint for p in problems if p.line == 4) == 'did you mean "addresses"?'
 
 
@@ -267,7 +267,8 @@ def test_node_toml_comes_first_and_json_fills_in(tmp_path: Path) -> None:
     [
         ("ip_addr_json", "{", "not JSON: Expecting property name enclosed in double quotes"),
         ("ip_route_json", '{"dst": "default"}', "not a list of objects"),
-        ("ip_route_json", '[{"dst": "default", "nexthops": []}]', "route option nexthop (multipath routes)"),
+        ("ip_route_json", '[{"dst": "default", "nhid": 7}]', "route option nhid 7"),
+        ("ip_route_json", '[{"dst": "default", "nexthops": [{"dev": "eth7"}]}]', 'no link "eth7"'),
         ("ip_route_json", '[{"dst": "default", "dev": "eth7"}]', 'no link "eth7"'),
         ("ip_rule_json", '[{"priority": 1000, "src": "all", "l3mdev": null}]', "rule selector l3mdev"),
     ],

@@ -342,7 +342,7 @@ def test_a_gateway_may_lie_behind_an_on_link_route_and_onlink_asks_nothing() -> 
 @pytest.mark.parametrize(
     "words",
     [
-        "ip route add 8.0.0.0/8 nexthop via 10.0.0.2 nexthop via 10.0.0.3",
+        "ip route add 8.0.0.0/8 nexthop via 10.0.0.2 encap mpls 100 nexthop via 10.0.0.3",
         "ip route add 8.0.0.0/8 nhid 7",
         "ip route add multicast 239.0.0.0/8 dev e0",
         "ip route add 8.0.0.0/8 via inet6 fe80::1 dev e0",
@@ -361,6 +361,126 @@ def test_what_is_not_modelled_is_named(words: str) -> None:
         w in str(e.value)
         for w in ("nexthop", "nhid", "multicast", "IPv", "encap", "l3mdev", "uidrange", "ipproto", "neigh")
     )
+
+
+# ---- routes of several ways (seen on 6.18) ---------------------------------------------------------------------------
+
+
+def forked(kernel: str = "6.18") -> Routing:
+    """A default route of three ways, and a seed that the kernel was given too."""
+    sysctl = Sysctl({"net.ipv4.fib_multipath_hash_seed": 12345})
+    r = Routing(sysctl)
+    r.kernel = kernel
+    for k, name in enumerate(("lan", "eth1", "eth2", "eth3")):
+        r.add_link(name, [f"10.0.{k}.1/24"])
+    run(r, "ip route add default nexthop via 10.0.1.254 dev eth1 weight 2 nexthop via 10.0.2.254 nexthop dev eth3")
+    return r
+
+
+def ways(r: Routing, words: str) -> str:
+    """By which link 24 flows go, as digits."""
+    return "".join(
+        run(r, f"ip route get 8.8.{k}.8 {words.format(k + 1)}").partition("dev eth")[2][0] for k in range(1, 25)
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "kernel", "went"),
+    [
+        ("from 10.0.0.{} iif lan", "6.18", "231121132113132222211213"),
+        ("from 10.0.0.1", "6.18", "121132133323211211132113"),
+        ("from 10.0.2.1", "6.18", "222222222222222222222222"),
+        ("", "6.18", "213313121133312231213113"),
+    ],
+)
+def test_flows_are_spread_over_the_ways(words: str, kernel: str, went: str) -> None:
+    assert ways(forked(kernel), words) == went
+
+
+def test_both_directions_of_a_flow_go_the_same_way() -> None:
+    r = forked()
+    rng = np.random.default_rng(1)
+    a, b = (rng.integers(0, 1 << 32, 500).astype(np.uint32) for _ in range(2))
+    c, d = (rng.integers(0, 1 << 16, 500).astype(np.uint16) for _ in range(2))
+    for policy in (0, 1):
+        r.sysctl.set("net.ipv4.fib_multipath_hash_policy", policy)
+        there, back = r.flow(a, b, 6, c, d), r.flow(b, a, 6, d, c)
+        assert (there == back).all() and (there < 1 << 31).all()
+        assert (r.flow(a, b, 6, c, d + np.uint16(1)) != there).any() == bool(policy)
+        one = [int(r.flow(a[k : k + 1], b[k : k + 1], 6, c[k : k + 1], d[k : k + 1])[0]) for k in range(50)]
+        assert one == there[:50].tolist()
+    r.sysctl.set("net.ipv4.fib_multipath_hash_policy", 3)
+    assert (r.flow(a, b, 6, c, d) == r.flow(a, b, 6, d, c)).all()
+    assert (r.flow(a, b, 6) != r.flow(a, b, 17)).any()
+
+
+def test_shares_follow_the_weights() -> None:
+    r = forked()
+    n = 40_000
+    src, dst = (
+        np.full(n, parse_ip("10.0.0.9"), np.uint32),
+        np.arange(n, dtype=np.uint32) + np.uint32(parse_ip("9.0.0.0")),
+    )
+    zero = np.zeros(n, np.uint32)
+    way = r.input(src, dst, np.full(n, r.index("lan"), np.int16), zero, np.zeros(n, np.uint8))
+    shares = [(way.link == r.index(name)).mean() for name in ("eth1", "eth2", "eth3")]
+    assert np.allclose(shares, (0.5, 0.25, 0.25), atol=0.02)
+    assert set(way.nexthop[way.link == r.index("eth2")].tolist()) == {parse_ip("10.0.2.254")}
+
+
+def test_ways_die_and_come_back() -> None:
+    r = forked()
+    whole = run(r, "ip route show default")
+    assert whole == (
+        "default \n\tnexthop via 10.0.1.254 dev eth1 weight 2 \n\tnexthop via 10.0.2.254 dev eth2 weight 1 "
+        "\n\tnexthop dev eth3 weight 1 \n"
+    )
+    run(r, "ip link set eth2 down")
+    assert "dev eth2 weight 1 dead linkdown \n" in run(r, "ip route show default")
+    assert "2" not in ways(r, "from 10.0.0.{} iif lan")
+    run(r, "ip link set eth2 up")
+    assert run(r, "ip route show default") == whole
+    run(r, "ip addr del 10.0.3.1/24 dev eth3")
+    assert "3" not in ways(r, "from 10.0.0.{} iif lan")
+    run(r, "ip addr add 10.0.3.1/24 dev eth3")
+    assert run(r, "ip route show default") == whole
+    for name in ("eth1", "eth2"):
+        run(r, f"ip link set {name} down")
+    assert ways(r, "from 10.0.0.{} iif lan") == "3" * 24
+    run(r, "ip link set eth3 down")
+    assert run(r, "ip route show default") == ""  # without any way the route goes
+    r = forked()
+    run(r, "ip link del eth3")
+    assert run(r, "ip route show default") == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "says", "status"),
+    [
+        ("default nexthop via 10.0.1.254 weight 0", 'argument "0" is wrong: "weight" is invalid', 255),
+        ("default nexthop via 10.0.1.254 weight 257", 'argument "257" is wrong: "weight" value is invalid', 255),
+        ("default nexthop via 10.9.1.254 nexthop dev eth1", "Nexthop has invalid gateway.", 2),
+        ("default nexthop via 10.0.1.254 bogus", '"nexthop" or end of line is expected', 255),
+        ("blackhole 9.0.0.0/8 nexthop via 10.0.1.254 nexthop dev eth1",
+         "Gateway, device and multipath can not be specified for this route type.", 2),
+        ("default nexthop via 10.0.1.254 dev eth1 weight 2 nexthop via 10.0.2.254 nexthop dev eth3",
+         "RTNETLINK answers: File exists", 2),
+    ],
+)  # fmt: skip
+def test_ways_that_are_refused(words: str, says: str, status: int) -> None:
+    assert refused(forked(), f"ip route add {words}") == (says, status)
+
+
+def test_routes_of_several_ways_are_found_again() -> None:
+    r = forked()
+    run(r, "ip route add 9.0.0.0/8 nexthop via 10.0.1.9 nexthop via 10.0.2.9")
+    run(r, "ip route add 9.9.0.0/16 nexthop via 10.0.1.9")  # one way: a plain route
+    assert run(r, "ip route show 9.9.0.0/16") == "9.9.0.0/16 via 10.0.1.9 dev eth1 \n"
+    assert refused(r, "ip route del 9.0.0.0/8 nexthop via 10.0.1.9 nexthop via 10.0.2.8")[1] == 2
+    run(r, "ip route replace 9.0.0.0/8 nexthop via 10.0.1.9 nexthop dev eth3 weight 3")
+    assert "nexthop dev eth3 weight 3" in run(r, "ip route show dev eth3")
+    run(r, "ip route del 9.0.0.0/8 nexthop via 10.0.1.9 nexthop dev eth3 weight 3")
+    assert run(r, "ip route show 9.0.0.0/8") == ""
 
 
 # ---- links and addresses come and go (seen on 6.18) -----------------------------------------------------------------

@@ -58,6 +58,8 @@ SETS = "create s1 hash:ip\ncreate s2 hash:ip,port timeout 10\ncreate s3 hash:ip 
          "NFLOG --nflog-prefix x --nflog-group 3 --nflog-size 5"),
         ("raw", "TRACE", "TRACE"),
         ("raw", "NOTRACK", "NOTRACK"),
+        ("filter", "SYNPROXY --mss 1460 --ecn --sack-perm --wscale 0x107 --timestamp",
+         "SYNPROXY --sack-perm --timestamp --wscale 7 --mss 1460 --ecn"),
         ("raw", "CT --notrack", "CT --notrack"),
         ("raw", "CT", "CT"),
         ("raw", "CT --zone 0", "CT"),
@@ -213,9 +215,8 @@ def test_refused(where: str, written: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("where", "written", "says"),
     [
-        ("raw PREROUTING", "CT --timeout slow", "target `CT` with --timeout slow"),
+        ("raw PREROUTING", "CT --timeout slow", "timeout policy `slow' of CT --timeout: no dump tells what it says"),
         ("raw PREROUTING", "CT --helper pptp", "target `CT` with --helper pptp"),
-        ("filter INPUT", "SYNPROXY --mss 1460", "cookies come from secrets of the kernel"),
         ("filter INPUT", "CLUSTERIP --new", "target `CLUSTERIP`"),
         ("nat PREROUTING", "NFQUEUE --queue-bypass", "in the nat table"),
         ("nat PREROUTING", "NETMAP --to 10.0.0.0/255.0.255.0", "a mask without holes"),
@@ -224,6 +225,14 @@ def test_refused(where: str, written: str, says: str) -> None:
 def test_not_modelled_is_said(where: str, written: str, says: str) -> None:
     name, chain = where.split()
     assert says in refusal(f"-p tcp -j {written}", name, chain, kind="Unsupported")
+
+
+def test_options_of_what_is_not_modelled_are_its_own() -> None:
+    """`--new` of CLUSTERIP is not the beginning of `--new-chain`."""
+    model = Model()
+    rule = "-A INPUT -d 10.0.0.1/32 -j CLUSTERIP --new --hashmode sourceip --total-nodes 2"
+    model.texts["iptables.save"] = Text(f"*filter\n{rule}\nCOMMIT\n", "iptables.save")
+    assert "target `CLUSTERIP`" in Node(model, unsupported="uncertain").doubtful_rules()[0]
 
 
 @pytest.mark.parametrize(

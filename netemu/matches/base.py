@@ -147,7 +147,7 @@ class Match(Extension):
             return f"match `{self.name}' needs {names}"
         if self.tables and rule.table not in self.tables:
             return f"match `{self.name}' is only valid in the tables {', '.join(sorted(self.tables))}"
-        if rule.chain in ALL_HOOKS and rule.chain not in self.hooks:
+        if rule.chain in ALL_HOOKS and rule.chain not in self.hooks and rule.met():
             return f"match `{self.name}' with these options is not valid in the chain {rule.chain}"
         return ""
 

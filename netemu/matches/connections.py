@@ -248,7 +248,7 @@ class ConntrackMatch(Match, name="conntrack"):
         for option, address, mask, invert in self.addresses:
             out.append(f"{bang(invert)}{option} {address_and_width(address, mask)}")
         for option, ports in self.ports:
-            out.append(f"{bang(ports.invert)}{option} {span(ports.lo, ports.hi)}")
+            out.append(f"{bang(ports.invert)}{option} {span(ports.lo, ports.hi or ports.lo)}")
         if self.status:
             names = (s for s, bit in STATUSES.items() if bit & self.status[0])
             out.append(f"{bang(self.status[1])}--ctstatus {','.join(names) or 'NONE'}")

@@ -380,14 +380,11 @@ class Multiport(Match, name="multiport"):
             ranges.append((lo, hi))
         if sum(1 + (lo != hi) for lo, hi in ranges) > 15:
             raise Bad("too many ports specified", g.value, "at most 15, a range counts as two: split the rule")
-        return cls(option, tuple(ranges), g.invert)
-
-    def check(self, rule: RuleContext) -> str:
         if not rule.proto:
-            return "multiport needs `-p tcp', `-p udp', `-p udplite', `-p sctp' or `-p dccp'"
+            raise Bad("multiport needs `-p tcp', `-p udp', `-p udplite', `-p sctp' or `-p dccp'", option)
         if rule.proto_inverted or rule.proto not in PORTED:
-            return "multiport only works with TCP, UDP, UDPLITE, SCTP and DCCP"
-        return ""
+            raise Bad("multiport only works with TCP, UDP, UDPLITE, SCTP and DCCP", option)
+        return cls(option, tuple(ranges), g.invert)
 
     def words(self) -> str:
         return f"{bang(self.invert)}{self.side} {','.join(span(lo, hi) for lo, hi in self.ranges)}"
@@ -894,7 +891,7 @@ class _Spi(Match):
         if len(parts) > 2:
             raise Bad(f'{cls.name}: bad value for option "{cls.OPTION}"', text)
         for part, default in zip(parts, (0, M32), strict=False):
-            n = default if part == "" and len(parts) == 2 else integer(part)
+            n = default if part == "" else integer(part)
             if n is None or n > M32:
                 raise Bad(
                     f'{cls.name}: bad value for option "{cls.OPTION}" near "{part}", or out of range (0-{M32}).', text

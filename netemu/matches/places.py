@@ -622,7 +622,7 @@ class Rpfilter(Match, name="rpfilter"):
         back = routing.output(src, source, mark, p.tos[rows])
         yes = back.kind == UNICAST
         if "--loose" not in self.flags:
-            yes &= back.link == link
+            yes &= routing.leads_by(src, source, mark, p.tos[rows], link)
         if "--accept-local" in self.flags:
             here = None if "--loose" in self.flags else link
             yes |= (back.kind == LOCAL) & (routing.addr_type(src, here) == LOCAL)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netemu.clock import SECOND, jiffies
-from netemu.grammar import Bad, Given, RuleContext
+from netemu.errors import REFUSED, Problem
+from netemu.grammar import Bad, Failed, Given, RuleContext
 from netemu.matches.base import NONE, Match, Memory, Option, drop_at_once, turned
 from netemu.packets import OFFSET_MASK, PORTED, Mask, Rows
 from netemu.words import M32, M64, bang, dotted, integer, quoted, read_host, read_number
@@ -1050,24 +1051,80 @@ def _monthdays(text: str) -> int:
     return bits & _ALL_MONTH
 
 
-@dataclass(frozen=True)
-class Nfacct(Match, name="nfacct"):
-    """--nfacct-name NAME: counts the packet in an accounting object, which netemu does not keep; always matches."""
+@dataclass
+class Account:
+    """An accounting object, as `nfacct list` tells it.
+
+    quota  None: no end      by_bytes  it is bytes that the quota counts, not packets
+    """
+
+    packets: int = 0
+    bytes: int = 0
+    quota: int | None = None
+    by_bytes: bool = False
+
+
+_ACCOUNT = re.compile(
+    r"\{ pkts = (\d+), bytes = (\d+)(?:, quota = (\d+), mode = (packet|byte), overquota = (?:yes|no))? \} = (\S+);"
+)
+
+
+def read_accounts(text: str, file: str, problems: list[Problem]) -> dict[str, Account]:
+    """The objects that `nfacct list` told of, by name. What cannot be read is appended to `problems`."""
+    out: dict[str, Account] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        m = _ACCOUNT.fullmatch(line.strip())
+        if m:
+            packets, size, quota, mode, name = m.groups()
+            out[name] = Account(int(packets), int(size), None if quota is None else int(quota), mode == "byte")
+        elif line.strip():
+            problems.append(Problem(REFUSED, "not a line of `nfacct list`", file, number, line))
+    return out
+
+
+@dataclass(eq=False)
+class Nfacct(Memory, name="nfacct"):
+    """--nfacct-name NAME: counts the packet in an accounting object, and matches: if that has a quota, only beyond it.
+
+    What objects there are is in nfacct.list. Without that file any name is one without a quota.
+    """
 
     SPEC: ClassVar = {"--nfacct-name": Option()}
     NEEDED = ("--nfacct-name",)
-    always = True
     object: str
+    account: Account | None = None
+
+    @property
+    def always(self) -> bool:  # type: ignore[override]
+        """Without a quota nothing hangs on what was counted."""
+        return self.account is None or self.account.quota is None
+
+    @property
+    def touches(self) -> frozenset[str]:
+        return NONE if self.always else frozenset((f"nfacct:{self.object}",))
 
     @classmethod
     def build(cls, o: dict[str, Given], rule: RuleContext) -> Self:
         name = o["--nfacct-name"].value
         if not 1 <= len(name) <= 31:
             raise Bad(f'nfacct: Argument "{name}" must have a length of 1 to 31 characters', name)
-        return cls(name)
+        if rule.accounts is None:
+            return cls(name)
+        if name not in rule.accounts:
+            hint = "nfacct.list has " + (", ".join(rule.accounts) or "none")
+            raise Failed("No chain/target/match by that name.", name, hint)
+        return cls(name, rule.accounts[name])
 
     def words(self) -> str:
         return f"--nfacct-name  {self.object}"  # two blanks, as iptables-save has them
 
-    def many(self, trip: Trip, rows: Rows) -> Mask:
-        return np.ones(len(rows), bool)
+    def reset(self, node: Node) -> None:
+        """What was counted stays: the object is not the rule's."""
+
+    def ask(self, trip: Trip, row: int) -> bool:
+        account = self.account
+        if account is None or account.quota is None:
+            return True
+        account.packets += 1
+        account.bytes += trip.pkts.length.item(row)
+        return (account.bytes if account.by_bytes else account.packets) > account.quota

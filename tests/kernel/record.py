@@ -59,6 +59,7 @@ class Story:
     left: list[list[tuple[str, bytes]]] = field(default_factory=list)
     node: Node | None = None
     serial: int = 0
+    nfacct: str = ""
 
     def texts(self) -> dict[str, str]:
         knobs = {f"net.ipv4.conf.{n}.send_redirects": 0 for n in ("all", "default", "eth0", "lan0")} | self.sysctl
@@ -66,6 +67,7 @@ class Story:
         toml += "".join(f'"{k}" = {v}\n' for k, v in knobs.items())
         texts = {"node.toml": toml, "iptables.save": tables(self.iptables)}
         texts |= {"ipset.save": trimmed(self.ipset)} if self.ipset else {}
+        texts |= {"nfacct.list": trimmed(self.nfacct)} if self.nfacct else {}
         texts |= {"ipvsadm.save": trimmed(self.ipvs)} if self.ipvs else {}
         return texts
 
@@ -768,6 +770,66 @@ def routing_changes(kernel: str) -> Story:
     return s
 
 
+@story("6.18")  # 6.1 cannot be told by which number it is to choose
+def routing_multipath(kernel: str) -> Story:
+    s = Story(
+        "routing/multipath",
+        kernel,
+        """A default route of three ways, one of them twice as wide. Flows keep their way, errors go the way of what
+        they are about; a way whose link is down or has no address is passed over, and comes back. By the policies 0
+        (the addresses) and 3 (as told, with ports).""",
+        links="""
+        [[link]]
+        name = "lan0"
+        mac = "02:00:00:00:00:02"
+        addresses = ["10.0.0.1/24"]
+        [[link]]
+        name = "eth1"
+        addresses = ["10.0.1.1/24"]
+        [[link]]
+        name = "eth2"
+        addresses = ["10.0.2.1/24"]
+        [[link]]
+        name = "eth3"
+        addresses = ["10.0.3.1/24"]
+        [[route]]
+        to = "default"
+        nexthop = [{ via = "10.0.1.254", dev = "eth1", weight = 2 }, { via = "10.0.2.254" }, { dev = "eth3" }]
+        """,
+        sysctl={"net.ipv4.fib_multipath_hash_seed": 4711, "net.ipv4.conf.eth1.send_redirects": 1},
+        iptables="""
+        nat POSTROUTING -o eth1 -j MASQUERADE
+        mangle PREROUTING -m rpfilter --invert -j DROP
+        """,
+    )
+
+    def all_around() -> None:
+        for k in range(8):
+            sent = s.sends("lan0", udp(SRV, 5000 + k % 2, f"192.0.2.{k + 1}", 53))
+            if any(link != "lan0" for link, _ in s.left[sent]):
+                s.answered(sent)
+        s.sends("lan0", error(SRV, "192.0.2.3", udp("192.0.2.3", 53, SRV, 5000)))
+        s.sends("eth1", tcp(OUT, 4000, "192.0.2.99", 80))
+        s.sends("eth2", udp("192.0.2.3", 53, SRV, 5000))
+        s.sends("lan0", tcp(SRV, 4000, OUT, 80))
+
+    all_around()
+    for command in (
+        "ip link set eth2 down",
+        "ip link set eth2 up",
+        "ip addr del 10.0.3.1/24 dev eth3",
+        "ip addr add 10.0.3.1/24 dev eth3",
+        "sysctl -w net.ipv4.fib_multipath_hash_policy=3 net.ipv4.fib_multipath_hash_fields=0x37",
+        "sysctl -w net.ipv4.conf.all.rp_filter=1",
+        "ip route replace default nexthop via 10.0.1.254 nexthop via 10.0.2.254 weight 5",
+        "ip route add 192.0.2.0/29 src 10.0.0.1 nexthop via 10.0.3.9 nexthop via 10.0.2.9 dev eth2",
+        "ip route del default nexthop via 10.0.1.254 nexthop via 10.0.2.254 weight 5",
+    ):
+        s.runs(command)
+        all_around()
+    return s
+
+
 @story()
 def routing_strangers(kernel: str) -> Story:
     s = Story(
@@ -994,6 +1056,34 @@ def memory_limits(kernel: str) -> Story:
     return s
 
 
+@story("6.18")
+def memory_accounts(kernel: str) -> Story:
+    s = Story(
+        "memory/accounts",
+        kernel,
+        """Accounting objects with a quota, in packets and in bytes: rules match once it is exceeded, and not before.
+        Two rules may count in one object. A change of the table does not begin the count anew.""",
+        nfacct="""
+        { pkts = 00000000000000000002, bytes = 00000000000000000100 } = free;
+        { pkts = 00000000000000000000, bytes = 00000000000000000000, quota = 00000000000000000003, mode = packet, overquota = no } = few;
+        { pkts = 00000000000000000000, bytes = 00000000000000000000, quota = 00000000000000000150, mode = byte, overquota = no } = much;
+        """,  # noqa: E501
+        iptables="""
+        filter FORWARD -m nfacct --nfacct-name free
+        filter FORWARD -p udp -m nfacct --nfacct-name few -m comment --comment beyond
+        filter FORWARD -m nfacct --nfacct-name much -j ACCEPT
+        filter FORWARD -m nfacct --nfacct-name few -j DROP
+        """,
+    )
+    for k in range(6):
+        s.sends("lan0", udp(SRV, 4000 + k, OUT, 53, bytes(10 * k)))
+        s.sends("eth0", tcp(OUT, 4000, SRV, 80 + k))
+        if k == 3:
+            s.runs("iptables -A FORWARD -m nfacct --nfacct-name few")
+            s.runs("iptables -A FORWARD -m nfacct --nfacct-name nope")
+    return s
+
+
 @story()
 def found_reject_of_other_protocols(kernel: str) -> Story:
     s = Story(
@@ -1075,6 +1165,83 @@ def found_labels_of_older_connections(kernel: str) -> Story:
     s.runs("iptables -t mangle -A PREROUTING -p udp -m connlabel ! --label 2")
     for port in (4000, 4001, 4002, 4003):
         s.sends("lan0", udp(SRV, port, OUT, 53))
+    return s
+
+
+def stamped(stamp: int, echo: int) -> bytes:
+    """TCP's timestamp option."""
+    return b"\1\1" + struct.pack("!BBII", 8, 10, stamp, echo)
+
+
+@story()
+def filter_synproxy(kernel: str) -> Story:
+    s = Story(
+        "filter/synproxy",
+        kernel,
+        """SYNPROXY answers in the server's name, and lets through who comes back with its cookie: with timestamps and
+        without, with a SYN that is damaged, a wrong cookie, a server that answers late or not at all or refuses,
+        ends in order and at once. Cookies and timestamps differ from kernel to kernel: they are compared up to how
+        far they are from each other.""",
+        sysctl={"net.netfilter.nf_conntrack_tcp_loose": 0},
+        iptables="""
+        raw PREROUTING -i eth0 -p tcp -m tcp --dport 80 --syn -j CT --notrack
+        filter FORWARD -i eth0 -p tcp -m tcp --dport 80 -m conntrack --ctstate INVALID,UNTRACKED -j PROXY
+        filter PROXY -p tcp -j SYNPROXY --sack-perm --timestamp --wscale 7 --mss 1460 --ecn
+        filter FORWARD -i eth0 -p tcp -m tcp --dport 81 -m conntrack --ctstate INVALID,NEW -j SYNPROXY --mss 1300
+        filter FORWARD -m conntrack --ctstate INVALID -j DROP
+        filter FORWARD -j ACCEPT
+        """,
+    )
+    scaled = b"\2\4\5\xb4\4\2" + struct.pack("!BBII", 8, 10, 4096, 0) + b"\1\3\3\t"
+    plain = b"\2\4\5\x14"
+
+    def greeted(k: int) -> tuple[int, int]:
+        """(cookie, its timestamp or 0) of the answer to packet k."""
+        sent = s.left[k][0][1]
+        return struct.unpack_from("!I", sent, 24)[0], struct.unpack_from("!I", sent, 48)[0] if len(sent) > 52 else 0
+
+    def opened(sport: int, dport: int, options: bytes, flags: str = "S", answered: bool = True) -> tuple[int, int]:
+        syn = s.sends("eth0", tcp(OUT, sport, SRV, dport, flags, 1000, options=options))
+        cookie, stamp = greeted(syn)
+        more = stamped(4100, stamp) if stamp else b""
+        ack = s.sends("eth0", tcp(OUT, sport, SRV, dport, "A", 1001, cookie + 1, options=more), answers=syn)
+        if answered and s.left[ack]:
+            theirs = b"\2\4\5\xb4\4\2" + struct.pack("!BBII", 8, 10, 77000, 4100) + b"\1\3\3\7" if stamp else plain
+            s.sends("lan0", tcp(SRV, dport, OUT, sport, "SA", 500_000, 1001, win=28960, options=theirs))
+        return cookie, stamp
+
+    def talks(sport: int, dport: int, cookie: int, stamp: int) -> None:
+        more = [stamped(4200, stamp + 5), stamped(77010, 4200), stamped(4201, stamp + 10)] if stamp else [b""] * 3
+        s.sends("eth0", tcp(OUT, sport, SRV, dport, "PA", 1001, cookie + 1, data=b"GET /", options=more[0]))
+        s.sends("lan0", tcp(SRV, dport, OUT, sport, "PA", 500_001, 1006, data=b"hello", options=more[1]))
+        s.sends("eth0", tcp(OUT, sport, SRV, dport, "A", 1006, cookie + 6, options=more[2]))
+
+    for sport, dport, options, flags in (
+        (4000, 80, scaled, "S"), (4001, 80, plain, "S"), (4002, 81, scaled, "S"), (4003, 81, b"", "S"),
+        (4004, 80, b"\2\4\2\x18" + stamped(9, 0), "S"),
+    ):  # fmt: skip
+        talks(sport, dport, *opened(sport, dport, options, flags))
+    cookie, stamp = opened(4005, 80, scaled, answered=False)  # the server is slow: the client asks again
+    s.sends("eth0", tcp(OUT, 4005, SRV, 80, "A", 1000, cookie + 1, options=stamped(4300, stamp)))
+    s.sends("eth0", tcp(OUT, 4005, SRV, 80, "A", 1001, cookie + 1, options=stamped(4300, stamp)))
+    s.sends("lan0", tcp(SRV, 80, OUT, 4005, "RA", 0, 1001))
+    opened(4006, 80, plain, answered=False)  # it refuses
+    s.sends("lan0", tcp(SRV, 80, OUT, 4006, "RA", 0, 1001))
+    s.sends("eth0", tcp(OUT, 4007, SRV, 80, "A", 1001, 12345))  # nobody was told this
+    s.sends("eth0", tcp(OUT, 4007, SRV, 80, "FA", 1001, 12345))
+    s.sends("eth0", tcp(OUT, 4007, SRV, 80, "R", 1001))
+    broken = bytearray(tcp(OUT, 4008, SRV, 80, "S", 1000))
+    broken[36] ^= 1
+    s.sends("eth0", bytes(broken))
+    cookie, stamp = opened(4009, 80, scaled)  # it is closed
+    talks(4009, 80, cookie, stamp)
+    s.sends("lan0", tcp(SRV, 80, OUT, 4009, "FA", 500_006, 1006, options=stamped(77020, 4201)))
+    s.sends("eth0", tcp(OUT, 4009, SRV, 80, "FA", 1006, cookie + 7, options=stamped(4202, stamp + 20)))
+    s.sends("lan0", tcp(SRV, 80, OUT, 4009, "A", 500_007, 1007, options=stamped(77030, 4202)))
+    s.sends("lan0", tcp(SRV, 80, OUT, 4000, "R", 500_006))  # the server, and a client, end it at once
+    s.sends("lan0", tcp(SRV, 80, OUT, 4000, "R", 500_006))
+    s.sends("eth0", tcp(OUT, 4001, SRV, 80, "R", 1006))
+    s.sends("lan0", tcp(SRV, 80, OUT, 4001, "A", 500_006, 1006))
     return s
 
 
@@ -1230,6 +1397,75 @@ def clock_conntrack_timeouts(kernel: str) -> Story:
     s.waits(1.0)
     s.answered(syn)
     s.answered(asked)
+    return s
+
+
+@story()
+def clock_timeout_policies(kernel: str) -> Story:
+    s = Story(
+        "clock/timeout-policies",
+        kernel,
+        """Connections that a rule gives a timeout policy live by it, and by nothing else: what it does not say is what
+        the sysctls said when it was made. Others live by the sysctls. A second policy is made by a command.""",
+        links=LINKS
+        + """
+        [[timeout]]
+        name = "fast"
+        proto = "udp"
+        unreplied = 2
+        replied = 3
+        [[timeout]]
+        name = "web"
+        proto = "tcp"
+        syn_sent = 2
+        established = 4
+        close = 1
+        [[timeout]]
+        name = "ping"
+        proto = "icmp"
+        timeout = 1
+        [[timeout]]
+        name = "rest"
+        proto = "generic"
+        timeout = 2
+        """,
+        sysctl={"net.netfilter.nf_conntrack_udp_timeout": 9, "net.netfilter.nf_conntrack_tcp_timeout_fin_wait": 3},
+        iptables="""
+        raw PREROUTING -p udp -m udp --dport 53 -j CT --timeout fast
+        raw PREROUTING -p tcp -m tcp --dport 80 -j CT --timeout web
+        raw PREROUTING -p icmp -j CT --timeout ping
+        raw PREROUTING -p 99 -j CT --timeout rest
+        filter FORWARD -m conntrack --ctstate NEW -j ACCEPT
+        filter FORWARD -m conntrack --ctstate INVALID -j ACCEPT
+        """,
+    )
+    first = s.sends("lan0", udp(SRV, 4000, OUT, 53))
+    s.sends("lan0", udp(SRV, 4000, OUT, 54))
+    s.handshake("lan0", SRV, 4100, OUT, 80)
+    s.handshake("lan0", SRV, 4101, OUT, 81)
+    s.sends("lan0", tcp(SRV, 4102, OUT, 80))
+    s.sends("lan0", icmp(SRV, OUT))
+    s.sends("lan0", ip(SRV, OUT, 99, b"something"))
+    refused = s.sends("lan0", tcp(SRV, 4103, OUT, 80))
+    s.sends("eth0", tcp(OUT, 80, SRV, 4103, "RA", 0, 1001), answers=refused)
+    s.runs("sysctl -w net.netfilter.nf_conntrack_tcp_timeout_fin_wait=100")
+    s.runs("nfct add timeout late inet udp unreplied 1")
+    s.runs("nfct delete timeout fast")  # a rule has it
+    s.runs("iptables -t raw -A PREROUTING -p udp -j CT --timeout late")
+    s.runs("iptables -t raw -A PREROUTING -p tcp -j CT --timeout late")
+    s.waits(1.5)
+    s.answered(first)
+    s.sends("lan0", icmp(SRV, OUT))
+    s.sends("lan0", udp(SRV, 4000, OUT, 55))
+    s.sends("lan0", tcp(SRV, 4100, OUT, 80, "FA", 1001, 8013346))
+    s.waits(1.2)
+    for port in (53, 54, 55):
+        s.sends("lan0", udp(SRV, 4000, OUT, port))
+    s.sends("lan0", tcp(SRV, 4102, OUT, 80))
+    s.sends("lan0", ip(SRV, OUT, 99, b"something"))
+    s.waits(2.2)
+    s.sends("lan0", udp(SRV, 4000, OUT, 53))
+    s.sends("lan0", tcp(SRV, 4100, OUT, 80, "A", 1002, 8013347))
     return s
 
 
