@@ -8,8 +8,10 @@ follow all chains together, column by column. A guess is believed only when the 
 record, lands on it exactly; so the answer is the one a loop would give. A stretch of records of one size, which is
 what small packets and cut-off captures look like, is settled by one comparison.
 
-Memory is a window or two, whatever the length of the capture. IPv4 goes on; everything else is counted by name.
-dpkt packs the headers that netemu writes; no packet goes through it.
+Memory is a window or two, whatever the length of the capture; of a file that nobody is writing to not even that, since
+its own pages serve as the windows. Headers are looked at a block of frames at a time, from the record's to the
+transport's (`_Reader.decoded`), so that each packet's are fetched from memory once. IPv4 goes on; everything else is
+counted by name. dpkt packs the headers that netemu writes; no packet goes through it.
 """
 
 from __future__ import annotations
