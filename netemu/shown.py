@@ -58,6 +58,7 @@ _SHOWING = np.isin(np.arange(256), (TCP, UDP, UDPLITE, SCTP))
 _ICMP_ANSWER = np.isin(np.arange(256), (0, 14, 16, 18))
 _ERROR = np.isin(np.arange(256), ICMP_ERRORS)
 _OPENING = np.uint8(SYN | ACK | RST)
+_NEVER = 1 << 62
 _BATCH = np.uint64(24)  # bits: a batch has fewer packets than that
 
 
@@ -255,26 +256,34 @@ class Shown:
         yield from port[mine].tolist()
         others = set(port[~mine & (asker >= 0)].tolist())
         unknown = np.flatnonzero(asker < 0)
-        if len(unknown) > FEW:
-            until = np.minimum(answers.row[found[unknown]], row + NEAR)
-            explained = self._explainers(row, proto, lo, size).take(port[unknown]) < until
-            unknown = unknown[~explained | (ack[unknown] >= 0)]
-        for k in unknown.tolist():
-            x, last = int(port[k]), int(answers.row[found[k]])
-            if x not in others and not self._explained(row, last, proto, x, int(ack[k]), lo, size):
-                yield x
+        for some in (unknown[:FEW], unknown[FEW:]):
+            if len(some) > FEW:
+                until = np.minimum(answers.row[found[some]], row + NEAR)
+                explained = self._explainers(row, proto, lo, size, port[some]) < until
+                some = some[~explained | (ack[some] >= 0)]
+            for k in some.tolist():
+                x, last = int(port[k]), int(answers.row[found[k]])
+                if x not in others and not self._explained(row, last, proto, x, int(ack[k]), lo, size):
+                    yield x
 
-    def _explainers(self, row: int, proto: int, lo: int, size: int) -> I64:
-        """int64[65536]: the row of the first packet that `_explained` finds for each port, but for what TCP says."""
+    def _explainers(self, row: int, proto: int, lo: int, size: int, ports: I64) -> I64:
+        """int64[n]: the row of the first packet that `_explained` finds for each port, but for what TCP says."""
         was = self._arrived
         rows = np.flatnonzero(was["proto"][row + 1 : row + NEAR] == proto)[::-1] + row + 1
-        own = (was["icmp_id"] if proto == ICMP else was["sport"])[rows]
-        first = np.full((2, 1 << 16), row + NEAR)
-        first[0, own], first[1, lo + self._drawn[rows] % size] = rows, rows
         if size <= SMALL and len(rows):
-            first[:] = rows[-1]
-        out: I64 = first.min(0)
+            return np.full(len(ports), rows[-1])
+        own = (was["icmp_id"] if proto == ICMP else was["sport"])[rows]
+        drawn = lo + self._drawn[rows] % size
+        first = self._first
+        first[0, own], first[1, drawn] = rows, rows
+        out: I64 = first[:, ports].min(0)
+        first[0, own] = first[1, drawn] = _NEVER
         return out
+
+    @cached_property
+    def _first(self) -> I64:
+        """int64[2, 65536], all _NEVER between two questions."""
+        return np.full((2, 1 << 16), _NEVER)
 
     def _explained(self, row: int, until: int, proto: int, port: int, ack: int, lo: int, size: int) -> bool:
         """A packet between `row` and the answer, in `until`, has that port, or would draw it itself."""
