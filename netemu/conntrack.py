@@ -1126,7 +1126,15 @@ class Conntrack:
             column[before], column[numbers] = column[roots], column[root]
         for columns in (self.packets, self.bytes, self.tcp.td, self.tcp.misc, self.tcp.last):
             columns[before] = columns[roots]
-        for column in (self.mark, self.packets, self.bytes, self.helper, self.parent, self.policy, self.fares.reshape(-1, 2)):
+        for column in (
+            self.mark,
+            self.packets,
+            self.bytes,
+            self.helper,
+            self.parent,
+            self.policy,
+            self.fares.reshape(-1, 2),
+        ):
             column[numbers] = 0
         self.created[numbers], self.born[numbers] = p.time[rows], p.serial[rows]
         self.stamped[numbers], self.masq[numbers], self.counted[numbers] = self.stamping, -1, self.accounting
