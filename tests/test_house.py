@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "netemu"
 FLOORS = [  # a module may import from floors above its own line, and from earlier ones on it
     "errors packets hashing paths trip grammar words clock sysctl fragments sockets",
-    "routing ipset tcp protocols timeouts conntrack helpers conntracktool shown nat schedulers answers synproxy ipvsftp "
-    "ipvs ipvsadm",
+    "routing ipset tcp protocols timeouts conntrack helpers conntracktool shown nat schedulers answers synproxy "
+    "ipvsftp ipvs ipvsadm",
     "matches.base matches.headers matches.content matches.connections matches.places matches.rates",
     "matches targets listing doubt lanes walk tables",
     "model capture ahead settled sweeps journey node",
