@@ -915,7 +915,8 @@ class Helpers:
         flows = p.ct[rows]
         mine = (flows >= 0) & (p.proto[rows] != ICMP)
         mine &= (ct.helper[flows] != 0) | ((ct.status[flows] & SEQ_ADJUST) != 0)
-        mine &= (ct.status[flows] & DYING) == 0  # a reset ended it unanswered: no helper would read that
+        # a reset ended it unanswered: no helper would read that, but SYNPROXY has moved its numbers
+        mine &= ((ct.status[flows] & DYING) == 0) | np.isin(flows, list(self.node.synproxy.proxied))
         died = False
         for row in rows[mine].tolist():
             died |= not self._look(trip, row)
