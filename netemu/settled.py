@@ -49,13 +49,14 @@ from netemu.packets import (
     Mask,
     Packets,
     Rows,
+    stretch,
 )
 from netemu.paths import Step
+from netemu.trip import Trip
 
 if TYPE_CHECKING:
     from netemu.node import Node
     from netemu.tables import Chain, Rule
-    from netemu.trip import Trip
 
 At = Rows | slice
 #: fields that are the connection's: bit, the column, where the connection has it for packets of either direction
@@ -183,7 +184,7 @@ class Settled:
         Cost: for those that go on some 10 ns each; for those that do not, all that befalls them, some 40 ns.
         """
         p, ct = trip.pkts, self.node.conntrack
-        at: At = slice(rows.item(0), rows.item(-1) + 1) if rows.item(-1) - rows.item(0) + 1 == len(rows) else rows
+        at = stretch(rows)
         fit = p.state[at] == ESTABLISHED
         if not fit.any():
             return rows
@@ -287,9 +288,9 @@ class Settled:
             self._translate(p, at, which, flows, reply, moved)
         via = values("via")
         if np.ndim(via):
-            trip.nexthop[at] = np.where(via, via, p.dst[at])
-        else:
-            trip.nexthop[at] = via if via else p.dst[at]
+            near = np.flatnonzero(via == 0)
+            via[near] = p.dst[at].take(near)
+        trip.nexthop[at] = via if np.ndim(via) or via else p.dst[at]
         for column, name in (
             (p.path, "path"), (p.fate, "fate"), (p.reason, "reason"), (p.ttl, "ttl"), (p.tos, "tos"), (p.mark, "mark"),
             (p.link_out, "link_out"), (trip.left, "left"), (trip.route_kind, "kind"), (trip.route_link, "link"),
