@@ -77,6 +77,7 @@ _NOBODY = np.iinfo(np.uint64).max  # what no packet looks like
 _NO_ROWS: Rows = np.zeros(0, np.intp)
 _TWICE = np.iinfo(np.int32).min
 _MOST = 1 << 18  # more fares than this are forgotten all together
+_SMALL = 256  # packets of a run: with fewer, asking costs more than it saves where nothing is found
 _KNOWN_STATE = "conntrack: ESTABLISHED"
 #: one change of a header field: by whom, which, from what to what; None: what stands in the packet
 _Change = tuple[Step, str, int | None, int | None]
@@ -142,12 +143,17 @@ class _Seen:
 
 
 class Settled:
-    """The fares of a node."""
+    """The fares of a node.
+
+    patience   after so many small runs in which no packet's fare was known, only one of sixteen is asked
+    """
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.changes = 0  # how often something may have been changed from outside
         self.era = 0  # how often all was forgotten
+        self.patience = 8
+        self._vain = 0  # small runs without success, one behind the other
         self._stamp: tuple[object, ...] = ()
         self._fares = _Fares()
         self._seen: _Seen | None = None
@@ -183,6 +189,10 @@ class Settled:
 
         Cost: for those that go on some 10 ns each; for those that do not, all that befalls them, some 40 ns.
         """
+        if len(rows) < _SMALL:
+            self._vain += 1
+            if self._vain > self.patience and self._vain % 16:
+                return rows
         p, ct = trip.pkts, self.node.conntrack
         at = stretch(rows)
         fit = p.state[at] == ESTABLISHED
@@ -213,6 +223,8 @@ class Settled:
         if int(p.length[at].max()) > fares.tightest:
             hit &= fares.mtu.take(which, mode="clip") >= p.length[at]
         through = int(np.count_nonzero(hit))
+        if through:
+            self._vain = 0
         if through == len(rows):
             self._passed = at
             self._carry(trip, at, which, flows, reply)
