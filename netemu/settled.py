@@ -164,9 +164,11 @@ class Settled:
 
     @property
     def on(self) -> bool:
-        """Fares are kept: connections are tracked, IPVS serves nobody, no rule is in doubt."""
+        """Fares are kept: connections are tracked, IPVS serves nobody, no rule is in doubt, and what happens stands
+        (`sweeps.Trial` could not take back what is counted here)."""
         node = self.node
-        return node.conntrack.on and not node.ipvs.active and node.doubts is None
+        stands = node.conntrack.killed is None
+        return stands and node.conntrack.on and not node.ipvs.active and node.doubts is None
 
     def _stamped(self, trip: Trip) -> tuple[object, ...]:
         """Another one: what was remembered holds no more."""
