@@ -333,6 +333,8 @@ class Conntrack:
         if self.related or self.node.helpers.attended or self.node.helpers.expected:
             return out
         syn = p.flags.take(rows) & np.uint8(SYN | ACK | RST) == SYN
+        if not syn.any():
+            return out
         some = np.flatnonzero(syn & ~reply)
         omen = self.omen.take(flows.take(some))
         out[some] = (omen != 0) & (omen == looks(p, rows.take(some)))
@@ -657,20 +659,32 @@ class Conntrack:
 
     def keys(self, p: Packets, rows: Rows) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """The two key words of each packet's tuple (ICMP: id in the place of the port, type and code beside it)."""
-        proto = p.proto[rows]
-        low, high = p.sport[rows], p.dport[rows]
-        odd = ~_PLAIN[proto]
-        if odd.any():
-            low, high = low * self.ported[proto], high * self.ported[proto]
-            for k in np.flatnonzero(odd & (proto == GRE)).tolist():
-                low[k], high[k] = self._ports(p, int(rows[k]))
-        icmp = proto == ICMP
-        if icmp.any():
-            low = np.where(icmp, p.icmp_id[rows], low)
-            high = np.where(icmp, (p.icmp_type[rows].astype(np.uint16) << 8) | p.icmp_code[rows], high)
-        k0 = (p.src[rows].astype(np.uint64) << np.uint64(32)) | p.dst[rows]
-        ports = (low.astype(np.uint64) << np.uint64(48)) | (high.astype(np.uint64) << np.uint64(32))
-        return k0, ports | (proto.astype(np.uint64) << np.uint64(16))
+        part = stretch(rows)
+        proto = p.proto[part]
+        low, high = p.sport[part], p.dport[part]
+        first = proto.item(0)
+        alike = first in (TCP, UDP) and bool((proto == first).all())
+        if not alike:
+            odd = ~_PLAIN[proto]
+            if odd.any():
+                low, high = low * self.ported[proto], high * self.ported[proto]
+                for k in np.flatnonzero(odd & (proto == GRE)).tolist():
+                    low[k], high[k] = self._ports(p, int(rows[k]))
+            icmp = proto == ICMP
+            if icmp.any():
+                low = np.where(icmp, p.icmp_id[part], low)
+                high = np.where(icmp, (p.icmp_type[part].astype(np.uint16) << 8) | p.icmp_code[part], high)
+        # numbers of one width at a time: numpy is three times as quick with them
+        ends = p.src[part].astype(np.uint64)
+        ends <<= np.uint64(32)
+        ends |= p.dst[part].astype(np.uint64)
+        ports = low.astype(np.uint32)
+        ports <<= np.uint32(16)
+        ports |= high.astype(np.uint32)
+        rest = ports.astype(np.uint64)
+        rest <<= np.uint64(32)
+        rest |= np.uint64(first << 16) if alike else proto.astype(np.uint64) << np.uint64(16)
+        return ends, rest
 
     def look_up(self, p: Packets, rows: Rows, wishes: I16 | None = None) -> NDArray[np.int32]:
         """int32[len(rows)]: 2 * flow + direction of the flow each packet's tuple belongs to, -1 for none.
@@ -708,7 +722,10 @@ class Conntrack:
         if ahead is not None and trip.hook == "PREROUTING" and trip.template is None:
             p, version, first, ids = ahead
             if p is trip.pkts and version == self.table.version and rows[-1] - first < len(ids) and rows[0] >= first:
-                return ids.take(rows - first)
+                part = stretch(rows)
+                return (
+                    ids[part.start - first : part.stop - first] if isinstance(part, slice) else ids.take(rows - first)
+                )
         return self.look_up(trip.pkts, rows, None if trip.template is None else trip.template[rows])
 
     def zones(self, p: Packets, rows: Rows, wishes: I16) -> NDArray[np.uint32] | None:

@@ -76,6 +76,7 @@ from netemu.packets import (
     distinct,
     noted,
     options,
+    stretch,
     with_address,
 )
 from netemu.paths import Step
@@ -357,9 +358,13 @@ class Road:
             if down.any():
                 trip.end(rows[down], "the link is down")
                 rows = rows[~down]
+                if not len(rows):
+                    return
         rows = self._sane(trip, rows)
-        p.link_in[rows] = p.arrived[rows]
-        p.link_out[rows] = -1
+        if not len(rows):
+            return
+        at = stretch(rows)
+        p.link_in[at], p.link_out[at] = p.arrived[at], -1
         if len(rows) > 1 and self.node.settled.on:
             rows = self.hook(trip, "PREROUTING", rows, 0, self.tracked)
             if len(rows):
@@ -390,17 +395,23 @@ class Road:
     def _sane(self, trip: Trip, rows: Rows) -> Rows:
         """Drop what the IP layer does not even look at."""
         p = trip.pkts
-        good = p.pkttype[rows] != OTHERHOST
+        good = p.pkttype[stretch(rows)] != OTHERHOST
         if not good.all():
             trip.end(rows[~good], "addressed to another host on the link")
             rows = rows[good]
-        first = p.data[p.at[rows]]
-        short = (
-            (p.ihl[rows] < 20) | (first >> 4 != 4) | (p.length[rows] < p.ihl[rows]) | (p.wire[rows] < p.length[rows])
-        )
+            if not len(rows):
+                return rows
+        at = stretch(rows)
+        ihl, length = p.ihl[at], p.length[at]
+        short = p.data.take(p.at[at]) >> 4 != 4
+        short |= ihl < 20
+        short |= length < ihl.astype(np.int32)
+        short |= p.wire[at] < length
         if short.any():
             trip.end(rows[short], "malformed IP header")
             rows = rows[~short]
+            if not len(rows):
+                return rows
         summed = p.ip_checksum_ok(rows)
         if not summed.all():
             trip.end(rows[~summed], "wrong IP header checksum")
@@ -676,7 +687,7 @@ class Road:
     def _defrag(self, trip: Trip, rows: Rows) -> Rows:
         """With tracking on nobody behind this stop sees a fragment: hold them until the packet is whole."""
         p = trip.pkts
-        pieces = (p.frag[rows] & (OFFSET_MASK | MORE_FRAGMENTS)) != 0
+        pieces = (p.frag[stretch(rows)] & np.uint16(OFFSET_MASK | MORE_FRAGMENTS)) != 0
         if not pieces.any():
             return rows
         for row in rows[pieces].tolist():
@@ -871,29 +882,29 @@ class Road:
         stop = min(p.n, start + min(limit, self.window))
         if stop - start <= 1 or (self.alone_out if p.arrived[start] < 0 else self.alone_in):
             return start + 1
-        rows = np.arange(start, stop)
-        end = len(rows)
-        local = p.arrived[rows] < 0
+        size = end = stop - start
+        at = slice(start, stop)
+        local = p.arrived[at] < 0
         end = _first(local != local[0], end)
         t0 = int(p.time[start])
         if node.ipvs.next_due <= t0:  # what rings now may set alarms within the run
             node.ipvs.advance(t0)
         dues = (due for due in (node.ipvs.next_due, self.next_expiry) if due > t0)
         until = min([t0 + node.shortest_timeout, *dues])
-        end = min(end, int(np.searchsorted(p.time[rows], until)))
-        lonely = ((p.frag[rows] & (OFFSET_MASK | MORE_FRAGMENTS)) != 0) | (
-            (p.proto[rows] == ICMP) & _ERROR_TYPE[p.icmp_type[rows]]
-        )
-        end = _first(lonely, end)
+        end = min(end, int(np.searchsorted(p.time[at], until)))
+        end = _first((p.frag[at] & np.uint16(OFFSET_MASK | MORE_FRAGMENTS)) != 0, end)
+        icmp = p.proto[at] == ICMP
+        if icmp.any():
+            end = _first(icmp & _ERROR_TYPE[p.icmp_type[at]], end)
         if end == 0:
             return start + 1
         if node.conntrack.on or node.ipvs.active:
             daring = self.dares and not local[0] and not self.wary
             self.wary -= self.wary > 0
-            end = self._flows_end(p, rows[:end], daring=daring)
-        if end == len(rows) and self.window < CHUNK:
+            end = self._flows_end(p, np.arange(start, start + end), daring=daring)
+        if end == size and self.window < CHUNK:
             self.window *= 2
-        elif end * 4 < len(rows) and self.window > 16:
+        elif end * 4 < size and self.window > 16:
             self.window //= 2
         return start + max(end, 1)
 
@@ -910,6 +921,10 @@ class Road:
         end = len(rows)
         wishes = self._wishes(p, rows)
         ids = ct.look_ahead(p, rows, wishes) if ct.on else np.full(len(rows), -1, np.int32)
+        if ct.on and not self.parting and self._all_goes_on(p, rows, ids):
+            if node.ipvs.active:
+                end = node.ipvs.run_end(*self._translated(p, rows, ids))
+            return end
         known = ids >= 0
         flows = np.where(known, ids >> 1, -1)
         if node.helpers.attended or wishes is not None:
@@ -983,6 +998,24 @@ class Road:
             flows = np.where(known, ids >> 1, -1)[:end]
             end = min(end, node.ipvs.run_end(*self._translated(p, rows[:end], ids[:end]), flows))
         return end
+
+    @property
+    def parting(self) -> bool:
+        """Rules, helpers or routes may part packets that only go on with their connections."""
+        node = self.node
+        parted = self.one_a_flow or self.one_asking or self.resets or self.moved or self.wishing
+        return bool(parted or node.helpers.attended or node.conntrack.abrupt)
+
+    def _all_goes_on(self, p: Packets, rows: Rows, ids: NDArray[np.int32]) -> bool:
+        """All packets belong to connections that we know, none of which is over, and none of them says that it may be.
+
+        This is said of most runs of settled traffic, and then nothing else need be asked.
+        """
+        at = stretch(rows)
+        if int(ids.min()) < 0 or (p.flags[at] & np.uint8(SYN | RST)).any():
+            return False
+        ends = self.node.conntrack.deadline.take(ids >> 1)
+        return int(ends.min()) > p.time.item(rows[-1])
 
     def _translated(self, p: Packets, rows: Rows, ids: NDArray[np.int32]) -> tuple[Packets, Rows]:
         """The packets as they come to IPVS: sent to where NAT has their connections go, or their answers."""

@@ -49,13 +49,14 @@ from netemu.packets import (
     Mask,
     Packets,
     Rows,
+    stretch,
 )
 from netemu.paths import Step
+from netemu.trip import Trip
 
 if TYPE_CHECKING:
     from netemu.node import Node
     from netemu.tables import Chain, Rule
-    from netemu.trip import Trip
 
 At = Rows | slice
 #: fields that are the connection's: bit, the column, where the connection has it for packets of either direction
@@ -76,6 +77,7 @@ _NOBODY = np.iinfo(np.uint64).max  # what no packet looks like
 _NO_ROWS: Rows = np.zeros(0, np.intp)
 _TWICE = np.iinfo(np.int32).min
 _MOST = 1 << 18  # more fares than this are forgotten all together
+_SMALL = 256  # packets of a run: with fewer, asking costs more than it saves where nothing is found
 _KNOWN_STATE = "conntrack: ESTABLISHED"
 #: one change of a header field: by whom, which, from what to what; None: what stands in the packet
 _Change = tuple[Step, str, int | None, int | None]
@@ -141,12 +143,17 @@ class _Seen:
 
 
 class Settled:
-    """The fares of a node."""
+    """The fares of a node.
+
+    patience   after so many small runs in which no packet's fare was known, only one of sixteen is asked
+    """
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.changes = 0  # how often something may have been changed from outside
         self.era = 0  # how often all was forgotten
+        self.patience = 8
+        self._vain = 0  # small runs without success, one behind the other
         self._stamp: tuple[object, ...] = ()
         self._fares = _Fares()
         self._seen: _Seen | None = None
@@ -157,9 +164,11 @@ class Settled:
 
     @property
     def on(self) -> bool:
-        """Fares are kept: connections are tracked, IPVS serves nobody, no rule is in doubt."""
+        """Fares are kept: connections are tracked, IPVS serves nobody, no rule is in doubt, and what happens stands
+        (`sweeps.Trial` could not take back what is counted here)."""
         node = self.node
-        return node.conntrack.on and not node.ipvs.active and node.doubts is None
+        stands = node.conntrack.killed is None
+        return stands and node.conntrack.on and not node.ipvs.active and node.doubts is None
 
     def _stamped(self, trip: Trip) -> tuple[object, ...]:
         """Another one: what was remembered holds no more."""
@@ -182,8 +191,12 @@ class Settled:
 
         Cost: for those that go on some 10 ns each; for those that do not, all that befalls them, some 40 ns.
         """
+        if len(rows) < _SMALL:
+            self._vain += 1
+            if self._vain > self.patience and self._vain % 16:
+                return rows
         p, ct = trip.pkts, self.node.conntrack
-        at: At = slice(rows.item(0), rows.item(-1) + 1) if rows.item(-1) - rows.item(0) + 1 == len(rows) else rows
+        at = stretch(rows)
         fit = p.state[at] == ESTABLISHED
         if not fit.any():
             return rows
@@ -212,6 +225,8 @@ class Settled:
         if int(p.length[at].max()) > fares.tightest:
             hit &= fares.mtu.take(which, mode="clip") >= p.length[at]
         through = int(np.count_nonzero(hit))
+        if through:
+            self._vain = 0
         if through == len(rows):
             self._passed = at
             self._carry(trip, at, which, flows, reply)
@@ -287,9 +302,9 @@ class Settled:
             self._translate(p, at, which, flows, reply, moved)
         via = values("via")
         if np.ndim(via):
-            trip.nexthop[at] = np.where(via, via, p.dst[at])
-        else:
-            trip.nexthop[at] = via if via else p.dst[at]
+            near = np.flatnonzero(via == 0)
+            via[near] = p.dst[at].take(near)
+        trip.nexthop[at] = via if np.ndim(via) or via else p.dst[at]
         for column, name in (
             (p.path, "path"), (p.fate, "fate"), (p.reason, "reason"), (p.ttl, "ttl"), (p.tos, "tos"), (p.mark, "mark"),
             (p.link_out, "link_out"), (trip.left, "left"), (trip.route_kind, "kind"), (trip.route_link, "link"),

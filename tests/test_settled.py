@@ -201,7 +201,9 @@ def nodes(seed: int) -> Callable[[], Node]:
             (Path(d) / "node.toml").write_text(toml)
             (Path(d) / "iptables.save").write_text(rules)
             (Path(d) / "ipset.save").write_text(SETS)
-            return Node.load(d, seed=seed % 5)
+            node = Node.load(d, seed=seed % 5)
+        node.settled.patience = 1 << 30
+        return node
 
     return made
 
@@ -457,6 +459,30 @@ def test_a_rule_that_only_others_come_to_does_no_harm() -> None:
     for _ in range(3):
         talk.talk()
     assert talk.known == known + 16
+
+
+def test_where_nothing_is_found_in_small_runs_few_are_asked() -> None:
+    """They would pay for what they never get; once something is found, all are asked again."""
+    talk = Talk()
+    talk.node.settled.patience = 4
+    asked: list[int] = []
+    restrict = talk.node.settled._restrict
+
+    def counted(*rest: Any) -> None:
+        asked.append(1)
+        restrict(*rest)
+
+    vars(talk.node.settled)["_restrict"] = counted
+    talk.node.run("iptables -I FORWARD -m length --length 0:1000 -j LOG")
+    for _ in range(36):
+        talk.talk(2)
+    assert len(asked) == 6
+    talk.node.run("iptables -D FORWARD 1")
+    for _ in range(40):
+        talk.talk(2)
+    known = talk.known
+    talk.talk(2)
+    assert talk.known == known + 2
 
 
 def test_what_was_learned_without_rewrites_is_learned_again_with_them() -> None:
