@@ -560,8 +560,9 @@ class Tracker:
         """The first word of an end: its numbers and its options."""
         misc = watched.misc
         watched.td[4 * me : 4 * me + 3] = end, end, win or 1
-        misc[me], offered = _options(pkts, row, doff)
-        misc[2 + me] = offered | (misc[2 + me] & LIBERAL)
+        if doff > 20:  # a SYN again without any option leaves what the one before it offered
+            misc[me], offered = _options(pkts, row, doff)
+            misc[2 + me] = offered | (misc[2 + me] & LIBERAL)
         if me == 1 and not (misc[2] & misc[3] & WSCALE):
             misc[0] = misc[1] = 0
 

@@ -1266,6 +1266,28 @@ def fragments_copied(kernel: str) -> Story:
 
 
 @story()
+def found_syn_again_without_options(kernel: str) -> Story:
+    s = Story(
+        "found/syn-again-without-options",
+        kernel,
+        """A SYN that comes again without any option leaves what the first one offered: windows are scaled. One with
+        another option takes it back.""",
+        iptables="filter FORWARD -m conntrack --ctstate INVALID -j DROP",
+    )
+    scale, size = b"\x01\x03\x03\x02", b"\x02\x04\x05\xb4"
+    for port, options in ((4000, b""), (4001, size), (4002, scale)):
+        s.sends("lan0", tcp(SRV, port, OUT, 80, "S", 1000, options=size + scale))
+        s.sends("lan0", tcp(SRV, port, OUT, 80, "S", 101000, options=options))
+        s.sends("eth0", tcp(OUT, 80, SRV, port, "SA", 50000, 101001, 1000, options=size + b"\x01\x03\x03\x07"))
+        s.sends("lan0", tcp(SRV, port, OUT, 80, "A", 101001, 50001, 1000))
+        s.sends("eth0", tcp(OUT, 80, SRV, port, "A", 50001, 101001, 1000))
+        for far in (900, 2000, 100_000, 200_000):
+            s.sends("lan0", tcp(SRV, port, OUT, 80, "A", 101001 + far, 50001, 1000, data=b"far"))
+            s.sends("eth0", tcp(OUT, 80, SRV, port, "A", 50001 + far // 30, 101001, 1000, data=b"far"))
+    return s
+
+
+@story()
 def found_hash_mark_of_a_short_error(kernel: str) -> Story:
     s = Story(
         "found/hash-mark-of-a-short-error",
