@@ -827,7 +827,8 @@ class Ipvs:
         self._texts: I32 = np.zeros(64, np.int32)
         self._lasting: I64 = np.zeros(64, np.int64)  # persistence, ns
         self._ports, self._marks, self._masks = (np.zeros(64, np.uint32) for _ in range(3))
-        self._planned: NDArray[np.int64] = np.full((64, 2), -1, np.int64)
+        self._planned: I64 = np.zeros(64, np.int64)
+        self._plans, self._plan_of = 0, (-1, False, -1)  # counts what plans hang on: version, sysctl, version of routes
         self._version = 0  # counts changes to services and servers
         # what the tables said of the packets of this run, for who asks again
         self._clients, self._answers = Recall(self.conns.client.table), Recall(self.conns.server.table)
@@ -1057,8 +1058,12 @@ class Ipvs:
 
     def _plan(self, numbers: NDArray[np.intp]) -> None:
         """Find out which services choose for many at once: `_room` is how long packets may be, 0 for one by one."""
-        stamp = self._version * 2 + bool(self._on("cache_bypass")), self.node.routing.version
-        stale = numbers[(self._planned[numbers] != stamp).any(axis=1)].tolist()
+        bypass = bool(self._on("cache_bypass"))
+        now = self._version, bypass, self.node.routing.version
+        if self._plan_of != now:
+            self._plan_of = now
+            self._plans += 1
+        stale = numbers[self._planned[numbers] != self._plans].tolist()
         if not stale:
             return
         services = [self._by_stat[number] for number in stale]
@@ -1067,9 +1072,8 @@ class Ipvs:
         s = self.servers
         usable = (s.kind == routing.FORWARD) & ((s.method == MASQ) | (s.method == ROUTE))
         room = np.where(usable, s.mtu, 0).tolist()
-        bypass = bool(self._on("cache_bypass"))
         for number, service, servers in zip(stale, services, listed, strict=True):
-            self._planned[number] = stamp
+            self._planned[number] = self._plans
             self._texts[number] = self.node.paths.text_id(service.text)
             alone = service.one_packet or service.port == FTP or (service.mark and bypass)
             alone = alone or not (service.port or service.mark or service.timeout)
@@ -2868,11 +2872,10 @@ class Ipvs:
         if self._stats_used == len(self.counters):
             for name in (
                 "counters", "_averages", "_read_last", "_heeds", "_in_turn", "_room", "_texts", "_lasting", "_ports",
-                "_marks", "_masks",
+                "_marks", "_masks", "_planned",
             ):  # fmt: skip
                 column = getattr(self, name)
                 setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
-            self._planned = np.concatenate([self._planned, np.full_like(self._planned, -1)])
         self._stats_used += 1
         return self._stats_used - 1
 

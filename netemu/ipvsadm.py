@@ -9,6 +9,7 @@ wrong options, 255 for options that it does not know and for what the kernel ref
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -203,11 +204,14 @@ class Ipvsadm:
         """`ipvsadm -Ln --stats --exact`, up to the last packet (Linux shows them up to two seconds late)."""
         return self.list(what="stats", exact=True)
 
-    def connections(self, now: int, numeric: bool = True) -> str:
-        """`ipvsadm -Lnc`, oldest first (Linux: in hash order)."""
+    def connections(self, now: int, numeric: bool = True, engines: bool = False) -> str:
+        """`ipvsadm -Lnc`, oldest first (Linux: in hash order). `engines`: with columns for what persistence engines
+        know of connections, which is nothing: none is modelled."""
         self.ipvs.look(now)
         t = self.ipvs.conns
         out = ["IPVS connection entries", "pro expire state       source             virtual            destination"]
+        if engines:
+            out[1] += "        pe name          pe_data"
         live = np.flatnonzero(t.live & ((t.flags & FOUND) != 0))
         for c in live[np.argsort(t.serial[live])].tolist():
             proto, flags = int(t.proto[c]), int(t.flags[c])
@@ -357,6 +361,7 @@ _OPTIONS = {
     "sort": ("", 0), "exact": ("", 0), "ipv6": ("6", 0), "ops": ("o", 0), "pe": ("", 1), "sched-flags": ("b", 1),
     "tun-info": ("", 0), "tun-type": ("", 1), "tun-port": ("", 1), "tun-nocsum": ("", 0), "tun-csum": ("", 0),
     "tun-remcsum": ("", 0), "syncid": ("", 1), "mcast-interface": ("", 1), "sync-maxlen": ("", 1),
+    "mcast-group": ("", 1), "mcast-port": ("", 1), "mcast-ttl": ("", 1),
 }  # fmt: skip
 _LETTERS = {letter: (name, words) for name, (letter, words) in _OPTIONS.items() if letter}
 _SHORT = {f"-{letter}": option for letter, option in _LETTERS.items()}
@@ -379,13 +384,23 @@ _TAKES: dict[str, tuple[set[str], set[str]]] = {
     "clear": (set(), set()), "restore": (set(), set()), "save": (set(), {"numeric"}),
     "add-server": (_BOTH, _SERVER), "edit-server": (_BOTH, _SERVER), "delete-server": (_BOTH, {"ipv6"}),
     "list": (set(), _LIST), "zero": (set(), {"service-address", "ipv6"}), "set": (set(), set()),
-    "start-daemon": (set(), {"syncid", "mcast-interface", "sync-maxlen"}), "stop-daemon": (set(), {"syncid"}),
+    "start-daemon": (
+        set(), {"syncid", "mcast-interface", "sync-maxlen", "mcast-group", "mcast-port", "mcast-ttl"}
+    ),
+    "stop-daemon": (set(), {"syncid"}),
     "help": (set(), set(_OPTIONS)),
 }  # fmt: skip
 _METHODS = {"masquerading": MASQ, "ipip": TUNNEL, "gatewaying": ROUTE}
 _PROTOS = {"tcp-service": TCP, "udp-service": UDP, "sctp-service": SCTP}
 _FLAG_NAMES = {"flag-1": 0, "flag-2": 1, "flag-3": 2, "sh-fallback": 0, "sh-port": 1, "mh-fallback": 0, "mh-port": 1}
 _TELLING = ("restore", "save", "list")  # verbs that need the tool, not IPVS alone
+#: what is said to a daemon that is neither master nor backup
+_DAEMONS = {
+    "start-daemon": "illegal start-daemon parameter specified",
+    "stop-daemon": "illegal start_daemon specified",
+}
+#: numbers of the daemon's options
+_DAEMON_NUMBERS = {"syncid": (0, 255), "sync-maxlen": (1, 65507), "mcast-port": (1, 0xFFFF), "mcast-ttl": (1, 255)}
 _TRY = "Try `ipvsadm -h' or 'ipvsadm --help' for more information."
 
 
@@ -397,13 +412,15 @@ class Command:
         self.given: dict[str, str] = {}  # option (or the group it belongs to) -> its word
         self.chosen: dict[str, str] = {}  # group -> which of its options
         self.rest: list[str] = []
+        self.role = ""  # of the daemon: master or backup
         if not words:
             self.verb = "list"
         self._read(words)
         if not self.verb:
             raise Refused(_TRY, status=USAGE)
-        if self.rest and self.verb != "set":
-            raise Refused(f"unexpected argument {self.rest[0]}", status=ILLEGAL, text=self.rest[0])
+        extra = self.rest[3:] if self.verb == "set" else self.rest
+        if extra:
+            raise Refused(f"unexpected argument {extra[0]}", status=ILLEGAL, text=extra[0])
         self._allowed()
 
     def _read(self, words: list[str]) -> None:
@@ -415,12 +432,14 @@ class Command:
                 break
             if word.startswith("--"):
                 name, equals, value = word[2:].partition("=")
-                if name in _VERBS:
+                if name in _DAEMONS:
+                    self._take_daemon(name, value if equals else None, todo)
+                elif name in _VERBS:
                     self._take_verb(name, word)
                 elif name in _OPTIONS:
                     self._take(name, _OPTIONS[name][1], value if equals else None, todo, word)
                 else:
-                    raise Refused(f"{word}: unknown option", status=USAGE, text=word)
+                    raise self._unknown(word)
             elif word.startswith("-") and len(word) > 1:
                 self._read_letters(word, todo)
             else:
@@ -444,7 +463,21 @@ class Command:
                 if words and joined is not None:
                     return
             else:
-                raise Refused(f"{word}: unknown option", status=USAGE, text=word)
+                raise self._unknown(word)
+
+    def _unknown(self, word: str) -> Refused:
+        """An option that there is not; the tool names it only behind a command."""
+        return Refused(f"{word}: unknown option" if self.verb else _TRY, status=USAGE, text=word)
+
+    def _take_daemon(self, name: str, role: str | None, todo: list[str]) -> None:
+        if role is None:
+            if not todo:
+                raise Refused(_TRY, status=USAGE)
+            role = todo.pop(0)
+        self._take_verb(name, role)
+        if role not in ("master", "backup"):
+            raise Refused(_DAEMONS[name], status=ILLEGAL, text=role)
+        self.role = role
 
     def _take_verb(self, name: str, word: str) -> None:
         if self.verb:
@@ -545,10 +578,14 @@ class Command:
     def _settings(self, service: Service) -> str:
         """Read the options of a service into it; the scheduler's name."""
         scheduler = self.given.get("scheduler") or "wlc"
-        if "pe" in self.given:
+        if self.given.get("pe"):
             if self.given["pe"] != "sip":
                 raise Refused("Scheduler or persistence engine not found", status=KERNEL, text=self.given["pe"])
-            raise Unsupported("persistence engine `sip'", text="--pe")
+            raise Unsupported(
+                "persistence engine `sip': calls of one Call-ID go to one server, whoever sends them",
+                text="--pe",
+                hint="without `--pe sip' the service binds clients by their addresses",
+            )
         if "persistent" in self.given:
             service.timeout = 360
             if self.given["persistent"]:
@@ -670,7 +707,7 @@ class Command:
         ipvs.zero(self._service_of(ipvs, "No such service") if "service-address" in self.given else None)
 
     def _set(self, ipvs: Ipvs, now: int, stdin: str) -> None:
-        if len(self.rest) != 3:
+        if len(self.rest) < 3:
             raise Refused("--set option requires 3 timeout values", status=ILLEGAL)
         values = []
         for word in self.rest:
@@ -682,34 +719,53 @@ class Command:
     def _list(self, tool: Ipvsadm, now: int, stdin: str) -> str:
         given, ipvs, numeric = self.given, tool.ipvs, "numeric" in self.given
         shows = {"stats", "rate", "thresholds", "persistent-conn", "tun-info"} & set(given)
-        for name in ("connection", "timeout", "daemon"):
-            if name not in given:
-                continue
-            for other in ("service-address", "connection", "timeout", "daemon"):
-                if other in given and other != name:
-                    first, second = (other, name) if name == "connection" else (name, other)
-                    raise Refused(
-                        f"The option '{first}' conflicts with the '{second}' option in the 'list' command",
-                        status=ILLEGAL,
-                    )
-            if shows - {"tun-info"}:
+        alone = [name for name in ("daemon", "timeout", "service-address", "connection") if name in given]
+        if len(alone) > 1:
+            raise Refused(
+                f"The option '{alone[0]}' conflicts with the '{alone[1]}' option in the 'list' command", status=ILLEGAL
+            )
+        if alone and alone[0] != "service-address":
+            beside = {"tun-info", "persistent-conn"} if "connection" in given else {"tun-info"}
+            if shows - beside:
                 raise Refused("options conflicts in the list command", status=ILLEGAL)
         if "timeout" in given:
             return f"Timeout (tcp tcpfin udp): {ipvs.timeouts[ES]} {ipvs.timeouts[FW]} {ipvs.udp_timeout}\n"
         if "daemon" in given:
             return ""
         if "connection" in given:
-            return tool.connections(now, numeric)
+            return tool.connections(now, numeric, "persistent-conn" in given)
         chosen = [self._service_of(ipvs, "No such service", 1)] if "service-address" in given else None
         what = next((w for w in ("stats", "rate", "thresholds", "persistent-conn", "tun-info") if w in given), "")
         return tool.list(
             services=chosen, what=what, exact="exact" in given, sort="nosort" not in given, numeric=numeric
         )
 
+    def _daemon_options(self) -> None:
+        for name, (lowest, highest) in _DAEMON_NUMBERS.items():
+            if name in self.given:
+                self._number(name, lowest, highest, f"illegal {name} specified")
+        group = self.given.get("mcast-group", "224.0.0.81")
+        try:
+            many = ipaddress.ip_address(group).is_multicast
+        except ValueError:
+            many = False
+        if not many:
+            family = "IPv6" if ":" in group else "IPv4"
+            raise Refused(f"invalid {family} mcast-group `{group}'", status=ILLEGAL, text=group)
+
     def _start_daemon(self, ipvs: Ipvs, now: int, stdin: str) -> None:
-        raise Unsupported("connection synchronisation between directors")
+        self._daemon_options()
+        link = self.given.get("mcast-interface")
+        if link is not None and link not in ipvs.node.routing.names:
+            raise Refused("No such device", status=KERNEL, text=link)
+        raise Unsupported(
+            f"synchronisation of connections between directors ({self.role})",
+            text="--start-daemon",
+            hint="left out, this node has only the connections that came to itself, and sends no messages about them",
+        )
 
     def _stop_daemon(self, ipvs: Ipvs, now: int, stdin: str) -> None:
+        self._daemon_options()
         raise Refused("No daemon is running", status=KERNEL)
 
     def _help(self, ipvs: Ipvs, now: int, stdin: str) -> str:

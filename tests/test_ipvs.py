@@ -582,6 +582,22 @@ def test_save_and_list_are_the_tools_own_text(tmp_path: Path) -> None:
         ("-Lnz", 255, "-Lnz: unknown option"),
         ("-C -n", 2, "Illegal 'numeric' option with the 'flush' command"),
         ("-Lnc --stats", 2, "options conflicts in the list command"),
+        ("-L -c --daemon", 2, "The option 'daemon' conflicts with the 'connection' option in the 'list' command"),
+        ("-L --timeout --daemon", 2, "The option 'daemon' conflicts with the 'timeout' option in the 'list' command"),
+        ("--set 1 2 3 4", 2, "unexpected argument 4"),
+        ("--nosuch -L", 255, "Try `ipvsadm -h'"),
+        ("--start-daemon", 255, "Try `ipvsadm -h'"),
+        ("--start-daemon other", 2, "illegal start-daemon parameter specified"),
+        ("--stop-daemon other", 2, "illegal start_daemon specified"),
+        ("--stop-daemon backup", 255, "No daemon is running"),
+        ("--start-daemon master -n", 2, "Illegal 'numeric' option with the 'start-daemon' command"),
+        ("--stop-daemon master --mcast-ttl 2", 2, "Illegal 'mcast-ttl' option with the 'stop-daemon' command"),
+        ("--start-daemon master --syncid -1", 2, "illegal syncid specified"),
+        ("--start-daemon master --sync-maxlen 65508", 2, "illegal sync-maxlen specified"),
+        ("--start-daemon master --mcast-group 1.2.3.4", 2, "invalid IPv4 mcast-group `1.2.3.4'"),
+        ("--start-daemon master --mcast-interface nosuch", 255, "No such device"),
+        ("--start-daemon master --stop-daemon backup", 2, "invalid option `backup'"),
+        ("-A -u 10.96.0.10:82 -p 60 --pe other", 255, "Scheduler or persistence engine not found"),
     ],
 )
 def test_refusals_are_the_tools_own_words(tmp_path: Path, command: str, status: int, words: str) -> None:
@@ -607,10 +623,23 @@ def test_rates_are_averages_of_two_seconds_each(tmp_path: Path) -> None:
     assert world.run("-Ln --rate").splitlines()[-1].split()[2:] == ["0"] * 5
 
 
-@pytest.mark.parametrize("command", ["-A -t [fd00::1]:80", "-A -u 10.0.0.1:5060 -p 60 --pe sip"])
-def test_what_is_not_modelled_is_named(tmp_path: Path, command: str) -> None:
-    with pytest.raises(Unsupported):
+@pytest.mark.parametrize(
+    "command",
+    ["-A -t [fd00::1]:80", "-A -u 10.0.0.1:5060 -p 60 --pe sip", "--start-daemon=master --mcast-interface eth0"],
+)
+def test_what_is_not_modelled_is_named_with_the_way_out(tmp_path: Path, command: str) -> None:
+    with pytest.raises(Unsupported) as e:
         World(tmp_path).run(command)
+    assert e.value.problems[0].hint
+
+
+def test_what_persistence_engines_know_of_connections_is_a_heading(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.ask()
+    plain, more = (world.run(f"-Lnc{option}").splitlines() for option in ("", " --persistent-conn"))
+    assert more[1] == plain[1] + "        pe name          pe_data" and more[2:] == plain[2:]
+    world.run(f"-A -u {VIP}:5060 -s rr -p 60 --pe=")
+    assert world.run("-L --daemon") == ""
 
 
 def test_a_load_names_every_line_that_it_cannot_take(tmp_path: Path) -> None:
