@@ -923,7 +923,7 @@ class Road:
         ids = ct.look_ahead(p, rows, wishes) if ct.on else np.full(len(rows), -1, np.int32)
         if ct.on and not self.parting and self._all_goes_on(p, rows, ids):
             if node.ipvs.active:
-                end = node.ipvs.run_end(*self._translated(p, rows, ids))
+                end = node.ipvs.run_end(*self._translated(p, rows, ids), ids >> 1)
             return end
         known = ids >= 0
         flows = np.where(known, ids >> 1, -1)
