@@ -572,19 +572,18 @@ def repeats(columns: Columns) -> Places:
     >>> repeats((np.array([5, 7, 5, 5, 9], np.uint64),))
     array([2, 3])
     """
-    n = len(columns[0])
-    size = _power(max(n, 1) * 4)
-    pos = _Mixer(len(columns), n).many(columns)
-    pos >>= np.uint64(64 - (size - 1).bit_length())
-    at = pos.view(np.intp)
-    slots = np.zeros(size, np.int32)
-    places = np.arange(n, dtype=np.int32)
-    slots[at] = places
-    shared = np.zeros(size, bool)
-    shared[at.compress(slots.take(at) != places)] = True
-    some = np.flatnonzero(shared.take(at))
-    if not len(some):
-        return some
+    some = np.arange(len(columns[0]))
+    bits = (_power(max(len(some), 1) * 2) - 1).bit_length()
+    h = _Mixer(len(columns), bits).many(columns)
+    for down in (64 - bits, 64 - 2 * bits):  # those that share a slot with others, by some bits and then by other ones
+        at = (h.take(some) >> np.uint64(down)).view(np.intp) & ((1 << bits) - 1)
+        slots, shared = np.zeros(1 << bits, np.int32), np.zeros(1 << bits, bool)
+        places = np.arange(len(some), dtype=np.int32)
+        slots[at] = places
+        shared[at.compress(slots.take(at) != places)] = True
+        some = some.compress(shared.take(at))
+        if not len(some):
+            return some
     keys = [column.take(some) for column in columns]
     order = np.lexsort((some, *keys))
     same = np.ones(len(some) - 1, bool)

@@ -114,6 +114,7 @@ class Road:
         self.alone_in = self.alone_out = self.one_a_flow = self.one_asking = False  # see _memories
         self.wishing = False  # packets from links may come to a CT rule
         self.resets = 0  # see _find_resets
+        self._resets_of = -1  # version of the rules that they were found in
         self.moved = False  # see _find_movers
         self.routes = -1  # version of the routes when it was last asked
         self.up = np.zeros(0, bool)
@@ -149,7 +150,8 @@ class Road:
                     )
             self.stops[hook] = line
         self._memories()
-        self.resets = self._find_resets()
+        if self._resets_of != node.tables.version:
+            self.resets, self._resets_of = self._find_resets(), node.tables.version
         self.moved = self._find_movers()
         node.conntrack.foretell(self._steady())
         self.answers.read_sysctls()

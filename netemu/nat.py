@@ -28,7 +28,7 @@ from netemu.conntrack import (
     inverse,
     quoted_tuple,
 )
-from netemu.hashing import jhash2
+from netemu.hashing import jhash2, repeats
 from netemu.packets import (
     DCCP,
     GRE,
@@ -332,7 +332,7 @@ class Nat:
             ct.alter_reply(flow, inverse(chosen))
             ct.status[flow] |= bit
             if manip == SOURCE:
-                ct.remember_source(flow)
+                ct.remember_sources(np.array([flow]))
         ct.status[flow] |= done
         if manip == SOURCE and trip.hook in ("POSTROUTING", "INPUT"):
             # nothing but the confirmation follows, so the tuple is taken from now on
@@ -425,8 +425,7 @@ class Nat:
             undone = moved[moved >= stored]
             self._write(flows[undone], before.take(undone))
             n, moved = stored, moved[moved < stored]
-            for flow in flows[moved].tolist():
-                ct.remember_source(flow)
+            ct.remember_sources(flows[moved])
         ct.status[flows[moved]] |= bit
         ct.status[flows[:n]] |= done
         return n
@@ -496,14 +495,10 @@ class Nat:
     def _mapped_before(self, now: _Tuples, zone: NDArray[np.uint32], wishing: Mask) -> NDArray[np.intp]:
         """Those of the rows whose wish is not met whose source was mapped before: they may be given the same again."""
         where = np.flatnonzero(wishing)
-        source = now.proto[where].astype(np.int64) << 48 | now.src[where].astype(np.int64) << 16 | now.sport[where]
-        _, first = np.unique(source, return_index=True)
-        again = np.ones(len(where), bool)
-        again[first] = False
-        again |= zone[where] != 0  # what follows is the source_key of zone 0
-        mapped = self.node.conntrack.mapped
-        if mapped:
-            again |= np.fromiter((key in mapped for key in source.tolist()), bool, len(where))
+        src, sport, proto, zone = now.src[where], now.sport[where], now.proto[where], zone[where]
+        again = self.node.conntrack.mapped.known(src, sport, proto, zone)
+        u = np.uint64
+        again[repeats((src.astype(u) << u(32) | sport.astype(u) << u(16) | proto, zone.astype(u)))] = True
         return where[again]
 
     # ---- one choice --------------------------------------------------------------------------------------------
@@ -516,7 +511,7 @@ class Nat:
         if manip == SOURCE and not wish.random:
             if _inside(current, manip, wish) and not ct.taken(inverse(current), flow, now):
                 return current
-            for other in reversed(ct.mapped.get(ct.source_key(current, int(ct.zone[flow])), [])):
+            for other in ct.mapped.of(current, int(ct.zone[flow])):
                 if int(ct.deadline[other]) <= now or other == flow:
                     continue
                 was = inverse(ct.reply(other))

@@ -281,7 +281,8 @@ class Rewritten:
         self.destinations: list[tuple[int, int]] = []
         self.sources: list[tuple[int, int]] = []
         self.draws = self.narrow = wished = False
-        own = sorted({a.ip for link in node.routing.links for a in link.addresses})
+        self.of = self.depends(node)
+        _, own, servers = self.of
         for wish, manip in wishes(node.tables):
             wished = True
             if manip == "dst":
@@ -297,12 +298,18 @@ class Rewritten:
                 side.extend((a, a) for a in own)
                 if wish.kind == "redirect":
                     side.append((0x7F000001, 0x7F000001))
-        servers = {d.addr for service in node.ipvs.services for d in service.destinations}
         self.dnat = bool(self.destinations)
         self.destinations.extend((a, a) for a in servers)
-        self.servers = np.array(sorted(servers), np.uint64)
+        self.servers = np.array(servers, np.uint64)
         self.none = not wished and not servers
         self._tables = [self._merged(self.destinations), self._merged(self.sources)]
+
+    @staticmethod
+    def depends(node: Node) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        """All that it follows from: the version of the rules, the node's own addresses, the real servers of IPVS."""
+        own = {a.ip for link in node.routing.links for a in link.addresses}
+        servers = {d.addr for service in node.ipvs.services for d in service.destinations}
+        return node.tables.version, tuple(sorted(own)), tuple(sorted(servers))
 
     @staticmethod
     def _merged(ranges: list[tuple[int, int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -363,6 +370,7 @@ class Node:
         self.doubts = Doubts() if unsupported == UNCERTAIN else None
         self.road = Road(self)
         self.shortest_timeout = SECOND
+        self.rewritten = Rewritten(self)
         self.routing.on_link_down.append(self._link_down)
         self.routing.on_address_removed.append(self._address_removed)
         problems: list[Problem] = []
@@ -420,7 +428,8 @@ class Node:
         self.conntrack.read_sysctls()
         self.conntrack.switch(self.tables.conntrack_needed or self.ipvs.conntrack_needed)
         self.shortest_timeout = min(SECOND, self.conntrack.shortest_timeout())
-        self.rewritten = Rewritten(self)
+        if self.rewritten.of != Rewritten.depends(self):
+            self.rewritten = Rewritten(self)
         self.road.compile()
 
     def milliseconds(self, now: int) -> int:
