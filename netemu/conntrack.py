@@ -668,6 +668,8 @@ class Conntrack:
 
     def until_repeated(self, flows: NDArray[np.integer]) -> int:
         """How many of them stand there before one that was there already."""
+        if isinstance(span(flows), slice):
+            return len(flows)
         if len(self._scratch) < self.capacity:
             self._scratch = np.zeros(self.capacity, np.int32)
         places = np.arange(len(flows), dtype=np.int32)
@@ -987,8 +989,8 @@ class Conntrack:
         for new in fresh.tolist():
             ids[new] = self._open(trip, int(rows[new]))
         if self.steady and len(begun):
-            begun = begun[ids[begun] >= 0]
-            self.omen[ids[begun] >> 1] = looks(p, rows[begun])
+            begun = begun.compress(ids.take(begun) >= 0)
+            self.omen[span(ids.take(begun) >> 1)] = looks(p, rows.take(begun))
         known = ids >= 0
         known[followed] = False
         if not known.all():
@@ -1504,13 +1506,17 @@ def looks(p: Packets, rows: Rows) -> NDArray[np.uint64]:
 
     0 for other packets, and for those that are not simply passed on.
     """
-    out = p.arrived[rows].astype(np.uint64)
-    fine = (p.ihl[rows] == 20) & (p.arrived[rows] >= 0) & (p.pkttype[rows] == HOST) & (p.proto[rows] == TCP)
-    fine &= p.flags[rows] & np.uint8(SYN | ACK | RST) == SYN
-    dont = (p.frag[rows] & DONT_FRAGMENT) != 0
-    sizes = p.length[rows].astype(np.uint64) << np.uint64(5) | p.doff[rows].astype(np.uint64) >> np.uint64(2)
-    for bits, field in ((8, p.tos[rows]), (8, p.ttl[rows]), (8, p.flags[rows]), (1, dont), (21, sizes)):
-        out = out << np.uint64(bits) | field
+    at = span(rows)
+    arrived, length, ihl, flags = p.arrived[at], p.length[at], p.ihl[at], p.flags[at]
+    fine = (ihl == 20) & (arrived >= 0) & (p.pkttype[at] == HOST) & (p.proto[at] == TCP)
+    fine &= flags & np.uint8(SYN | ACK | RST) == SYN
+    out: NDArray[np.uint64] = arrived.astype(np.uint64)
+    for bits, field in (
+        (8, p.tos[at]), (8, p.ttl[at]), (8, flags), (1, (p.frag[at] & DONT_FRAGMENT) != 0), (16, length),
+        (5, p.doff[at] >> np.uint8(2)),
+    ):  # fmt: skip
+        out <<= np.uint64(bits)
+        out |= field.astype(np.uint64)
     out *= fine
     return out
 

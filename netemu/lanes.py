@@ -24,7 +24,7 @@ from netemu.matches.connections import Mark
 from netemu.matches.headers import Ports, Tcp, Udp
 from netemu.matches.rates import Statistic
 from netemu.nat import Wishes
-from netemu.packets import I32, Mask, Rows
+from netemu.packets import I32, I64, Mask, Rows, distinct
 from netemu.paths import Paths, Step
 from netemu.targets import ACCEPT, Accept, Drop, Return, SetMark, Translation
 
@@ -100,7 +100,7 @@ class Program:
         self._rules: list[Rule | None] = []
         self._where: list[tuple[Chain, int]] = []
         self._asks: list[tuple[int, ...]] = []
-        self._forms: dict[tuple[Any, ...], int] = {}
+        self._forms: dict[tuple[Any, ...], int] = {(): 0}  # 0 is nobody's: where no rule stands, nothing is asked
         self._askers: dict[tuple[type, bool], _Asker] = {}
         self._links: dict[tuple[bool, ...], int] = {}
         self._wishes: dict[Translation, int] = {}
@@ -123,11 +123,14 @@ class Program:
         self.manip = next(iter(self._wishes)).manip if self._wishes else ""
         for asker in self._askers.values():
             asker.compile()
+        self._together = all(asker.in_columns for asker in self._askers.values())  # no match minds the order of rows
         n = len(self._rules)
         self.in_lane = self.op[: end - start + 1] != WALK
         self.steps = np.arange(n, dtype=np.int32) + np.int32(paths.steps.reserve(n, self.step))
+        self.words = paths.words(self.steps)
         self._counted: list[tuple[Places, I32]] = []  # places that packets matched at, and the packets' lengths
         self._waiting = 0
+        self._sums: tuple[I64, I64] | None = None  # packets and bytes by place, of those that do not wait any more
 
     # ---- compiling ---------------------------------------------------------------------------------------------
 
@@ -219,6 +222,7 @@ class Program:
                 form.append(asker)
                 asks.append(asker.number(match))
         values["asks"] = tuple(asks)
+        form.append(None)  # a rule that asks for nothing has a form, too
         values["form"] = self._forms.setdefault(tuple(form), len(self._forms))
         return values
 
@@ -231,22 +235,35 @@ class Program:
         """Packets matched there."""
         self._counted.append((places, lengths))
         self._waiting += len(places)
-        if self._waiting > max(len(self._rules), 1 << 20):
-            self.settle()
+        if self._waiting > max(len(self._rules), 1 << 19):
+            self._add_up()
+
+    def _add_up(self) -> None:
+        places, lengths = (np.concatenate(parts) for parts in zip(*self._counted, strict=True))
+        self._counted, self._waiting = [], 0
+        n = len(self._rules)
+        packets = np.bincount(places, minlength=n)
+        first = lengths.item(0)
+        size = packets * first if (lengths == first).all() else np.bincount(places, lengths, n).astype(np.int64)
+        if self._sums is not None:
+            packets += self._sums[0]
+            size += self._sums[1]
+        self._sums = packets, size
 
     def settle(self) -> None:
         """Write the counts to the rules."""
-        if not self._counted:
+        if self._counted:
+            self._add_up()
+        if self._sums is None:
             return
-        places, lengths = (np.concatenate(parts) for parts in zip(*self._counted, strict=True))
-        self._counted, self._waiting = [], 0
-        packets = np.bincount(places)
-        size = np.bincount(places, lengths).astype(np.int64)
-        for place in np.flatnonzero(packets).tolist():
+        packets, size = self._sums
+        self._sums = None
+        places = np.flatnonzero(packets)
+        for place, n, m in zip(places.tolist(), packets[places].tolist(), size[places].tolist(), strict=True):
             rule = self._rules[place]
             if rule is not None:
-                rule.packets += packets.item(place)
-                rule.bytes += size.item(place)
+                rule.packets += n
+                rule.bytes += m
 
     # ---- running -----------------------------------------------------------------------------------------------
 
@@ -255,71 +272,90 @@ class Program:
 
         Returns how: int8[len(rows)] of TAKEN, KILLED (those are ended), BEHIND or HOME.
         """
-        return _Run(self, trip, rows, places).all()
+        if not self._together or len(rows) < 1 << 10:
+            return _Run(self, trip, rows).all(places)
+        # packets before one rule side by side, and those before the next rule behind them: what the rules ask for is
+        # read in the order in which it lies
+        order = np.argsort(places.astype(np.uint16), kind="stable")
+        fate = np.empty(len(rows), np.int8)
+        fate[order] = _Run(self, trip, rows.take(order)).all(places.take(order))
+        return fate
 
 
 class _Run:
-    """One run of a program: columns by lane.
+    """One run of a program: columns by lane. The lanes under way, and the place of each, stand in two shorter ones.
 
-    pc     the place of each lane             depth   how many chains it will come back from
-    fate   how it ended, 0: it has not
+    fate       how it ended, 0: it has not     evaluated   rules that it came to, once it has ended
+    depth      how many chains it will come back from
     """
 
-    def __init__(self, program: Program, trip: Trip, rows: Rows, places: Places) -> None:
+    def __init__(self, program: Program, trip: Trip, rows: Rows) -> None:
         self.program, self.trip, self.rows = program, trip, rows
         n = len(rows)
-        self.pc = places.copy()
-        self.length = trip.pkts.length[rows]
+        self.length = trip.pkts.length.take(rows)
         self.evaluated = np.zeros(n, np.int32)
         self.fate = np.zeros(n, np.int8)
-        self.depth = np.zeros(n, np.intp)
+        self.depth = np.zeros(n, np.int8)
+        self._round = 0
+        self._open = n
         self._stack: list[Places] = []
         self._columns: dict[str, NDArray[np.uint32]] = {}
 
-    def column(self, name: str) -> NDArray[np.uint32]:
-        """A header column by lane. Constant during a walk."""
+    def column(self, name: str, lanes: Places) -> NDArray[np.uint32]:
+        """A header column of these lanes. Constant during a walk."""
         got = self._columns.get(name)
         if got is None:
-            got = self._columns[name] = getattr(self.trip.pkts, name)[self.rows].astype(np.uint32)
-        return got
+            got = self._columns[name] = getattr(self.trip.pkts, name).take(self.rows).astype(np.uint32)
+        return got if len(lanes) == len(got) else got.take(lanes)
 
-    def all(self) -> NDArray[np.int8]:
-        """Rounds, until no lane is open."""
-        op = self.program.op
-        self._match(np.arange(len(self.rows)))
-        open_ = np.flatnonzero(self.fate == 0)
-        while len(open_):
-            pc = self.pc[open_]
-            at_end = op[pc] == END
-            if at_end.any():
-                over = open_[at_end]
-                self.trip.step(self.rows[over], self.program.steps[pc[at_end]])
-                self._leave(over)
-                open_, pc = open_[~at_end], pc[~at_end]
-            if len(open_):
-                self.evaluated[open_] += 1
-                matched = self._ask(open_, pc)
-                if matched is not None:
-                    self.pc[open_[~matched]] += 1
-                    open_ = open_[matched]
-                if len(open_):
-                    self._match(open_)
-            open_ = np.flatnonzero(self.fate == 0)
+    def all(self, places: Places) -> NDArray[np.int8]:
+        """Each matches the rule at its place: rounds, until no lane is under way."""
+        forms = self.program.form
+        lanes = np.arange(len(self.rows))
+        pc = self._match(lanes, places)
+        lanes, pc = self._under_way(lanes, pc)
+        while len(lanes):
+            form = forms.take(pc)
+            if not form.all():  # nothing is asked at the end of a chain
+                over = np.flatnonzero(form == 0)
+                pc[over] = self._end(lanes.take(over), pc.take(over))
+                lanes, pc = self._under_way(lanes, pc)
+                continue
+            self._round += 1
+            matched = self._ask(lanes, pc, form)
+            if matched is None:
+                pc = self._match(lanes, pc)
+            else:
+                hit = np.flatnonzero(matched)
+                moved = self._match(lanes.take(hit), pc.take(hit)) if len(hit) else hit
+                pc += 1
+                pc[hit] = moved
+            lanes, pc = self._under_way(lanes, pc)
         self.trip.pkts.evaluated[self.rows] += self.evaluated
         return self.fate
 
-    def _ask(self, lanes: Places, pc: Places) -> Mask | None:
+    def _under_way(self, lanes: Places, pc: Places) -> tuple[Places, Places]:
+        """Those that have not ended."""
+        if self._open == len(lanes):
+            return lanes, pc
+        still = np.flatnonzero(self.fate.take(lanes) == 0)
+        return lanes.take(still), pc.take(still)
+
+    def _finish(self, lanes: Places, fate: int | NDArray[np.int8]) -> None:
+        self.fate[lanes], self.evaluated[lanes] = fate, self._round
+        self._open -= len(lanes)
+
+    def _ask(self, lanes: Places, pc: Places, form: NDArray[np.uint16]) -> Mask | None:
         """bool[len(lanes)]: do they match the rule before which they stand? None: all do."""
         forms = self.program.forms
-        which = self.program.form[pc]
-        first = which.item(0)
-        if (which == first).all():
+        first = form.item(0)
+        if (form == first).all():
             out = forms[first].ask(self, lanes, pc)
         else:
             out = np.ones(len(lanes), bool)
-            for form in np.flatnonzero(np.bincount(which)).tolist():
-                some = np.flatnonzero(which == form)
-                said = forms[form].ask(self, lanes[some], pc[some])
+            for kind in np.flatnonzero(np.bincount(form)).tolist():
+                some = np.flatnonzero(form == kind)
+                said = forms[kind].ask(self, lanes.take(some), pc.take(some))
                 if said is not None:
                     out[some] = said
         if self.trip.hot is not None:
@@ -333,70 +369,79 @@ class _Run:
         self.trip.hot = None
         for lane, place in zip(lanes[hot].tolist(), pc[hot].tolist(), strict=True):
             self.trip.end(self.rows[lane : lane + 1], f"{self.program.step(place).text} malformed packet")
-        self.fate[lanes[hot]] = KILLED
+        self._finish(lanes[hot], KILLED)
 
-    def _match(self, lanes: Places) -> None:
-        """They match: count, write the step, do what the rule says."""
+    def _step(self, lanes: Places, pc: Places) -> None:
+        rows = self.rows if len(lanes) == len(self.rows) else self.rows.take(lanes)
+        self.trip.steps(rows, self.program.steps.take(pc), self.program.words.take(pc))
+
+    def _match(self, lanes: Places, pc: Places) -> Places:
+        """They match: count, write the step, do what the rule says. Where each that has not ended then stands."""
         program = self.program
-        pc = self.pc[lanes]
-        program.count(pc, self.length[lanes])
-        self.trip.step(self.rows[lanes], program.steps[pc])
-        ops = program.op[pc]
+        program.count(pc, self.length if len(lanes) == len(self.rows) else self.length.take(lanes))
+        self._step(lanes, pc)
+        ops = program.op.take(pc)
         first = ops.item(0)
         if (ops == first).all():
-            self._act(first, lanes, pc)
-            return
+            return self._act(first, lanes, pc)
+        moved = pc.copy()
         for op in np.flatnonzero(np.bincount(ops)).tolist():
             some = np.flatnonzero(ops == op)
-            self._act(op, lanes[some], pc[some])
+            moved[some] = self._act(op, lanes.take(some), pc.take(some))
+        return moved
 
-    def _act(self, op: int, lanes: Places, pc: Places) -> None:
+    def _act(self, op: int, lanes: Places, pc: Places) -> Places:
         program, trip = self.program, self.trip
         if op == CALL:
             self._call(lanes, pc)
-        elif op == TAKE:
-            self.fate[lanes] = TAKEN
+            return program.goes.take(pc)
+        if op == TAKE:
+            self._finish(lanes, TAKEN)
         elif op == KILL:
-            self.fate[lanes] = KILLED
+            self._finish(lanes, KILLED)
             for place in np.unique(pc).tolist():
                 trip.end(self.rows[lanes[pc == place]], f"{program.step(place).text} DROP")
         elif op == BACK:
-            self._leave(lanes)
+            return self._leave(lanes)
         elif op == NAT:
-            verdict = trip.node.nat.wish(
-                trip, self.rows[lanes], program.manip, program.wishes, program.a[pc].astype(np.intp)
-            )
-            self.fate[lanes] = np.where(verdict == ACCEPT, np.int8(TAKEN), np.int8(KILLED))
+            rows = self.rows if len(lanes) == len(self.rows) else self.rows.take(lanes)
+            verdict = trip.node.nat.wish(trip, rows, program.manip, program.wishes, program.a.take(pc).astype(np.intp))
+            self._finish(lanes, np.where(verdict == ACCEPT, np.int8(TAKEN), np.int8(KILLED)))
         else:
             if op == MARK:
                 rows = self.rows[lanes]
                 mark = (trip.pkts.mark[rows] & program.a[pc]) ^ program.b[pc]
                 trip.rewrite(rows, "mark", mark, program.steps[pc])
-            self.pc[lanes] += 1
-            self.fate[lanes[self.depth[lanes] == 0]] = BEHIND
+            self._finish(lanes.compress(self.depth.take(lanes) == 0), BEHIND)
+            return pc + 1
+        return pc
 
     def _call(self, lanes: Places, pc: Places) -> None:
-        depth = self.depth[lanes]
-        for d in np.flatnonzero(np.bincount(depth)).tolist():
+        depth = self.depth.take(lanes)
+        for d in distinct(depth):
             if d == len(self._stack):
-                self._stack.append(np.zeros(len(self.rows), np.intp))
-            some = depth == d
+                self._stack.append(np.empty(len(self.rows), np.intp))
+            some = slice(None) if len(lanes) == 1 or (depth == d).all() else depth == d
             self._stack[d][lanes[some]] = pc[some] + 1
         self.depth[lanes] = depth + 1
-        self.pc[lanes] = self.program.goes[pc]
 
-    def _leave(self, lanes: Places) -> None:
-        """Back to where their chain was called."""
-        depth = self.depth[lanes] - 1
+    def _end(self, lanes: Places, pc: Places) -> Places:
+        """They came to the end of their chain."""
+        self._step(lanes, pc)
+        return self._leave(lanes)
+
+    def _leave(self, lanes: Places) -> Places:
+        """Back to where their chain was called: there they stand, if they have not ended."""
+        depth = self.depth.take(lanes) - 1
         self.depth[lanes] = depth
-        self.fate[lanes[depth < 0]] = HOME
-        self.fate[lanes[depth == 0]] = BEHIND
-        inside = depth > 0
-        if inside.any():
-            lanes, depth = lanes[inside], depth[inside]
-            for d in np.flatnonzero(np.bincount(depth)).tolist():
-                some = lanes[depth == d]
-                self.pc[some] = self._stack[d][some]
+        self._finish(lanes.compress(depth < 0), HOME)
+        self._finish(lanes.compress(depth == 0), BEHIND)
+        back = lanes.copy()
+        for d in distinct(depth):
+            if d > 0:
+                some = depth == d
+                back[some] = self._stack[d].take(lanes.compress(some))
+        return back
 
 
 class _Form:
@@ -415,21 +460,21 @@ class _Form:
         """bool[len(lanes)], or None where all match."""
         mask: Mask | None = None
         for name, exact, want, values, wild in self.tests:
-            column = run.column(name)[lanes]
+            column = run.column(name, lanes)
             if exact is None:
-                said = self.program.links[values[pc], (column + np.uint32(1)).astype(np.intp)]
+                said = self.program.links[values.take(pc), (column + np.uint32(1)).astype(np.intp)]
             else:
                 if wild is not None:
-                    column = column & wild[pc]
-                said = column == values[pc] if want else column != values[pc]
+                    column = column & wild.take(pc)
+                said = column == values.take(pc) if want else column != values.take(pc)
             mask = said if mask is None else mask & said
         for asker, which in zip(self.askers, self.program.which, strict=False):
             if mask is None:
-                mask = asker.ask(run.trip, run.rows[lanes], which[pc])
+                mask = asker.ask(run.trip, run.rows.take(lanes), which.take(pc))
                 continue
             left = np.flatnonzero(mask)
             if len(left):
-                mask[left] = asker.ask(run.trip, run.rows[lanes[left]], which[pc[left]])
+                mask[left] = asker.ask(run.trip, run.rows.take(lanes.take(left)), which.take(pc.take(left)))
         return mask
 
 
@@ -488,14 +533,18 @@ def _ports(matches: Sequence[Tcp | Udp]) -> Ask:
         )
 
     sides = [("sport", columns([m.sport for m in matches])), ("dport", columns([m.dport for m in matches]))]
+    exact = all(side is None or not ((side[0] != side[1]) | side[2]).any() for _, side in sides)
 
     def ask(trip: Trip, rows: Rows, which: Places) -> Mask:
         yes = np.ones(len(rows), bool)
         for name, side in sides:
             if side is not None:
-                port = getattr(trip.pkts, name)[rows]
+                port = getattr(trip.pkts, name).take(rows)
                 lo, hi, invert = side
-                yes &= ((port >= lo[which]) & (port <= hi[which])) != invert[which]
+                if exact:
+                    yes &= port == lo.take(which)
+                else:
+                    yes &= ((port >= lo.take(which)) & (port <= hi.take(which))) != invert.take(which)
         return yes
 
     return ask
@@ -514,7 +563,9 @@ def _draws(matches: Sequence[Statistic]) -> Ask:
     invert = np.array([m.invert for m in matches])
 
     def ask(trip: Trip, rows: Rows, which: Places) -> Mask:
-        yes: Mask = ((trip.random(rows, salt[which]) >> np.uint64(33)) < threshold[which]) != invert[which]
+        drawn = trip.random(rows, salt.take(which))
+        drawn >>= np.uint64(33)
+        yes: Mask = (drawn < threshold.take(which)) != invert.take(which)
         return yes
 
     return ask

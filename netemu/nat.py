@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +29,7 @@ from netemu.conntrack import (
     inverse,
     quoted_tuple,
 )
-from netemu.hashing import jhash2, repeats
+from netemu.hashing import jhash2, repeats, span
 from netemu.packets import (
     DCCP,
     GRE,
@@ -40,6 +41,8 @@ from netemu.packets import (
     SCTP,
     SYN,
     TCP,
+    U16,
+    U32,
     UDP,
     UDPLITE,
     Mask,
@@ -63,6 +66,7 @@ _BITS = {DESTINATION: (DST_NAT, DST_NAT_DONE), SOURCE: (SRC_NAT, SRC_NAT_DONE)}
 _TRANSLATED = Step(None, "nat: translated")
 _ERROR = np.isin(np.arange(256), ICMP_ERRORS)
 LOOPBACK = 0x7F000001
+_HALF = np.uint64(32)
 MANY = 12  # fewer rows than this are asked one by one
 
 
@@ -89,7 +93,10 @@ class Range:
 
 
 class Wishes:
-    """Wishes in columns, by number: kind (its place in KINDS), and what `Range` says; -1 for None."""
+    """Wishes in columns, by number: kind (its place in KINDS), and what `Range` says; -1 for None.
+
+    plain   all name one address (or leave it to be found), and one port or none: nothing is to be chosen
+    """
 
     KINDS = ("range", "masquerade", "redirect", "netmap")
 
@@ -105,37 +112,62 @@ class Wishes:
         self.port_lo, self.port_hi, self.base = column("port_lo"), column("port_hi"), column("base")
         self.random, self.persistent = column("random") > 0, column("persistent") > 0
         self.net, self.mask = column("net"), column("mask")
+        one = (self.port_lo == self.port_hi) & (self.base < 0) & ~self.random
+        one &= (self.kind != 0) | ((self.lo == self.hi) & (self.lo >= 0))
+        self.plain, self.named = bool(one.all()), not self.kind.any()
+        self.address, self.port = self.lo.astype(np.uint32), self.port_lo.astype(np.uint16)
+        self.has_port = self.port_lo >= 0
+
+    @classmethod
+    def joined(cls, several: Sequence[Wishes]) -> Wishes:
+        """One after the other."""
+        return several[0] if len(several) == 1 else cls([r for wishes in several for r in wishes.ranges])
 
 
 class _Asked:
-    """What was wished for during one walk, by row of the run; `given` is False where no target wished for anything."""
+    """What was wished for during one walk, by row of the run.
+
+    number   int32[n]   which wish, of all that rules had; -1: no target wished for anything
+    address  uint32[n]  what takes the place of the address that the wish does not name; None: all name one
+    """
 
     def __init__(self, n: int) -> None:
-        self.given = np.zeros(n, bool)
-        self.lo, self.hi = np.full(n, -1, np.int64), np.full(n, -1, np.int64)
-        self.port_lo, self.port_hi = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
-        self.base = np.full(n, -1, np.int32)
-        self.random, self.persistent = np.zeros(n, bool), np.zeros(n, bool)
+        self.number = np.full(n, -1, np.int32)
+        self.address: U32 | None = None
+        self._several: list[Wishes] = []
+        self._starts: dict[int, int] = {}
+        self._n = 0
 
     def put(self, rows: Rows, wishes: Wishes, which: NDArray[np.intp]) -> None:
-        self.given[rows] = True
-        self.lo[rows], self.hi[rows] = wishes.lo[which], wishes.hi[which]
-        self.port_lo[rows], self.port_hi[rows] = wishes.port_lo[which], wishes.port_hi[which]
-        self.base[rows] = wishes.base[which]
-        self.random[rows], self.persistent[rows] = wishes.random[which], wishes.persistent[which]
+        start = self._starts.get(id(wishes))
+        if start is None:
+            start = self._starts[id(wishes)] = self._n
+            self._several.append(wishes)
+            self._n += len(wishes.ranges)
+        self.number[rows] = which + start if start else which
 
-    def address(self, rows: Rows, address: NDArray[np.integer]) -> None:
-        self.lo[rows] = self.hi[rows] = address
+    def found(self, rows: Rows, address: NDArray[np.integer]) -> None:
+        """What the addresses are that the wishes of these rows do not name."""
+        if self.address is None:
+            self.address = np.zeros(len(self.number), np.uint32)
+        self.address[rows] = address
+
+    @cached_property
+    def wishes(self) -> Wishes:
+        """All wishes, by number: to be asked for when the walk is over."""
+        return Wishes.joined(self._several)
 
     def of(self, row: int) -> Range | None:
-        """The same as a Range."""
-        if not self.given[row]:
+        """The wish of a row, its address filled in."""
+        number = self.number.item(row)
+        if number < 0:
             return None
-        lo, hi, port_lo, port_hi, base = (
-            None if value < 0 else value
-            for value in (c.item(row) for c in (self.lo, self.hi, self.port_lo, self.port_hi, self.base))
-        )
-        return Range("range", lo, hi, port_lo, port_hi, base, bool(self.random[row]), bool(self.persistent[row]))
+        wish = self.wishes.ranges[number]
+        if wish.kind == "range":
+            return wish
+        assert self.address is not None
+        address = self.address.item(row)
+        return replace(wish, kind="range", lo=address, hi=address)
 
 
 class Nat:
@@ -240,8 +272,14 @@ class Nat:
                 out[some] = self.choose(trip, rows[some], manip, wishes.ranges[n], _TRANSLATED)
             return out
         p = trip.pkts
+        wanted = p.ct.take(rows) >= 0
+        if wishes.named:
+            if wanted.all():
+                asked.put(rows, wishes, which)
+            else:
+                asked.put(rows[wanted], wishes, which[wanted])
+            return out
         kind = wishes.kind[which]
-        wanted = p.ct[rows] >= 0
         masquerade = kind == 1
         if masquerade.any():
             wanted &= ~masquerade | (p.src[rows] != 0)
@@ -256,7 +294,7 @@ class Nat:
             mine = np.flatnonzero(kind == k)
             if len(mine):
                 found, address = self._addresses(trip, rows[mine], k, manip, wishes, which[mine])
-                asked.address(rows[mine], address)
+                asked.found(rows[mine], address)
                 if not found.all():
                     lost = mine[~found]
                     trip.end(rows[lost], f"nat: {Wishes.KINDS[k]} found no address")
@@ -402,52 +440,74 @@ class Nat:
     def _first_tries(self, trip: Trip, rows: Rows, manip: str, asked: _Asked) -> int:
         """Give rows the tuple that they try first, until one of them finds it taken; how many got theirs."""
         ct = self.node.conntrack
-        flows = trip.pkts.ct[rows]
+        flows = span(trip.pkts.ct.take(rows))
         now = _current(ct, flows)
-        address, port, wishing = self._tries(trip, rows, now, manip, asked)
+        address, port, wishing = self._tries(trip, rows, flows, now, manip, asked)
         changed = (address != now.address(manip)) | (port != now.port(manip))
         tried = now.with_side(manip, address, port)
         back = tried.answer()
         if manip == SOURCE:
-            clash = ct.stored[flows]
+            clash = ct.stored[flows].copy()
             if wishing.any():
                 clash[self._mapped_before(now, ct.zone[flows], wishing)] = True
         else:
             clash = ct.table.find(back.keys(ct.zone[flows])) >= 0
         n = int(clash.argmax()) if clash.any() else len(rows)
         bit, done = _BITS[manip]
-        moved = np.flatnonzero(changed[:n])
-        before = now.answer()
-        self._write(flows[moved], back.take(moved))
+        numbers = trip.pkts.ct.take(rows[:n])
+        if changed.all():
+            moved = np.arange(n)
+            some = flows[:n] if not isinstance(flows, slice) else slice(flows.start, flows.start + n)
+            before = None if manip == DESTINATION else now.answer().copy()
+            self._write(some, back.upto(n))
+        else:
+            moved = np.flatnonzero(changed[:n])
+            before = None if manip == DESTINATION else now.answer().copy()
+            self._write(numbers[moved], back.take(moved))
         if manip == SOURCE and n:
             # nothing but the confirmation follows, so the tuples are taken from now on
-            stored = ct.store_many(flows[:n])
-            undone = moved[moved >= stored]
-            self._write(flows[undone], before.take(undone))
-            n, moved = stored, moved[moved < stored]
-            ct.remember_sources(flows[moved])
-        ct.status[flows[moved]] |= bit
-        ct.status[flows[:n]] |= done
+            stored = ct.store_many(numbers)
+            if stored < n:
+                assert before is not None
+                undone = moved[moved >= stored]
+                self._write(numbers[undone], before.take(undone))
+                n, moved, numbers = stored, moved[moved < stored], numbers[:stored]
+            ct.remember_sources(numbers[moved])
+        if len(moved) == n:
+            ct.status[span(numbers)] |= bit | done
+        else:
+            ct.status[numbers[moved]] |= bit
+            ct.status[span(numbers)] |= done
         return n
 
-    def _write(self, flows: NDArray[np.integer], back: _Tuples) -> None:
+    def _write(self, flows: NDArray[np.integer] | slice, back: _Tuples) -> None:
         """Answers to these flows will come as `back`."""
         ct = self.node.conntrack
         ct.rsrc[flows], ct.rdst[flows], ct.rsport[flows], ct.rdport[flows] = back.src, back.dst, back.sport, back.dport
 
     def _tries(
-        self, trip: Trip, rows: Rows, now: _Tuples, manip: str, asked: _Asked
-    ) -> tuple[NDArray[np.uint32], NDArray[np.uint16], Mask]:
+        self, trip: Trip, rows: Rows, flows: NDArray[np.integer] | slice, now: _Tuples, manip: str, asked: _Asked
+    ) -> tuple[U32, U16, Mask]:
         """(address, port, bool: the wish is not met yet) that each row tries first: what `_unique` begins with."""
-        here, port = now.address(manip).astype(np.int64), now.port(manip).astype(np.int64)
-        given = asked.given[rows]
+        number = asked.number.take(rows)
+        given = number >= 0
         if not given.any():
             return now.address(manip), now.port(manip), np.zeros(len(rows), bool)
-        lo = np.where(asked.lo[rows] >= 0, asked.lo[rows], here)
-        hi = np.where(asked.lo[rows] >= 0, asked.hi[rows], here)
-        port_a, port_b = asked.port_lo[rows].astype(np.int64), asked.port_hi[rows].astype(np.int64)
+        wishes, of = asked.wishes, number.astype(np.intp)
+        if wishes.plain:
+            return self._plain_tries(rows, of, given, now, manip, asked)
+        here, port = now.address(manip).astype(np.int64), now.port(manip).astype(np.int64)
+        of = np.where(given, of, 0)
+        lo, hi = wishes.lo[of], wishes.hi[of]
+        if asked.address is not None:
+            unnamed = wishes.kind[of] != 0
+            lo = np.where(unnamed, asked.address[rows], lo)
+            hi = np.where(unnamed, lo, hi)
+        named = given & (lo >= 0)
+        lo, hi = np.where(named, lo, here), np.where(named, hi, here)
+        port_a, port_b = wishes.port_lo[of], wishes.port_hi[of]
         port_lo, port_hi = np.minimum(port_a, port_b), np.maximum(port_a, port_b)
-        random, base = asked.random[rows], asked.base[rows].astype(np.int64)
+        random, base = wishes.random[of], wishes.base[of]
         has_ports = given & (port_lo >= 0)
         portable = _PORTABLE[now.proto]
         fits = ~has_ports | ((port_lo <= port) & (port <= port_hi))
@@ -459,8 +519,8 @@ class Nat:
         if len(spread):
             src, dst = now.src[spread].byteswap(), now.dst[spread].byteswap()
             zero = np.zeros(len(spread), np.uint32)
-            dst ^= self.node.conntrack.zone[trip.pkts.ct[rows[spread]]] & np.uint32(0xFFFF)
-            h = jhash2((src, zero, zero, zero), np.where(asked.persistent[rows[spread]], zero, dst)).astype(np.int64)
+            dst ^= self.node.conntrack.zone[flows][spread] & np.uint32(0xFFFF)
+            h = jhash2((src, zero, zero, zero), np.where(wishes.persistent[of[spread]], zero, dst)).astype(np.int64)
             address[spread] += (h * (hi[spread] - lo[spread] + 1)) >> 32
         search = wishing & portable & (random | (has_ports & ((base >= 0) | ~fits)))
         if manip == DESTINATION:
@@ -473,6 +533,27 @@ class Nat:
         if manip == SOURCE:
             wishing = wishing & ~random
         return address.astype(np.uint32), port.astype(np.uint16), wishing
+
+    def _plain_tries(
+        self, rows: Rows, of: NDArray[np.intp], given: Mask, now: _Tuples, manip: str, asked: _Asked
+    ) -> tuple[U32, U16, Mask]:
+        """`_tries`, where no wish leaves anything to be chosen.   of  intp[n]: which wish"""
+        wishes, here, own = asked.wishes, now.address(manip), now.port(manip)
+        address = wishes.address.take(of, mode="clip")
+        if asked.address is not None:
+            address = np.where(wishes.kind.take(of, mode="clip") != 0, asked.address.take(rows), address)
+        port, named = own, wishes.has_port.take(of, mode="clip")
+        if named.any():
+            named &= _PORTABLE.take(now.proto)
+            port = wishes.port.take(of, mode="clip")
+            if not named.all():
+                port = np.where(named, port, own)
+        wishing = given
+        if not given.all():
+            address, port = np.where(given, address, here), np.where(given, port, own)
+        if manip == SOURCE:
+            wishing = given & ((address != here) | (port != own))
+        return address, port, wishing
 
     def _first_port(
         self, trip: Trip, rows: Rows, proto: NDArray[np.uint8], port: I64, manip: str, random: Mask, lo: I64, hi: I64,
@@ -757,6 +838,14 @@ class _Tuples:
             self.src, address, np.where(icmp, port, self.sport), np.where(icmp, self.dport, port), self.proto
         )
 
+    def upto(self, n: int) -> _Tuples:
+        """The first n."""
+        return _Tuples(self.src[:n], self.dst[:n], self.sport[:n], self.dport[:n], self.proto[:n])
+
+    def copy(self) -> _Tuples:
+        """Of columns of their own."""
+        return _Tuples(self.src.copy(), self.dst.copy(), self.sport.copy(), self.dport.copy(), self.proto)
+
     def take(self, which: NDArray[np.intp]) -> _Tuples:
         return _Tuples(self.src[which], self.dst[which], self.sport[which], self.dport[which], self.proto[which])
 
@@ -772,12 +861,22 @@ class _Tuples:
 
     def keys(self, zone: NDArray[np.uint32]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """The two words under which conntrack keeps them."""
-        u = np.uint64
-        ports = self.sport.astype(u) << u(48) | self.dport.astype(u) << u(32)
-        return self.src.astype(u) << u(32) | self.dst, ports | self.proto.astype(u) << u(16) | zone
+        addresses = self.src.astype(np.uint64)
+        addresses <<= _HALF
+        addresses |= self.dst
+        ports = self.sport.astype(np.uint32)
+        ports <<= np.uint32(16)
+        ports |= self.dport
+        low = ports.astype(np.uint64)
+        low <<= _HALF
+        below = self.proto.astype(np.uint32)
+        below <<= np.uint32(16)
+        below |= zone
+        low |= below
+        return addresses, low
 
 
-def _current(ct: Conntrack, flows: NDArray[np.integer]) -> _Tuples:
+def _current(ct: Conntrack, flows: NDArray[np.integer] | slice) -> _Tuples:
     """What packets of the original direction look like now: the inverse of the reply tuple."""
     return _Tuples(ct.rsrc[flows], ct.rdst[flows], ct.rsport[flows], ct.rdport[flows], ct.proto[flows]).answer()
 
