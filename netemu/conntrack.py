@@ -47,6 +47,7 @@ from netemu.packets import (
     U8,
     U16,
     U32,
+    U64,
     UDP,
     UDPLITE,
     UNTRACKED,
@@ -111,6 +112,20 @@ def key(t: Tuple, zone: int = 0, direction: int = 0) -> tuple[int, int]:
     src, dst, sport, dport, proto = t
     word = zone_id(zone, direction) | 1 + direction << 24 if zone >> 16 else zone
     return src << 32 | dst, sport << 48 | dport << 32 | proto << 16 | word
+
+
+def key_words(src: U32, dst: U32, sport: U16, dport: U16, proto: NDArray[np.integer]) -> tuple[U64, U64]:
+    """The same of many, in zone 0, which takes the lowest bits of the second word."""
+    addresses = src.astype(np.uint64)
+    addresses <<= _HALF
+    addresses |= dst
+    ports = sport.astype(np.uint32)
+    ports <<= np.uint32(16)
+    ports |= dport
+    low = ports.astype(np.uint64)
+    low <<= _HALF
+    low |= proto.astype(np.uint32) << np.uint32(16)
+    return addresses, low
 
 
 def inverse(t: Tuple) -> Tuple:
@@ -695,21 +710,14 @@ class Conntrack:
         zone = self.zone[f]
         if zone.any() and (zone >> 16).any():
             return 0
-        proto = self.proto[f].astype(np.uint64) << np.uint64(16)
-        proto |= zone
+        proto = self.proto[f]
         words = np.empty((2, 2 * n), np.uint64)
         for d, (src, dst, sport, dport) in enumerate((
             (self.osrc, self.odst, self.osport, self.odport), (self.rsrc, self.rdst, self.rsport, self.rdport)
         )):  # fmt: skip
-            addresses = src[f].astype(np.uint64)
-            addresses <<= _HALF
-            np.bitwise_or(addresses, dst[f], out=words[0, d::2])
-            ports = sport[f].astype(np.uint32)
-            ports <<= np.uint32(16)
-            ports |= dport[f]
-            low = ports.astype(np.uint64)
-            low <<= _HALF
-            np.bitwise_or(low, proto, out=words[1, d::2])
+            words[0, d::2], words[1, d::2] = key_words(src[f], dst[f], sport[f], dport[f], proto)
+        if zone.any():
+            words[1] |= np.repeat(zone, 2)
         lost = np.flatnonzero(self.table.add((words[0], words[1]), ids) != ids)
         if len(lost):
             n = int(lost[0]) // 2
@@ -810,9 +818,10 @@ class Conntrack:
 
     def keys(self, p: Packets, rows: Rows) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """The two key words of each packet's tuple (ICMP: id in the place of the port, type and code beside it)."""
-        proto = p.proto[rows]
-        low, high = p.sport[rows], p.dport[rows]
-        odd = ~_PLAIN[proto]
+        at = span(rows)
+        proto = p.proto[at]
+        low, high = p.sport[at], p.dport[at]
+        odd = ~_PLAIN.take(proto)
         if odd.any():
             low, high = low * self.ported[proto], high * self.ported[proto]
             for k in np.flatnonzero(odd & (proto == GRE)).tolist():
@@ -821,9 +830,7 @@ class Conntrack:
         if icmp.any():
             low = np.where(icmp, p.icmp_id[rows], low)
             high = np.where(icmp, (p.icmp_type[rows].astype(np.uint16) << 8) | p.icmp_code[rows], high)
-        k0 = (p.src[rows].astype(np.uint64) << np.uint64(32)) | p.dst[rows]
-        ports = (low.astype(np.uint64) << np.uint64(48)) | (high.astype(np.uint64) << np.uint64(32))
-        return k0, ports | (proto.astype(np.uint64) << np.uint64(16))
+        return key_words(p.src[at], p.dst[at], low, high, proto)
 
     def look_up(self, p: Packets, rows: Rows, wishes: I16 | None = None) -> NDArray[np.int32]:
         """int32[len(rows)]: 2 * flow + direction of the flow each packet's tuple belongs to, -1 for none.
@@ -940,31 +947,35 @@ class Conntrack:
         of every flow together.
         """
         p = trip.pkts
-        todo = rows[(p.ct[rows] < 0) & (p.state[rows] != UNTRACKED)]
+        at = span(rows)
+        unknown = (p.ct[at] < 0) & (p.state[at] != UNTRACKED)
+        todo = rows if unknown.all() else rows[unknown]
         if not len(todo):
             return rows
         arrived = trip.hook == "PREROUTING"
         good = self.well_formed(p, todo, arrived and self.verify_checksums)
-        icmp = p.proto[todo] == ICMP
+        icmp = p.proto[span(todo)] == ICMP
         if icmp.any():
             error = good & icmp & _ERROR[p.icmp_type[todo]]
             for k in np.flatnonzero(error):
                 self._track_error(trip, int(todo[k]))
             good &= ~error & (~icmp | (_PAIRED[p.icmp_type[todo]] != 255))
-        plain = todo[good]
+        plain = todo if good.all() else todo[good]
         if len(plain):
             self._track_plain(trip, plain)
         if trip.template is not None:
             trip.template[todo] = 0
-        lost = todo[p.fate[todo] != 0]
-        if len(lost):
+        at = span(todo)
+        if p.fate[at].any():
             todo, rows = trip.travelling(todo), trip.travelling(rows)
             if not len(todo):
                 return rows
-        states = p.state[todo]
+            at = span(todo)
+        states = p.state[at]
         for state in distinct(states):
-            trip.step(todo[states == state], _STEPS[state])
-        trip.found[todo] = p.state[todo]
+            these = states == state
+            trip.step(todo if these.all() else todo[these], _STEPS[state])
+        trip.found[at] = states
         return rows
 
     def _track_plain(self, trip: Trip, rows: Rows) -> None:
@@ -982,9 +993,10 @@ class Conntrack:
         fresh = begun = np.flatnonzero(ids < 0)
         followed = _NONE
         if len(fresh) >= MANY and self.places >= len(fresh) and (trip.template is None or not trip.template.any()):
-            common = _COMMON[p.proto[rows[fresh]]]
-            ids[fresh[common]], went = self._open_many(p, rows[fresh[common]])
-            followed = fresh[common][went]
+            common = _COMMON.take(p.proto.take(rows.take(fresh)))
+            these = fresh if common.all() else fresh[common]
+            ids[these], went = self._open_many(p, rows.take(these))
+            followed = these if went.all() else these[went]
             fresh = fresh[~common]
         for new in fresh.tolist():
             ids[new] = self._open(trip, int(rows[new]))
@@ -1294,25 +1306,24 @@ class Conntrack:
         if self.node.helpers.attended:
             rows = self.node.helpers.attend(trip, rows)
         p = trip.pkts
-        ct = p.ct[rows]
-        mine = np.flatnonzero((ct >= 0) & ~p.reply[rows])
+        ct = p.ct.take(rows)
+        mine = np.flatnonzero((ct >= 0) & ~p.reply[span(rows)])
         if not len(mine):
             return rows
-        flows = ct[mine]
-        new = np.flatnonzero((self.status[flows] & (CONFIRMED | DYING)) == 0)
+        flows = ct.take(mine)
+        new = np.flatnonzero((self.status[span(flows)] & (CONFIRMED | DYING)) == 0)
         if self.steady and len(new):
-            moved = (self.status[flows[new]] & SRC_NAT) != 0
+            moved = (self.status[span(flows.take(new))] & SRC_NAT) != 0
             if trip.drew is not None:
-                moved |= trip.drew[rows[mine[new]]]
+                moved |= trip.drew.take(rows.take(mine.take(new)))
             self.omen[flows[new[moved]]] = 0
         lost: list[int] = []
         while len(new):
-            f = flows[new]
-            if len(new) >= MANY and not self.stored[f].any():
-                done = self.store_many(f)
-            else:
-                done = len(f) if self.stored[f].all() else 0
-            self.status[f[:done]] |= CONFIRMED
+            f = flows.take(new)
+            there = self.stored[span(f)]
+            many = len(new) >= MANY and not there.any()
+            done = self.store_many(f) if many else len(f) * bool(there.all())
+            self.status[span(f[:done])] |= CONFIRMED
             new = new[done:]
             for k in new[: 1 if len(new) >= MANY else MANY].tolist():
                 flow, row = int(flows[k]), int(rows[mine[k]])

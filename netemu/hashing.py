@@ -554,6 +554,7 @@ class Table:
 
 def span(numbers: NDArray[np.integer]) -> Any:
     """Numbers as a slice, where they lie side by side in ascending order: to read there is to look, to write to copy.
+    Others as intp, which numpy reads by most quickly.
 
     >>> span(np.array([4, 5, 6])), span(np.array([4, 6, 5]))
     (slice(4, 7, None), array([4, 6, 5]))
@@ -564,7 +565,7 @@ def span(numbers: NDArray[np.integer]) -> Any:
     first = int(numbers[0])
     if int(numbers[-1]) - first == n - 1 and bool((numbers[1:] > numbers[:-1]).all()):
         return slice(first, first + n)
-    return numbers
+    return numbers.astype(np.intp, copy=False)
 
 
 def repeats(columns: Columns) -> Places:
@@ -577,13 +578,11 @@ def repeats(columns: Columns) -> Places:
     array([2, 3])
     """
     some = np.arange(len(columns[0]))
-    bits = (_power(max(len(some), 1) * 4) - 1).bit_length()
-    h = _Mixer(len(columns), bits).many(columns)
-    for turn in range(
-        3 if bits < 22 else 1
-    ):  # those that share a slot with others, by some bits and then by other ones
-        at = ((h if not turn else h.take(some)) >> np.uint64(64 - (turn + 1) * bits)).view(np.intp)
-        at &= (1 << bits) - 1
+    h = _Mixer(len(columns), 0).many(columns)
+    for factor in _OTHER_BITS:  # those that share a slot with others: by some bits, then by other ones
+        bits = (_power(max(len(some), 1) * 4) - 1).bit_length()
+        at = h if len(some) == len(h) else h.take(some)
+        at = (at * factor >> np.uint64(64 - bits)).view(np.intp)
         slots, shared = np.zeros(1 << bits, np.int32), np.zeros(1 << bits, bool)
         places = np.arange(len(some), dtype=np.int32)
         slots[at] = places
@@ -637,6 +636,9 @@ def _splitmix(x: int) -> int:
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & M64
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & M64
     return x ^ (x >> 31)
+
+
+_OTHER_BITS = tuple(np.uint64(_splitmix(k) | 1) for k in range(3))
 
 
 # ---- hash functions that show ------------------------------------------------------------------------------------

@@ -123,7 +123,6 @@ class Program:
         self.manip = next(iter(self._wishes)).manip if self._wishes else ""
         for asker in self._askers.values():
             asker.compile()
-        self._together = all(asker.in_columns for asker in self._askers.values())  # no match minds the order of rows
         n = len(self._rules)
         self.in_lane = self.op[: end - start + 1] != WALK
         self.steps = np.arange(n, dtype=np.int32) + np.int32(paths.steps.reserve(n, self.step))
@@ -272,14 +271,7 @@ class Program:
 
         Returns how: int8[len(rows)] of TAKEN, KILLED (those are ended), BEHIND or HOME.
         """
-        if not self._together or len(rows) < 1 << 10:
-            return _Run(self, trip, rows).all(places)
-        # packets before one rule side by side, and those before the next rule behind them: what the rules ask for is
-        # read in the order in which it lies
-        order = np.argsort(places.astype(np.uint16), kind="stable")
-        fate = np.empty(len(rows), np.int8)
-        fate[order] = _Run(self, trip, rows.take(order)).all(places.take(order))
-        return fate
+        return _Run(self, trip, rows).all(places)
 
 
 class _Run:

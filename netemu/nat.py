@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from netemu.conntrack import (
     SRC_NAT_DONE,
     Tuple,
     inverse,
+    key_words,
     quoted_tuple,
 )
 from netemu.hashing import jhash2, repeats, span
@@ -60,13 +61,14 @@ if TYPE_CHECKING:
     from netemu.helpers import Expectation
     from netemu.node import Node
 
+T = TypeVar("T", bound=np.generic)
+
 ACCEPT, DROP = 1, 0
 DESTINATION, SOURCE = "dst", "src"
 _BITS = {DESTINATION: (DST_NAT, DST_NAT_DONE), SOURCE: (SRC_NAT, SRC_NAT_DONE)}
 _TRANSLATED = Step(None, "nat: translated")
 _ERROR = np.isin(np.arange(256), ICMP_ERRORS)
 LOOPBACK = 0x7F000001
-_HALF = np.uint64(32)
 MANY = 12  # fewer rows than this are asked one by one
 
 
@@ -186,21 +188,22 @@ class Nat:
         p, ct = trip.pkts, self.node.conntrack
         manip = DESTINATION if trip.hook in ("PREROUTING", "OUTPUT") else SOURCE
         done = _BITS[manip][1]
-        with_flow = rows[p.ct[rows] >= 0]
+        tracked = p.ct[span(rows)] >= 0
+        with_flow = rows if tracked.all() else rows[tracked]
         if not len(with_flow):
             return rows
-        flows = p.ct[with_flow]
-        status = ct.status[flows]
-        state = p.state[with_flow]
+        at = span(with_flow)
+        flows = span(p.ct[at])
+        state = p.state[at]
         related = state == RELATED
-        errors = related & (p.proto[with_flow] == ICMP)
-        asking = ((state == NEW) | (related & ~errors)) & ((status & done) == 0)
+        errors = related & (p.proto[at] == ICMP)
+        asking = ((state == NEW) | (related & ~errors)) & ((ct.status[flows] & done) == 0)
         died = False
         if asking.any():
             died = self._ask(trip, with_flow[asking], manip)
         if manip == SOURCE and trip.hook == "POSTROUTING":
-            elsewhere = ~asking & ~errors & ~p.reply[with_flow]
-            elsewhere &= (ct.masq[flows] >= 0) & (ct.masq[flows] != p.link_out[with_flow])
+            elsewhere = ~asking & ~errors & ~p.reply[at]
+            elsewhere &= (ct.masq[flows] >= 0) & (ct.masq[flows] != p.link_out[at])
             if elsewhere.any():
                 died = True
                 for row in with_flow[elsewhere].tolist():
@@ -209,7 +212,7 @@ class Nat:
         if errors.any():
             for row in with_flow[errors].tolist():
                 died |= not self._translate_error(trip, row, manip)
-        plain = trip.travelling(with_flow[~errors])
+        plain = trip.travelling(with_flow[~errors] if errors.any() else with_flow)
         if len(plain):
             died |= self._translate(trip, plain, manip)
         return trip.travelling(rows) if died else rows
@@ -228,8 +231,8 @@ class Nat:
         self._wished, self._asked = {}, _Asked(p.n) if len(rows) >= MANY else None
         verdict = self.node.tables.walk(trip, "nat", rows)
         on = trip.travelling(rows[verdict == ACCEPT])
-        flows = p.ct[on]  # a connection that began and ended within this run is decided as the one before it was
-        ct.status[flows[(ct.status[flows] & DYING) != 0]] |= _BITS[manip][1]
+        flows = p.ct.take(on)  # a connection that began and ended within this run is decided as the one before it was
+        ct.status[flows[(ct.status[span(flows)] & DYING) != 0]] |= _BITS[manip][1]
         (wished, asked), (self._wished, self._asked) = (self._wished, self._asked), outer
         # rows come to different rules at different times, but tuples are given out in arrival order
         if asked is not None:
@@ -417,10 +420,12 @@ class Nat:
         first row whose try is taken, be it by a flow of old or by one of this stretch; that one chooses by itself.
         """
         ct = self.node.conntrack
-        status = ct.status[trip.pkts.ct[rows]]
-        rows = rows[(status & (CONFIRMED | DYING)) == 0]
+        open_ = (ct.status[span(trip.pkts.ct.take(rows))] & (CONFIRMED | DYING)) == 0
+        rows = rows if open_.all() else rows[open_]
         lo, width, alone = 0, len(rows), 1
-        if ct.split or (ct.zone[trip.pkts.ct[rows]] >> 16).any():  # tuples that only one direction keeps from others
+        if (
+            ct.split or (ct.zone[span(trip.pkts.ct.take(rows))] >> 16).any()
+        ):  # tuples that only one direction keeps from others
             for row in rows.tolist():
                 self._set_up(trip, row, manip, asked.of(row))
             return
@@ -690,35 +695,47 @@ class Nat:
     def _translate(self, trip: Trip, rows: Rows, manip: str) -> bool:
         """Write the other direction's addresses into packets whose flow is rewritten there. True if one died."""
         p, ct = trip.pkts, self.node.conntrack
-        flows = p.ct[rows]
-        reply = p.reply[rows]
+        at = span(rows)
+        flows = span(p.ct[at])
+        reply = p.reply[at]
         status = ct.status[flows]
         mine, others = (DST_NAT, SRC_NAT) if manip == DESTINATION else (SRC_NAT, DST_NAT)
-        moved = np.where(reply, (status & others) != 0, (status & mine) != 0)
+        moved = np.where(reply, (status & others) != 0, (status & mine) != 0) if reply.any() else (status & mine) != 0
         if not moved.any():
             return False
-        rows, flows, reply = rows[moved], flows[moved], reply[moved]
-        proto = p.proto[rows]
-        short = (proto == GRE) & (p.length[rows] < p.ihl[rows] + 8)
+        if not moved.all():
+            rows, reply = rows[moved], reply[moved]
+            at = rows
+            flows = span(p.ct.take(rows))
+        proto = p.proto[at]
+        short = (proto == GRE) & (p.length[at] < p.ihl[at] + 8)
         if short.any():
+            flows = p.ct.take(rows)
             trip.end(rows[short], "nat: a GRE header too short to be rewritten")
             rows, flows, reply, proto = rows[~short], flows[~short], reply[~short], proto[~short]
+        answers = bool(reply.any())
+
+        def said(original: NDArray[T], answer: NDArray[T]) -> NDArray[T]:
+            """What the tuple of the other direction has to say."""
+            out: NDArray[T] = np.where(reply, original[flows], answer[flows]) if answers else answer[flows]
+            return out
+
         if manip == DESTINATION:
-            address = np.where(reply, ct.osrc[flows], ct.rsrc[flows])
-            port = np.where(reply, ct.osport[flows], ct.rsport[flows])
-            trip.rewrite(rows, "dst", address, _TRANSLATED)
+            port = said(ct.osport, ct.rsport)
+            trip.rewrite(rows, "dst", said(ct.osrc, ct.rsrc), _TRANSLATED)
             column = "dport"
         else:
-            address = np.where(reply, ct.odst[flows], ct.rdst[flows])
-            port = np.where(reply, ct.odport[flows], ct.rdport[flows])
-            trip.rewrite(rows, "src", address, _TRANSLATED)
+            port = said(ct.odport, ct.rdport)
+            trip.rewrite(rows, "src", said(ct.odst, ct.rdst), _TRANSLATED)
             column = "sport"
         icmp = proto == ICMP
         if icmp.any():
-            ids = np.where(reply, ct.osport[flows], ct.rsport[flows])
+            ids = said(ct.osport, ct.rsport)
             trip.rewrite(rows[icmp], "icmp_id", ids[icmp], _TRANSLATED)
-        ported = ct.ported[proto]
-        if ported.any():
+        ported = ct.ported.take(proto)
+        if ported.all():
+            trip.rewrite(rows, column, port, _TRANSLATED)
+        elif ported.any():
             trip.rewrite(rows[ported], column, port[ported], _TRANSLATED)
         return bool(short.any())
 
@@ -861,19 +878,10 @@ class _Tuples:
 
     def keys(self, zone: NDArray[np.uint32]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """The two words under which conntrack keeps them."""
-        addresses = self.src.astype(np.uint64)
-        addresses <<= _HALF
-        addresses |= self.dst
-        ports = self.sport.astype(np.uint32)
-        ports <<= np.uint32(16)
-        ports |= self.dport
-        low = ports.astype(np.uint64)
-        low <<= _HALF
-        below = self.proto.astype(np.uint32)
-        below <<= np.uint32(16)
-        below |= zone
-        low |= below
-        return addresses, low
+        words = key_words(self.src, self.dst, self.sport, self.dport, self.proto)
+        if zone.any():
+            np.bitwise_or(words[1], zone, out=words[1])
+        return words
 
 
 def _current(ct: Conntrack, flows: NDArray[np.integer] | slice) -> _Tuples:
