@@ -13,6 +13,7 @@ in which order packets come to its rules. All others are walked rule by rule (wa
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ _COLUMNS = {
     "proto_value": np.uint32, "link_in_value": np.uint32, "link_out_value": np.uint32,
     "link_in_any": np.intp, "link_out_any": np.intp,
 }  # fmt: skip
+_VALUE, _MASK = [name + "_value" for name in COLUMN_NAMES], [name + "_mask" for name in COLUMN_NAMES]
 M32 = 0xFFFFFFFF
 
 
@@ -98,32 +100,34 @@ class Program:
         self.table, self._pure, self._tests = table, pure, tests
         self._simple: dict[str, bool] = {}
         self._rules: list[Rule | None] = []
-        self._where: list[tuple[Chain, int]] = []
-        self._asks: list[tuple[int, ...]] = []
+        self._starts: list[int] = []  # places where chains begin,
+        self._chains: list[tuple[Chain, int]] = []  # and which they are, each with the number of its first rule there
+        self._values: dict[str, tuple[list[int], list[Any]]] = {name: ([], []) for name in _COLUMNS}  # where they stand
+        self._asks: list[tuple[list[int], list[int]]] = []  # places, and which match is asked there first, second, ...
         self._forms: dict[tuple[Any, ...], int] = {(): 0}  # 0 is nobody's: where no rule stands, nothing is asked
         self._askers: dict[tuple[type, bool], _Asker] = {}
         self._links: dict[tuple[bool, ...], int] = {}
         self._wishes: dict[Translation, int] = {}
-        values: dict[str, tuple[list[int], list[Any]]] = {name: ([], []) for name in _COLUMNS}  # places, values there
-        placed = self._lay_out(values, chain, start, end)
-        calls, names = values["goes"]
-        values["goes"] = calls, [placed[name] for name in names]
+        ops, forms = self._lay_out(chain, start, end)
+        n = len(self._rules)
         for name, dtype in _COLUMNS.items():
-            column = np.zeros(len(self._rules), dtype)
-            places, there = values[name]
+            places, there = self._values[name]
+            column = np.zeros(n, dtype)
             column[places] = there
             setattr(self, name, column)
-        self.which = [
-            np.array([asks[k] if len(asks) > k else 0 for asks in self._asks], np.intp)
-            for k in range(max(map(len, self._asks), default=0))
-        ]
+        self.op[:], self.form[:] = ops, forms
+        self.which = []
+        for places, there in self._asks:
+            which = np.zeros(n, np.intp)
+            which[places] = there
+            self.which.append(which)
+        del self._values, self._asks
         self.forms = [_Form(self, key) for key in self._forms]
         self.links = np.array(list(self._links) or [()], bool)
         self.wishes = Wishes([target.choice for target in self._wishes])
         self.manip = next(iter(self._wishes)).manip if self._wishes else ""
         for asker in self._askers.values():
             asker.compile()
-        n = len(self._rules)
         self.in_lane = self.op[: end - start + 1] != WALK
         self.steps = np.arange(n, dtype=np.int32) + np.int32(paths.steps.reserve(n, self.step))
         self.words = paths.words(self.steps)
@@ -133,42 +137,40 @@ class Program:
 
     # ---- compiling ---------------------------------------------------------------------------------------------
 
-    def _lay_out(
-        self, columns: dict[str, tuple[list[int], list[Any]]], chain: Chain, start: int, end: int
-    ) -> dict[str, int]:
-        calls: list[str] = []
+    def _lay_out(self, chain: Chain, start: int, end: int) -> tuple[list[int], list[int]]:
+        """Fill `_rules`, `_values` and `_asks`; what is done (op) and asked (form) at each place."""
+        rules, ops, forms = self._rules, list[int](), list[int]()
+        calls: list[tuple[int, str]] = []  # places, and the chains that they call
 
-        def put(chain: Chain, number: int, rule: Rule | None, **values: Any) -> None:
-            place = len(self._rules)
-            self._rules.append(rule)
-            self._where.append((chain, number))
-            self._asks.append(values.pop("asks", ()))
-            for name, value in values.items():
-                places, there = columns[name]
-                places.append(place)
-                there.append(value)
+        def place(chain: Chain, first: int, some: list[Rule]) -> None:
+            self._starts.append(len(rules))
+            self._chains.append((chain, first))
+            rules.extend(some)
+            rules.append(None)
 
-        for number, rule in enumerate(chain.rules[start:end], start + 1):
-            if not self._acts(rule):
-                put(chain, number, rule, op=WALK)
-                continue
-            put(chain, number, rule, **self._deed(rule))
-            if rule.jump:
-                calls.append(rule.jump)
-        put(chain, end + 1, None, op=WALK)
+        place(chain, start + 1, chain.rules[start:end])
+        for at, rule in enumerate(chain.rules[start:end]):
+            ops.append(self._deed(rule, at, calls) if self._acts(rule) else WALK)
+        ops.append(WALK)
+        forms += [0] * len(ops)
         placed: dict[str, int] = {}
-        while calls:
-            name = calls.pop()
+        todo = 0
+        while todo < len(calls):
+            name = calls[todo][1]
+            todo += 1
             if name in placed:
                 continue
-            placed[name] = len(self._rules)
+            at = placed[name] = len(ops)
             chain = self.table.chains[name]
-            for number, rule in enumerate(chain.rules, 1):
-                put(chain, number, rule, **self._deed(rule), **self._question(rule))
-                if rule.jump:
-                    calls.append(rule.jump)
-            put(chain, len(chain.rules) + 1, None, op=END)
-        return placed
+            place(chain, 1, chain.rules)
+            for rule in chain.rules:
+                ops.append(self._deed(rule, at, calls))
+                forms.append(self._question(rule, at))
+                at += 1
+            ops.append(END)
+            forms.append(0)
+        self._values["goes"] = [at for at, _ in calls], [placed[name] for _, name in calls]
+        return ops, forms
 
     def _chain_is_simple(self, name: str) -> bool:
         known = self._simple.get(name)
@@ -187,31 +189,43 @@ class Program:
             return not rule.goto and self._chain_is_simple(rule.jump)
         return rule.target is None or isinstance(rule.target, Accept | Drop | Return | SetMark | Translation)
 
-    def _deed(self, rule: Rule) -> dict[str, Any]:
+    def _put(self, name: str, place: int, value: Any) -> None:
+        places, there = self._values[name]
+        places.append(place)
+        there.append(value)
+
+    def _deed(self, rule: Rule, place: int, calls: list[tuple[int, str]]) -> int:
+        """What the rule does."""
         target = rule.target
         if rule.jump:
-            return {"op": CALL, "goes": rule.jump}
-        if isinstance(target, SetMark):
-            return {"op": MARK, "a": ~target.mask & M32, "b": target.value}
+            calls.append((place, rule.jump))
+            return CALL
+        if target is None:
+            return NEXT
         if isinstance(target, Translation):
-            return {"op": NAT, "a": self._wishes.setdefault(target, len(self._wishes))}
-        return {"op": NEXT if target is None else _DOES[type(target)]}
+            self._put("a", place, self._wishes.setdefault(target, len(self._wishes)))
+            return NAT
+        if isinstance(target, SetMark):
+            self._put("a", place, ~target.mask & M32)
+            self._put("b", place, target.value)
+            return MARK
+        return _DOES[type(target)]
 
-    def _question(self, rule: Rule) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        form: list[Any] = []
+    def _question(self, rule: Rule, place: int) -> int:
+        """The number of the form of what the rule asks. That of a rule that asks for nothing is not 0 either."""
+        form: list[Any] = [None]
         tests, links = self._tests(rule)
         for column, mask, value, want in tests:
             name = COLUMN_NAMES[column]
             form.append((name, mask == -1, want))
-            values[name + "_value"] = value & M32
+            self._put(_VALUE[column], place, value & M32)
             if mask != -1:
-                values[name + "_mask"] = mask & M32
+                self._put(_MASK[column], place, mask & M32)
         for column, _, allowed in links:
             name = COLUMN_NAMES[column]
             form.append((name, None, True))
-            values[f"{name}_any"] = self._links.setdefault(tuple(allowed), len(self._links))
-        asks = []
+            self._put(f"{name}_any", place, self._links.setdefault(tuple(allowed), len(self._links)))
+        nth = 0
         for match in rule.matches:
             if not match.always:
                 kind = type(match), _in_columns(match)
@@ -219,16 +233,19 @@ class Program:
                 if asker is None:
                     asker = self._askers[kind] = _Asker(*kind)
                 form.append(asker)
-                asks.append(asker.number(match))
-        values["asks"] = tuple(asks)
-        form.append(None)  # a rule that asks for nothing has a form, too
-        values["form"] = self._forms.setdefault(tuple(form), len(self._forms))
-        return values
+                if nth == len(self._asks):
+                    self._asks.append(([], []))
+                places, there = self._asks[nth]
+                places.append(place)
+                there.append(asker.number(match))
+                nth += 1
+        return self._forms.setdefault(tuple(form), len(self._forms))
 
     def step(self, place: int) -> Step:
         """What is written on the path of a packet that matches there."""
-        chain, number = self._where[place]
-        return rule_step(self.table.name, chain, number, self._rules[place])
+        k = bisect_right(self._starts, place) - 1
+        chain, first = self._chains[k]
+        return rule_step(self.table.name, chain, first + place - self._starts[k], self._rules[place])
 
     def count(self, places: Places, lengths: I32) -> None:
         """Packets matched there."""

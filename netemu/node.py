@@ -6,9 +6,11 @@ back as `Journeys`, columns by batch, out of which one `Journey` at a time can b
 
 from __future__ import annotations
 
+import gc
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -256,6 +258,18 @@ def arrived_columns(p: Packets) -> dict[str, NDArray[Any]]:
     return {name: getattr(p, name).copy() for name in BEFORE}
 
 
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """A node is made of a million things of which none is garbage: nobody is to look through them again and again."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
 # ---- the node -------------------------------------------------------------------------------------------------------
 
 
@@ -402,13 +416,14 @@ class Node:
         if unsupported == UNCERTAIN:
             problems = put_aside(model, problems)
         node: Node | None = None
-        try:
-            node = cls(model, seed, unsupported)
-        except (Refused, Unsupported) as error:
-            problems.extend(error.problems)
-        raise_all(problems)
-        assert node is not None
-        node.tables.walk.prepare(node.paths, node.routing.names)
+        with _without_collection():
+            try:
+                node = cls(model, seed, unsupported)
+            except (Refused, Unsupported) as error:
+                problems.extend(error.problems)
+            raise_all(problems)
+            assert node is not None
+            node.tables.walk.prepare(node.paths, node.routing.names)
         return node
 
     def _fill(self, model: Model, problems: list[Problem]) -> None:
