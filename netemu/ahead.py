@@ -31,7 +31,7 @@ SLOTS = 3  # one being read, one waiting, one being filled
 SLOT = 24 << 20  # bytes: a chunk's columns and as much of a window as it uses
 WORTH = 8 << 20  # bytes of captures below which a second process costs more than it brings
 _STATE = ("counts", "problems", "interfaces", "links", "frames", "packets")
-#: columns that parsing fills; the others of a fresh row are the same for all
+#: columns that are read from the packets; the others of a fresh row are the same for all, or stand in the frames
 _PARSED = tuple(name for name in COLUMNS if name not in ("time", "at", "cap", "wire", "ether", "smac", "pkttype"))
 
 
@@ -131,7 +131,7 @@ def _packed(frames: Frames, slot: mmap.mmap) -> Layout | None:
     lo, hi = int(frames.at.min()), int((frames.at + frames.cap).max()) + PAD
     columns: dict[str, NDArray[Any]] = {name: getattr(frames, name) for name in frames.columns()}
     columns |= {"data": frames.data[lo:hi], "at": frames.at - lo}
-    columns |= {f"p.{name}": getattr(p, name) for name in _PARSED if getattr(p, name).any()}
+    columns |= {f"p.{name}": vars(p)[name] for name in _PARSED if name in vars(p)}
     layout: Layout = []
     end = 0
     for name, column in columns.items():
@@ -148,14 +148,10 @@ def _unpacked(slot: mmap.mmap, layout: Layout) -> Frames:
     """The frames in a slot, in memory of their own."""
     got = {name: np.ndarray((n,), dtype, slot, at).copy() for name, dtype, at, n in layout}
     frames = Frames(got["data"], *(got[name] for name in Frames.columns()))
-    p = Packets(0, frames.data)
-    p.n = len(frames)
-    for name, (dtype, fresh) in COLUMNS.items():
-        column = got.get(f"p.{name}")
-        if column is None:
-            column = np.full(p.n, 0 if name in _PARSED else fresh, dtype)
-        setattr(p, name, column)
-    p.at[:], p.cap[:], p.wire[:], p.time[:] = frames.at, frames.cap, frames.wire, frames.time
-    p.smac[:], p.ether[:], p.pkttype[:] = frames.smac, frames.ether, frames.pkttype
+    p = Packets(len(frames), frames.data)
+    for name in _PARSED:
+        if f"p.{name}" in got:
+            setattr(p, name, got[f"p.{name}"])
+    p.at, p.cap = frames.at, frames.cap.copy()
     frames.parsed = p
     return frames

@@ -130,7 +130,7 @@ class Answers:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.limits = Limits(node)
-        self._redirected: dict[int, tuple[int, int]] = {}  # sender -> (redirects told, time of the last)
+        self.redirected: dict[int, tuple[int, int]] = {}  # sender -> (redirects told, time of the last)
 
     def read_sysctls(self) -> None:
         """Take over what the answers depend on."""
@@ -319,12 +319,12 @@ class Answers:
         p = trip.pkts
         for row in rows.tolist():
             now = int(p.time[row])
-            told, last = self._redirected.get(int(p.src[row]), (0, -LONG_AGO))
+            told, last = self.redirected.get(int(p.src[row]), (0, -LONG_AGO))
             if now > last + SECOND * 1024 // 50:
                 told = 0
             if told >= 9:
-                self._redirected[int(p.src[row])] = (told, now)
+                self.redirected[int(p.src[row])] = (told, now)
                 continue
             if told == 0 or now > last + (SECOND // 50 << told):
-                self._redirected[int(p.src[row])] = (told + 1, now)
+                self.redirected[int(p.src[row])] = (told + 1, now)
                 trip.cause_icmp(np.array([row]), 5, 1, int(trip.nexthop[row]))

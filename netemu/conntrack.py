@@ -55,6 +55,7 @@ from netemu.packets import (
     Packets,
     Rows,
     distinct,
+    stretch,
 )
 from netemu.paths import Step
 from netemu.protocols import FITS, LOST, TRACKERS, gre_keys
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 EXPECTED, SEEN_REPLY, ASSURED, CONFIRMED, SRC_NAT, DST_NAT, SEQ_ADJUST = 1, 2, 4, 8, 16, 32, 64
 SRC_NAT_DONE, DST_NAT_DONE, DYING, FIXED_TIMEOUT = 128, 256, 512, 1024
 MAPPED = 2048  # netemu's own: it stands among `Conntrack.mapped`
+NOT_MAPPED = -2  # in the place of where it stands there
 
 #: ICMP query type -> the type that answers it; only these make a tuple
 PAIRED = {8: 0, 0: 8, 13: 14, 14: 13, 15: 16, 16: 15, 17: 18, 18: 17}
@@ -212,6 +214,16 @@ class Numbers:
     def clear(self) -> None:
         self._n = 0
 
+    def cut(self, n: int) -> None:
+        """Only the first n that came are left."""
+        self._n = n
+
+    def remove(self, number: int) -> None:
+        """One that is there is to be no more."""
+        place = int(np.flatnonzero(self.all() == number)[0])
+        self._all[place : self._n - 1] = self._all[place + 1 : self._n]
+        self._n -= 1
+
     def _room(self, more: int) -> None:
         self._all = np.concatenate([self._all, np.zeros(max(more, len(self._all), 16), np.int32)])
 
@@ -339,6 +351,35 @@ class Sources:
         else:
             self._newest[self._of(np.array([flow]))] = older
 
+    def place(self, flow: int) -> int:
+        """Where it stands among those of its source: the next older one of them, -1 none."""
+        ct, older = self.ct, self._older.item(flow)
+        own = ct.original(flow)
+        there = zone_id(int(ct.zone[flow]), 0)
+        while older >= 0:
+            other = ct.original(older)
+            if (other[0], other[2], other[4], zone_id(int(ct.zone[older]), 0)) == (own[0], own[2], own[4], there):
+                break
+            older = self._older.item(older)
+        return older
+
+    def put_back(self, flow: int, place: int) -> None:
+        """A flow that was removed stands where it stood."""
+        chain = self._of(np.array([flow])).item()
+        if place < 0:  # the oldest of its source: behind all others
+            newer, older = -1, self._newest.item(chain)
+            while older >= 0:
+                newer, older = older, self._older.item(older)
+        else:
+            newer, older = self._newer.item(place), place
+            self._newer[place] = flow
+        self._older[flow], self._newer[flow] = older, newer
+        if newer >= 0:
+            self._older[newer] = flow
+        else:
+            self._newest[chain] = flow
+        self._n += 1
+
     @staticmethod
     def _left(flows: I32, older: I32, gone: Mask) -> I32:
         """The first of each flow and those behind it that is not gone, -1: all are."""
@@ -403,6 +444,8 @@ class Conntrack:
     helper   who looks into it (helpers.NAMES), 0 nobody   parent   who looked into the connection that told of this one
     omen     what its first packet looked like, if one that looks like it will fare as it did (`looks`), else 0
     stored   both tuples are findable             packets, bytes  int64[flows, 2], original and reply (when counted)
+
+    fares    int32[2 * flows], by id: how the last packet fared (settled.py), 0 where nobody knows
     """
 
     osrc: NDArray[np.uint32]
@@ -434,12 +477,15 @@ class Conntrack:
         for name, dtype in _COLUMNS.items():
             setattr(self, name, np.zeros(capacity, dtype))
         self._counters: tuple[I64, I64] | None = None  # see `packets` and `bytes`
+        self.fares = np.zeros(2 * capacity, np.int32)
         self.tcp = Tracker(capacity)
         self.table = Table(2, seed=node.seed)
         self._free = Numbers(np.arange(capacity)[::-1])
         self._fresh = Numbers()  # begun in this run, not yet confirmed
         self._ended: list[tuple[int, int]] = []  # (serial, flow): what packets of this run ended
         self._dead = Numbers()  # deleted in this run; packets under way may still hold them
+        self.too_early = FOREVER  # the first packet (serial) that changed what one before it saw, as far as noticed
+        self.killed: list[tuple[int, int]] | None = None  # what was findable and is not any more: see `take_back`
         self.mapped = Sources(self)
         self._oldest: list[tuple[int, int]] = []  # (born, flow) of those that may be thrown out first
         self._elders = Numbers()  # flows that stood next to be thrown out when this was put together,
@@ -550,6 +596,7 @@ class Conntrack:
             self._grow()
         flows = self._free.take(n)
         self._fresh.extend(flows)
+        self.fares.reshape(-1, 2)[flows] = 0
         return flows
 
     def _allocate(self) -> int:
@@ -557,6 +604,7 @@ class Conntrack:
             self._grow()
         flow = self._free.pop()
         self._fresh.push(flow)
+        self.fares[2 * flow : 2 * flow + 2] = 0
         return flow
 
     def _grow(self) -> None:
@@ -571,6 +619,7 @@ class Conntrack:
             setattr(self, name, longer(getattr(self, name)))
         if self._counters is not None:
             self._counters = longer(self._counters[0]), longer(self._counters[1])
+        self.fares = longer(self.fares.reshape(-1, 2)).ravel()
         self.tcp.grow(self.capacity)
         self._free.below(np.arange(old, self.capacity)[::-1])
 
@@ -662,8 +711,14 @@ class Conntrack:
         if found < 0:
             return False
         other = found >> 1
+        self._seen_by(flow, other)
         same = self.original(other) == self.original(flow)
         return not same or zone_id(int(self.zone[other]), 0) != zone_id(zone, 0)
+
+    def _seen_by(self, flow: int, other: int) -> None:
+        """The other one is in the way of this one: one by one that is only so if it began before."""
+        if self.born[other] > self.born[flow]:
+            self.too_early = min(self.too_early, int(self.born[other]))
 
     def store(self, flow: int, now: int) -> bool:
         """Make both tuples findable; False when another flow holds one of them."""
@@ -671,8 +726,11 @@ class Conntrack:
             return True
         zone = int(self.zone[flow])
         there, back = self.original(flow), self.reply(flow)
-        if self.clash(there, now, zone, 0) >= 0 or self.clash(back, now, zone, 1) >= 0:
-            return False
+        for t, direction in ((there, 0), (back, 1)):
+            found = self.clash(t, now, zone, direction)
+            if found >= 0:
+                self._seen_by(flow, found >> 1)
+                return False
         self.split |= zone >> 16 != 0
         if back != there or zone >> 16:
             self.table.add_one(*key(there, zone, 0), number=2 * flow)
@@ -727,6 +785,8 @@ class Conntrack:
 
     def kill(self, flow: int) -> None:
         """The flow is not there any more; its number stays taken until the run ends."""
+        if self.killed is not None and self.stored[flow]:
+            self.killed.append((flow, self.mapped.place(flow) if self.status[flow] & MAPPED else NOT_MAPPED))
         if self.stored[flow]:
             self.table.remove_one(2 * flow + 1)
             if self.original(flow) != self.reply(flow) or self.zone[flow] >> 16:
@@ -742,7 +802,7 @@ class Conntrack:
 
     def kill_many(self, flows: NDArray[np.integer]) -> None:
         """The same of many, none of them twice."""
-        if len(flows) < MANY:
+        if len(flows) < MANY or self.killed is not None:
             for flow in flows.tolist():
                 self.kill(flow)
             return
@@ -769,6 +829,30 @@ class Conntrack:
         """Later flows of the same source may be given the same source address and port. flows: the oldest first"""
         self.status[flows] |= MAPPED
         self.mapped.add(flows)
+
+    def take_back(self, begun: int, ended: int, killed: list[tuple[int, int]]) -> None:
+        """Only so many flows were begun and ended in this run, and those that were killed since are there again.
+
+        killed  (flow, `Sources.place` or NOT_MAPPED) of what was findable: `killed`, as it was written since
+        """
+        flows = self._fresh.all()[begun:].astype(np.intp)
+        self._fresh.cut(begun)
+        del self._ended[ended:]
+        mask = np.zeros(self.capacity, bool)
+        mask[flows] = True
+        self.kill_many(flows)
+        killed = [(flow, place) for flow, place in killed if not mask[flow]]
+        for flow, place in reversed(killed):
+            zone, there, back = int(self.zone[flow]), self.original(flow), self.reply(flow)
+            if back != there or zone >> 16:
+                self.table.add_one(*key(there, zone, 0), number=2 * flow)
+            self.table.add_one(*key(back, zone, 1), number=2 * flow + 1)
+            self.stored[flow] = True
+            self.status[flow] &= ~np.uint16(DYING)
+            self._dead.remove(flow)
+            if place != NOT_MAPPED:
+                self.status[flow] |= MAPPED
+                self.mapped.put_back(flow, place)
 
     def end_run(self) -> None:
         """No packet is under way: forget flows that never were confirmed, and reuse the numbers of the dead."""
@@ -858,6 +942,10 @@ class Conntrack:
         self._ahead = (p, self.table.version, int(rows[0]), ids) if wishes is None else None
         return ids
 
+    def forget_ahead(self) -> None:
+        """What was looked up is not what is about to be tracked."""
+        self._ahead = None
+
     def _looked_up(self, trip: Trip, rows: Rows) -> NDArray[np.int32]:
         """`look_up`, or what `look_ahead` found when nothing has changed since."""
         ahead, self._ahead = self._ahead, None
@@ -897,13 +985,16 @@ class Conntrack:
 
     def well_formed(self, p: Packets, rows: Rows, verify: bool) -> Mask:
         """bool[len(rows)]: the transport header is one that tracking takes (flags, lengths, checksum if `verify`)."""
-        proto = p.proto[rows]
-        room = p.length[rows] - p.ihl[rows]
-        ok: Mask = (p.frag[rows] & OFFSET_MASK) == 0
+        part = stretch(rows)
+        proto = p.proto[part]
+        room = p.length[part] - p.ihl[part]
+        ok: Mask = (p.frag[part] & OFFSET_MASK) == 0
         tcp = proto == TCP
         if tcp.any():
-            doff = p.doff[rows]
-            ok &= ~tcp | ((room >= 20) & (doff >= 20) & (doff <= room) & GOOD_TCP_FLAGS[p.flags[rows]])
+            doff = p.doff[part]
+            fine: Mask = GOOD_TCP_FLAGS.take(p.flags[part])
+            fine &= (doff >= 20) & (doff <= room)  # so there is room for 20 bytes, too
+            ok &= fine if tcp.all() else fine | ~tcp
         udp = proto == UDP
         if udp.any():
             ok &= ~udp | (room >= 8)
@@ -918,12 +1009,14 @@ class Conntrack:
                 ok[some] &= (said >= 8) & (said <= room[some])
         icmp = proto == ICMP
         if icmp.any():
-            ok &= ~icmp | ((room >= 8) & (p.icmp_type[rows] <= 18))
+            ok &= ~icmp | ((room >= 8) & (p.icmp_type[part] <= 18))
         if verify and ok.any():
             some = np.flatnonzero(ok & (tcp | udp | icmp))
-            if len(some):
+            if len(some) == len(rows):
+                ok &= p.l4_checksum_ok(rows)
+            elif len(some):
                 ok[some] &= p.l4_checksum_ok(rows[some])
-        odd = ok & self.odd[proto]
+        odd = ok & self.odd.take(proto)
         if odd.any():
             for at in np.flatnonzero(odd).tolist():
                 row = int(rows[at])
@@ -983,8 +1076,8 @@ class Conntrack:
         ids = self._looked_up(trip, rows)
         hit = ids >= 0
         if hit.any():
-            late = np.flatnonzero(hit & (self.deadline[np.maximum(ids, 0) >> 1] <= p.time[rows]))
-            for k in late.tolist():
+            late = hit & (self.deadline.take(ids >> 1, mode="clip") <= p.time[stretch(rows)])
+            for k in np.flatnonzero(late).tolist():
                 flow = int(ids[k]) >> 1
                 if not self.status[flow] & DYING:
                     self.kill(flow)
@@ -1014,12 +1107,16 @@ class Conntrack:
     def _follow(self, trip: Trip, flows: Flows, rows: Rows, reply: Mask) -> None:
         """Packets of flows that we know, any number of each: states, timers, counters."""
         p = trip.pkts
-        p.ct[rows], p.reply[rows] = flows, reply
+        part = stretch(rows)
+        p.ct[part], p.reply[part] = flows, reply
         starts = np.zeros(1, np.intp)
         if len(rows) > 1:  # those of one flow side by side, in arrival order
             order = grouped(flows)
-            flows, rows, reply = flows.take(order), rows.take(order), reply.take(order)
-            starts = np.flatnonzero(np.concatenate(([True], flows[1:] != flows[:-1])))
+            rows = order + part.start if isinstance(part, slice) else rows.take(order)
+            flows, reply = flows.take(order), reply.take(order)
+            first = np.ones(len(rows), bool)
+            np.not_equal(flows[1:], flows[:-1], out=first[1:])
+            starts = np.flatnonzero(first)
         each = flows.take(starts)
         ways = (self._timers, self._tcp, self._states)
         way = self.way[self.proto.take(each)]
@@ -1217,7 +1314,13 @@ class Conntrack:
             return np.ones(len(rows), bool)
         p.reply[rows[again[of[again] >= 0]]] = False
         if lives:
-            of = np.where(of < 0, self._succeed(p, lives).take(-1 - of, mode="clip"), of)
+            roots, before, numbers = self._succeed(p, lives)
+            former = np.full(self.capacity, -1, np.int32)
+            former[roots] = before
+            theirs = np.flatnonzero((of == was) & (former.take(was) >= 0))  # of those whose number went to another one
+            of[theirs] = former.take(was.take(theirs))
+            of = np.where(of < 0, numbers.take(-1 - of, mode="clip"), of)
+            again = np.concatenate([again, theirs])
         p.ct[rows[again]] = of[again]
         for verdict, flow, row in zip(verdicts[odd].tolist(), of[odd].tolist(), rows[odd].tolist(), strict=True):
             if verdict == GONE:
@@ -1230,39 +1333,46 @@ class Conntrack:
         counts: Mask = (verdicts == ACCEPTED) | (verdicts == GONE)
         return counts
 
-    def _succeed(self, p: Packets, lives: list[Life]) -> Flows:
-        """Connections that began within a run in the place of others: their numbers.
+    def _succeed(self, p: Packets, lives: list[Life]) -> tuple[Flows, Flows, Flows]:
+        """Connections that began within a run in the place of others.
 
-        Each takes over the tuples of the one before it; nobody else could have had them in between. All but the last
-        one of a tuple are over already, and only packets under way still hold them.
+        returns  the flows that held their tuples before; new numbers for what those were; the number of each life
+
+        Each takes over the tuples of the one before it; nobody else could have had them in between. The last one of a
+        tuple takes over the number, too, so its tuples stay findable; all others are over already, and only packets
+        under way still hold them.
         """
-        flows = self._allocate_many(len(lives))
-        roots, rows = np.array([life.root for life in lives]), np.array([life.row for life in lives])
+        root, rows = np.array([life.root for life in lives]), np.array([life.row for life in lives])
+        roots, first = np.unique(root, return_index=True)
+        order = grouped(root)
+        follows = np.append(root[order[1:]] == root[order[:-1]], False)
+        last = order[~follows]
+        flows = self._allocate_many(len(lives))  # first of what the roots were, then of all lives but the last ones
+        before, numbers = flows[: len(roots)], np.empty(len(lives), np.intp)
+        numbers[order[follows]] = flows[len(roots) :]
+        numbers[last] = root[last]
+        ended = np.empty(len(lives), np.intp)  # whom each follows
+        ended[order[1:]] = numbers[order[:-1]]
+        ended[first] = before
+        self._ended.extend(zip(p.serial[rows].tolist(), ended.tolist(), strict=True))
         for name in _COLUMNS:
             column = getattr(self, name)
-            column[flows] = column[roots]
-        for column in (self.mark, self.helper, self.parent, *(self._counters or ())):
-            column[flows] = 0
-        self.created[flows], self.born[flows] = p.time[rows], p.serial[rows]
-        self.stamped[flows] = self.stamping
-        self.masq[flows], self.counted[flows], self.stored[flows] = -1, self.accounting, False
-        self.status[flows] = [life.watched.status & (SRC_NAT | DST_NAT) for life in lives]
-        last = dict(zip(roots.tolist(), range(len(lives)), strict=True))
-        before = dict[int, int]()
-        for k, (root, row) in enumerate(zip(roots.tolist(), rows.tolist(), strict=True)):
-            self._ended.append((int(p.serial[row]), before.get(root, root)))
-            before[root] = int(flows[k])
-            if last[root] != k:
-                self.status[flows[k]] |= DYING
-                self._dead.push(int(flows[k]))
-        final = []
-        for root, k in last.items():
-            self.kill(root)
-            lives[k].watched.flow = int(flows[k])
-            final.append(lives[k].watched)
-            self.store(int(flows[k]), int(p.time[rows[k]]))
+            column[before], column[numbers] = column[roots], column[root]
+        for columns in (*(self._counters or ()), self.tcp.td, self.tcp.misc, self.tcp.last):
+            columns[before] = columns[roots]
+        for column in (self.mark, self.helper, self.parent, self.fares.reshape(-1, 2), *(self._counters or ())):
+            column[numbers] = 0
+        self.created[numbers], self.born[numbers] = p.time[rows], p.serial[rows]
+        self.stamped[numbers], self.masq[numbers], self.counted[numbers] = self.stamping, -1, self.accounting
+        self.status[numbers] = [life.watched.status & (SRC_NAT | DST_NAT) for life in lives]
+        self.stored[flows] = False
+        self.status[flows] |= DYING
+        self._dead.extend(flows)
+        final = [lives[k].watched for k in last.tolist()]
+        for one, flow in zip(final, root[last].tolist(), strict=True):
+            one.flow = flow
         self.tcp._keep(self, final)
-        return flows
+        return roots, before, numbers
 
     def _track_error(self, trip: Trip, row: int) -> None:
         """An ICMP error belongs to the connection that it complains about, if it quotes one that we know."""
@@ -1317,6 +1427,9 @@ class Conntrack:
             if trip.drew is not None:
                 moved |= trip.drew.take(rows.take(mine.take(new)))
             self.omen[flows[new[moved]]] = 0
+        there = self.stored[flows[new]]
+        self.status[flows[new[there]]] |= CONFIRMED
+        new = new[~there]
         lost: list[int] = []
         while len(new):
             f = flows.take(new)
@@ -1342,9 +1455,10 @@ class Conntrack:
     # ---- text --------------------------------------------------------------------------------------------------
 
     def dump(self, now: int) -> str:
-        """The table as `conntrack -L -o extended` prints it."""
+        """The table as `conntrack -L -o extended` prints it, the oldest connection first."""
         out = []
-        for flow in np.flatnonzero(self.stored & (self.deadline > now) & ((self.status & CONFIRMED) != 0)).tolist():
+        flows = np.flatnonzero(self.stored & (self.deadline > now) & ((self.status & CONFIRMED) != 0))
+        for flow in flows[np.argsort(self.born[flows], kind="stable")].tolist():
             out.append(self.line(flow, now))
         return "\n".join(out) + ("\n" if out else "")
 

@@ -135,6 +135,7 @@ def cut(packet: bytes, limit: int, sizes: list[int] | None = None) -> list[bytes
     """The fragments of a packet, each at most `limit` bytes long.
 
     sizes   payload of each piece that the packet was put together from: it is cut there again if all of them fit
+            ([]: that is not known any more)
     Options that are not to be copied (bit 7 unset) become no-ops in all fragments but the first.
     """
     ihl = (packet[0] & 15) * 4
@@ -142,7 +143,7 @@ def cut(packet: bytes, limit: int, sizes: list[int] | None = None) -> list[bytes
     start, more = word & OFFSET_MASK, word & MORE_FRAGMENTS
     body = packet[ihl:]
     size = (limit - ihl) & ~7
-    as_they_came = sizes is not None and sum(sizes) == len(body) and max(sizes) <= limit - ihl
+    as_they_came = bool(sizes) and sizes is not None and sum(sizes) == len(body) and max(sizes) <= limit - ihl
     keep = word & DONT_FRAGMENT if sizes is not None and not as_they_came else 0
     out: list[bytes] = []
     at = 0

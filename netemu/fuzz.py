@@ -83,9 +83,6 @@ CLIENT_PORTS = [40000, 40001, 41000, 777, 53]
 BROADCASTS = ["10.0.0.255", "255.255.255.255", "224.0.0.9"]
 MARKS = [1, 2, 7, 0x100]
 TCP, UDP, ICMP, GRE, DCCP, SCTP, UDPLITE = 6, 17, 1, 47, 33, 132, 136
-#: how often a conversation is of a protocol
-PROTOCOLS = {TCP: 50, UDP: 28, ICMP: 12, SCTP: 4, GRE: 2, UDPLITE: 1, DCCP: 1}
-NAMES = {"tcp": TCP, "udp": UDP, "icmp": ICMP, "gre": GRE, "dccp": DCCP, "sctp": SCTP, "udplite": UDPLITE}
 
 
 # ---- packets by hand ---------------------------------------------------------------------------------------------
@@ -170,6 +167,12 @@ def fragments(packet: bytes, size: int) -> list[bytes]:
     return out
 
 
+def with_flag(packet: bytes) -> bytes:
+    """The packet, not to be cut any further."""
+    head = packet[:6] + bytes([packet[6] | 0x40]) + packet[7:10] + b"\0\0" + packet[12 : (packet[0] & 15) * 4]
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + packet[len(head) :]
+
+
 # ---- what a rule may say -----------------------------------------------------------------------------------------
 
 
@@ -219,7 +222,10 @@ class Scene:
     """Where and for what something is made.
 
     hooks   the hooks that reach the chain (a user chain may be reached from several)
-    sets    name -> type of every set        names  how many named tables (recent, hashlimit) were made
+    sets    name -> type of every set        serial  how many named tables (hashlimit, rateest) were made
+    calm    no rule remembers anything, so that many packets may go through together
+    marked  address whose packets come to a service that asks for a mark
+    steered  a policy rule asks for a mark
     """
 
     rng: Random
@@ -231,6 +237,9 @@ class Scene:
     options: dict[str, str] = field(default_factory=dict)
     serial: int = 0
     theme: Theme = THEMES["all"]
+    calm: bool = False
+    marked: str = ""
+    steered: bool = False
 
     def of(self, *what: Any) -> Any:
         """One of these."""
@@ -870,10 +879,9 @@ def _netmap(s: Scene) -> Clause | None:
 
 @target("SET")
 def _put_in_set(s: Scene) -> Clause | None:
-    names = [n for n in sorted(s.sets) if s.sets[n] != "list:set"]
-    if not names:
+    if not s.sets:
         return None
-    name = s.rng.choice(names)
+    name = s.rng.choice(sorted(s.sets))
     if s.table == "mangle" and "skbinfo" in s.options[name] and s.chance(0.7):
         return Clause(f"SET --map-set {name} {dirs(s, s.sets[name])} --map-mark")
     if s.chance(0.3):
@@ -912,6 +920,8 @@ def _rate_estimator(s: Scene) -> Clause:
 def _tee(s: Scene) -> Clause | None:
     if not s.only({"PREROUTING", "FORWARD"}):
         return None  # copies of copies: what mangle OUTPUT does to a copy of a broadcast is not modelled
+    if any("mac" in kind for kind in s.sets.values()):
+        return None  # a copy's MAC addresses are whatever was in that memory before
     return Clause(f"TEE --gateway {s.rng.choice(FAR)}{s.of('', '', ' --oif eth1')}") if s.table == "mangle" else None
 
 
@@ -1018,9 +1028,9 @@ def make_sets(s: Scene, featured: str) -> str:
             for _ in range(s.rng.randrange(12 if "net" in kind and "maxelem" not in options else 7))
         ):
             out.append(f"add {name} {what} -exist")
-    if chosen and (featured == "list:set" or s.chance(0.15)):
-        options = s.rng.choice(SET_MAKERS["list:set"][0]) + s.of("", " counters", " timeout 100")
-        members = s.rng.sample(sorted(s.sets), min(len(s.sets), s.of(1, 2)))
+    if chosen and (featured == "list:set" or s.chance(0.3)):
+        options = s.rng.choice(SET_MAKERS["list:set"][0]) + s.of("", " counters", " counters", " timeout 100")
+        members = s.rng.sample(sorted(s.sets), min(len(s.sets), s.of(1, 2, 3)))
         s.sets["L"], s.options["L"] = "list:set", options
         out.append(f"create L list:set {options}".rstrip())
         out += [f"add L {m}" for m in members]
@@ -1063,10 +1073,11 @@ def make_services(s: Scene, featured: str) -> str:
     """Virtual services, one with the featured scheduler; the words for `ipvsadm -R`."""
     out = []
     for n, where in enumerate(s.rng.sample(SERVICE_KINDS, s.of(1, 2, 3))):
-        known = sorted(set(SCHEDULER_MAKERS) - ABSENT[s.kernel])
+        known = [*sorted(set(SCHEDULER_MAKERS) - ABSENT[s.kernel]), "wrr", "wlc", "sed"]  # these remember most
         scheduler = featured if n == 0 and featured in known else s.rng.choice(known)
         flags = s.rng.choice(SCHEDULER_MAKERS[scheduler])
-        more = s.of("", "", "-p 60", "-p 60", "-p 300 -M 255.255.255.0", "-o" if "-t" not in where else "")
+        once = "-o" if "-t" not in where else ""
+        more = s.of("", once, "-p 60", "-p 60", "-p 300 -M 255.255.255.0", once)
         out.append(" ".join(f"-A {where} -s {scheduler} {flags} {more}".split()))
         servers = s.rng.sample(SERVERS, 1 if scheduler == "twos" else s.of(1, 2, 3))
         out += [f"-a {server(s, where, only)}" for only in servers]
@@ -1089,6 +1100,13 @@ def unmade() -> list[str]:
 
 TRANSLATIONS = ["DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP"]
 DEADLY = {"DROP", "REJECT", "QUEUE", "NFQUEUE"}
+#: what sees the packets before it, so that none may go beside another
+REMEMBERING = {"limit", "hashlimit", "recent", "quota", "statistic", "connlimit", "connbytes", "SET", "RATEEST"}
+
+
+def names_of(s: Scene, makers: dict[str, Maker]) -> list[str]:
+    """The names in a registry that may be chosen here."""
+    return sorted(set(makers) - REMEMBERING) if s.calm else sorted(makers)
 
 
 def make_rule(s: Scene, jumps: Sequence[str] = (), match: str = "", target: str = "") -> str:
@@ -1096,7 +1114,7 @@ def make_rule(s: Scene, jumps: Sequence[str] = (), match: str = "", target: str 
     clauses: list[Clause] = []
     names = [match] if match else []
     names += ["set"] * (bool(s.sets) and s.chance(0.2))
-    names += [s.rng.choice(sorted(MATCH_MAKERS)) for _ in range(s.of(0, 1, 1, 2))]
+    names += [s.rng.choice(names_of(s, MATCH_MAKERS)) for _ in range(s.of(0, 1, 1, 2))]
     proto = ""
     for name in dict.fromkeys(n for n in names if n in MATCHES):
         made = MATCH_MAKERS[name](s) if name in MATCH_MAKERS else None
@@ -1104,9 +1122,9 @@ def make_rule(s: Scene, jumps: Sequence[str] = (), match: str = "", target: str 
             clauses.append(made)
             proto = proto or made.proto
     deed = ""
-    common = TRANSLATIONS if s.table == "nat" and s.chance(0.6) else sorted(TARGET_MAKERS)
+    common = TRANSLATIONS if s.table == "nat" and s.chance(0.6) else names_of(s, TARGET_MAKERS)
     for name in [target] * bool(target) + [s.rng.choice(common) for _ in range(4)]:
-        if name in DEADLY and name != target and s.chance(0.6):
+        if name in DEADLY and name != target and s.chance(0.35 if name == "REJECT" else 0.6):
             continue  # what is stopped early meets nothing more
         made = TARGET_MAKERS[name](s) if name in TARGETS and name in TARGET_MAKERS else None
         needs = made.proto.split()[0] if made and made.proto else ""
@@ -1127,8 +1145,8 @@ def make_rule(s: Scene, jumps: Sequence[str] = (), match: str = "", target: str 
             ):
                 continue
             break
-    if jumps and s.chance(0.35) and not target:
-        deed = f"{s.of('-j', '-j', '-j', '-g')} {s.rng.choice(jumps)}"
+    if jumps and s.chance(0.45) and not target:
+        deed = f"{s.of('-j', '-j', '-g')} {s.rng.choice(jumps)}"
     elif s.chance(0.05) and not target:
         deed = ""
     words = []
@@ -1153,29 +1171,54 @@ def make_rule(s: Scene, jumps: Sequence[str] = (), match: str = "", target: str 
     return " ".join([*words, *(c.text for c in clauses), deed]).strip()
 
 
+def watcher(s: Scene, match: str) -> str:
+    """A rule that counts what this match finds, and asks nothing else where the match may stand here."""
+    made = MATCH_MAKERS[match](s) if match in MATCH_MAKERS else None
+    return f"{f'-p {made.proto} ' if made.proto else ''}{made.text}" if made else "-p icmp"
+
+
+def steering(s: Scene) -> list[str]:
+    """Rules of mangle that mark what services and policy rules ask for."""
+    out = [f"-d {s.marked}/32 -j MARK --set-xmark 0x7"] if s.marked else []
+    if s.steered:
+        what = s.of("-p tcp", "-p udp", "-m statistic --mode nth --every 2 --packet 0" if not s.calm else "-p udp")
+        out.append(f"{what} -j MARK --set-xmark {s.of('0x7', '0x1', '0x3/0x3', '0x101')}")
+    if s.chance(0.25):  # a mark that is part the packet's, part the connection's
+        out += [
+            f"{s.of('-p tcp', '-p udp', '! -p icmp')} -j MARK --set-xmark {s.of('0x105', '0x2')}",
+            "-j CONNMARK "
+            + s.of(
+                "--restore-mark --nfmask 0x3 --ctmask 0xff",
+                "--restore-mark --mask 0x7",
+                "--save-mark --nfmask 0xff --ctmask 0x3",
+            ),
+        ]
+    return out
+
+
 def watching(s: Scene) -> list[str]:
     """Rules for this chain that stop nothing: they count what they match, mark it, or put it into a set."""
     out = []
     for _ in range(s.of(0, 1, 2, 3)):
         name = s.rng.choice(s.theme.watch if s.theme.watch and s.chance(0.75) else sorted(MATCH_MAKERS))
-        made = MATCH_MAKERS[name](s) if name in MATCHES else None
+        made = MATCH_MAKERS[name](s) if name in MATCHES and not (s.calm and name in REMEMBERING) else None
         if made is None:
             continue
         deed = None
         if s.chance(0.35):
-            name = s.of("MARK", "CONNMARK", "SET") if s.sets else s.of("MARK", "CONNMARK")
+            name = s.of("MARK", "CONNMARK", "SET") if s.sets and not s.calm else s.of("MARK", "CONNMARK")
             deed = TARGET_MAKERS[name](s)
         out.append(f"{f'-p {made.proto} ' if made.proto else ''}{made.text}{f' -j {deed.text}' if deed else ''}")
     return out
 
 
-def make_tables(s: Scene, match: str, target: str) -> str:
-    """All tables (one may be missing), as iptables-restore reads them."""
+def make_tables(s: Scene, features: Sequence[tuple[str, str]]) -> str:
+    """All tables (one may be missing), as iptables-restore reads them.   features: matches and targets that must be"""
     chatty = s.rng.choice(s.theme.chatty)
     out = []
-    where = featured_place(s, match, target)
+    places = [featured_place(s, match, target) for match, target in features]
     for table, hooks in HOOKS.items():
-        wanted = where is not None and where[0] == table
+        wanted = any(where is not None and where[0] == table for where in places)
         if table == "security" and not wanted and s.chance(0.7):
             continue
         user = [f"{table[0].upper()}{n}" for n in range(s.of(0, 1, 2))]
@@ -1189,16 +1232,25 @@ def make_tables(s: Scene, match: str, target: str) -> str:
             s.chain = chain
             s.hooks = reach.get(chain, frozenset({chain}))
             jumps = [u for k, u in enumerate(user) if s.hooks <= reach[u] and (chain in hooks or k > n - len(hooks))]
-            talkative = max(chatty, s.theme.nat) if table == "nat" else chatty
+            talkative = max(chatty, s.theme.nat * (table == "nat"), 0.6 * (chain in user))
             count = s.rng.choice([0, 1, 2, 3, 5]) if s.chance(talkative) else 0
             mine = [make_rule(s, jumps) for _ in range(count)]
             if table in ("raw", "mangle") and chain in hooks:
                 mine = watching(s) + mine
-            if wanted and where is not None and where[1] == chain:
-                mine.insert(s.rng.randrange(len(mine) + 1), make_rule(s, jumps, match, target))
-                mine.insert(s.rng.randrange(len(mine) + 1), make_rule(s, jumps, match))
+            if table == "mangle" and chain in ("PREROUTING", "OUTPUT"):
+                mine = steering(s) + mine
+            if table == "mangle" and chain in ("INPUT", "POSTROUTING") and s.chance(0.6):
+                mine += [f"-m mark --mark {bit}/{bit}" for bit in ("0x1", "0x2", "0x4", "0x100")]  # what became of it?
+            for place, (match, target) in zip(places, features, strict=True):
+                if place == (table, chain):
+                    mine.insert(s.rng.randrange(len(mine) + 1), make_rule(s, jumps, match, target))
+                    mine.insert(s.rng.randrange(len(mine) + 1), make_rule(s, jumps, match))
+                    mine.insert(s.rng.randrange(len(mine) + 1), watcher(s, match))
             rules += [f"-A {chain} {r}" for r in mine]
         out += [*rules, "COMMIT"]
+    if any("-m recent" in line and "--set" not in line for line in out):  # somebody must have been seen
+        at = out.index("COMMIT")  # of raw
+        out[at:at] = [f"-A PREROUTING -m recent --set --name r{n} --mask 255.255.255.255 --rsource" for n in (0, 1)]
     return "".join(line + "\n" for line in out)
 
 
@@ -1252,6 +1304,8 @@ def make_links(s: Scene, services: bool) -> str:
     out = [f'kernel = "{s.kernel}"', "cpu = 0"]
     for n, name in enumerate(LINKS):
         plens = [f'"{a}/24"' for a in OWN[name]]
+        if s.chance(0.5 if s.theme.nat > 0.5 else 0.15):
+            plens.insert(s.of(0, 1), f'"172.20.{n}.1/24"')  # another network on the link: who masquerades as whom?
         out += ["[[link]]", f'name = "{name}"', f'mac = "02:00:00:00:00:0{n + 1}"', f"addresses = [{', '.join(plens)}]"]
         if s.chance(0.15):
             out.append(f"mtu = {s.of(576, 1000, 1400)}")
@@ -1275,9 +1329,10 @@ def make_links(s: Scene, services: bool) -> str:
     ):
         if s.chance(0.1):
             out += ["[[route]]", route]
-    if s.chance(0.25):
+    if s.chance(0.35):
         out += ["[[route]]", 'to = "default"', 'via = "192.168.7.254"', 'dev = "eth1"', 'table = "100"']
-        what = s.of('fwmark = "0x1/0x1"', 'iif = "cni0"', 'to = "192.0.2.0/24"', 'fwmark = "0x7"')
+        what = s.of('fwmark = "0x1/0x1"', 'fwmark = "0x1/0x5"', 'iif = "cni0"', 'to = "192.0.2.0/24"', 'fwmark = "0x7"')
+        s.steered = "fwmark" in what
         out += ["[[rule]]", "priority = 100", what, 'table = "100"']
     out.append("[sysctl]")
     # limits on ICMP errors and redirects run on the real clock
@@ -1289,6 +1344,8 @@ def make_links(s: Scene, services: bool) -> str:
     out += [f'"net.ipv4.conf.{name}.send_redirects" = 0' for name in ("all", "default", *LINKS, "vip0")]
     choose = SYSCTLS + (VS_SYSCTLS if services else [])
     some = s.rng.sample(choose, s.of(0, 1, 2))
+    if s.chance(0.12):
+        some.append(("net.ipv4.conf.all.rp_filter", [1, 1, 2]))
     if services and s.chance(0.5):
         some.append(VS_SYSCTLS[0])
     out += [f'"{name}" = {s.rng.choice(values)}' for name, values in dict(some).items()]
@@ -1306,6 +1363,7 @@ class Talk:
 
     link, there   where each side's packets enter the node; None: the node itself; there_ends None: nothing arrived yet
     seq           next sequence number of client and server        sent, heard  how often each has spoken
+    scaled        each side said by how much it scales its windows
     """
 
     proto: int
@@ -1320,6 +1378,7 @@ class Talk:
     seq: list[int] = field(default_factory=lambda: [1000, 50000])
     sent: int = 0
     heard: int = 0
+    scaled: list[bool] = field(default_factory=lambda: [False, False])
 
 
 class Traffic:
@@ -1365,9 +1424,10 @@ class Traffic:
     def step(self) -> None:
         s = self.s
         r = s.rng.random()
-        if r < (0.06 if self.services else 0.04) and len(self.events) > 5:
+        often = 0.09 if s.theme.services == 1 else 0.06 if self.services else 0.04
+        if r < often and len(self.events) > 5:
             return self.command()
-        r -= 0.06
+        r -= often
         if r < s.theme.fresh or not self.talks:
             self.talks.append(self.new_talk())
             return self.speak(self.talks[-1], 0)
@@ -1375,12 +1435,16 @@ class Traffic:
         if r < s.theme.errors:
             return self.error()
         r -= s.theme.errors
-        if r < 0.05:
+        if s.chance(0.02 * s.theme.odd):
+            return self.life()
+        if r < 0.02 + 0.05 * s.calm:
+            return self.burst()
+        if r < 0.05 + 0.05 * s.calm:
             return self.again()
-        if r < 0.1:
+        if r < 0.1 + 0.05 * s.calm:
             return self.stray()
         talk = s.rng.choice(self.talks[-s.theme.talks :])
-        if r < 0.13 and talk.proto == TCP and talk.sent > 1:  # the same ports once more
+        if r < 0.13 + 0.05 * s.calm and talk.proto == TCP and talk.sent > 1:  # the same ports once more
             talk.sent = talk.heard = 0
             talk.seq[0] = (talk.seq[0] + s.of(70000, 1, -5000, 2**31)) & 0xFFFFFFFF
             return self.speak(talk, 0)
@@ -1400,17 +1464,56 @@ class Traffic:
                     return
                 self.at += self.pace
 
+    def life(self) -> None:
+        """A TCP connection that opens, talks and ends, and one or two more behind it that use the same ports."""
+        s = self.s
+        talk = self.new_talk()
+        self.talks.append(talk)
+        if talk.proto != TCP:
+            return self.speak(talk, 0)
+        for _ in range(s.of(2, 2, 3)):
+            acts = [(0, SYN), (1, SYN | ACK), (0, ACK), (0, ACK | PSH), (1, ACK | PSH)][: s.of(1, 3, 5, 5)]
+            acts += s.of([(0, FIN | ACK), (1, FIN | ACK), (0, ACK)], [(0, RST | ACK)], [(1, RST)], [(0, FIN | ACK)], [])
+            for side, flags in acts:
+                if self.spoilt or (side and talk.there_ends is None):
+                    break
+                self.speak(talk, side, flags)
+                self.at += self.pace
+            talk.seq[0] = (talk.seq[0] + 100_000) & 0xFFFFFFFF
+
+    def burst(self) -> None:
+        """Many that have nothing to do with each other, one behind the other: they may go through together."""
+        s = self.s
+        link = s.rng.choice(LINKS)
+        proto = TCP if s.chance(0.3) else UDP
+        far = [a for a in FAR + VIPS + OWN[link] if a not in NEAR[link]]
+        for port in range(first := s.rng.randrange(42000, 60000), first + s.of(10, 14, 20)):
+            src, dst, to = s.rng.choice(NEAR[link]), s.rng.choice(far), s.rng.choice(PORTS)
+            if proto == TCP:
+                body = tcp_segment(src, port, dst, to, SYN, 1000, 0, 64240, b"\x02\x04\x05\xb4", b"")
+            else:
+                body = udp_segment(src, port, dst, to, b"one of many")
+            self.send(link, self.wrap(src, dst, proto, body))
+            if self.spoilt:
+                return
+            self.at += self.pace
+
     def new_talk(self) -> Talk:
         s = self.s
         proto = s.rng.choices(list(s.theme.protocols), list(s.theme.protocols.values()))[0]
         link: str | None = s.rng.choice(LINKS)
         if s.chance(0.2) and proto in (TCP, UDP, ICMP):
             link = None
-        src = s.rng.choice(NEAR[link] if link else MINE)
+        src = s.rng.choice(MINE if link is None else NEAR[link] if s.chance(0.94) else FAR)  # or a stranger there
         there = [a for a in FAR if link is None or a not in NEAR[link]] + NEAR["cni0"]
         dst = s.rng.choice(there)
+        if self.talks and s.chance(0.15):  # a client that has another conversation, from the same port
+            old = s.rng.choice(self.talks)
+            return Talk(old.proto, old.link, old.src, old.sport, dst, s.rng.choice(PORTS))
         if proto in (TCP, UDP, ICMP) and s.chance(0.3):
             dst = s.rng.choice(MINE)
+        if proto in (TCP, UDP) and s.marked and s.chance(0.3):
+            return Talk(proto, link, src, s.rng.choice(CLIENT_PORTS), s.marked, s.rng.choice(PORTS))
         if proto in (TCP, UDP) and self.services and s.chance(0.6):
             where = s.rng.choice([w for w in SERVICE_KINDS if w[1] == ("t" if proto == TCP else "u")]).split()[1]
             dst, port = where.split(":")
@@ -1431,7 +1534,8 @@ class Traffic:
 
     # ---- one side says something
 
-    def speak(self, talk: Talk, side: int) -> None:
+    def speak(self, talk: Talk, side: int, flags: int | None = None) -> None:
+        """A packet of the conversation.   flags: of TCP, where they are not left to chance"""
         s = self.s
         if side == 0:
             link, (proto, src, sport, dst, dport) = talk.link, (talk.proto, talk.src, talk.sport, talk.dst, talk.dport)
@@ -1442,7 +1546,7 @@ class Traffic:
         little = s.chance(0.97 if s.theme.odd <= 1 else 0.7) or link is None
         data = s.of(b"", b"", b"abc", b"GET /", b"x" * 30) if little else b"x" * s.of(700, 1300)
         if proto == TCP:
-            body = self._tcp(talk, side, src, sport, dst, dport, data)
+            body = self._tcp(talk, side, (src, sport, dst, dport), data, flags)
         elif proto in (UDP, UDPLITE):
             body = udp_segment(src, sport, dst, dport, data or b"q", proto)
             if proto == UDP and s.chance(0.05):
@@ -1465,23 +1569,29 @@ class Traffic:
         if journey is not None:
             self.learn(talk, side, journey)
 
-    def _tcp(self, talk: Talk, side: int, src: str, sport: int, dst: str, dport: int, data: bytes) -> bytes:
+    def _tcp(
+        self, talk: Talk, side: int, between: tuple[str, int, str, int], data: bytes, so: int | None = None
+    ) -> bytes:
         s = self.s
         first = talk.sent == 0 if side == 0 else talk.heard == 0
         window = s.of(64240, 64240, 64240, 65535, 8192, 500, 0)
         mine, other = talk.seq[side], talk.seq[1 - side]
         options = b""
-        if first and s.chance(0.9):
+        if so is not None:
+            flags, data = so, data or b"x" if so & PSH else b""
+        elif first and s.chance(0.9):
             flags = SYN | ACK if side else SYN
-            data = b""
+            data = b"early" if s.chance(0.12) else b""
         else:
             flags = s.rng.choices([ACK, ACK | PSH, FIN | ACK, RST, RST | ACK], [45, 25, 15, 6, 3])[0]
             if flags == ACK and s.chance(0.7):
                 data = b""
-        odd = s.theme.odd
+        odd = s.theme.odd if so is None else 0.0
+        if all(talk.scaled) and not first and s.chance(0.15):  # far on, but within a window that is scaled
+            mine = talk.seq[side] = (mine + s.of(30_000, 70_000, 300_000, 1 << 22)) & 0xFFFFFFFF
         if s.chance(0.06 * odd):
             flags = s.of(SYN, SYN | ACK, FIN, 0, URG | ACK, FIN | ACK | URG, SYN | FIN, PSH, RST, ACK, 0x3F, SYN | 0xC0)
-        if s.chance(0.4 if flags & RST else 0.05 * odd):
+        if s.chance(0.4 if flags & RST and so is None else 0.05 * odd):
             mine += s.of(1, -1, -1, 100, -100, 70000, -70000, 2**31)
         if s.chance(0.05 * odd):
             other += s.of(1, -1, 500, -500, 70000, -70000)
@@ -1493,6 +1603,7 @@ class Traffic:
                 b"\x02\x04\x05\xb4\x04\x02\x01\x03\x03\x02",
                 b"\x02\x04\x05\xb4\x04\x02\x08\x0a\0\0\0\1\0\0\0\0\x01\x03\x03\x0e",
             )
+            talk.scaled[side] = b"\x03\x03" in options
         elif s.chance(0.1):
             edge = (other + 100) & 0xFFFFFFFF
             options = s.of(
@@ -1500,7 +1611,7 @@ class Traffic:
                 b"\x01\x01\x08\x0a\0\0\0\1\0\0\0\0",
             )
         ack = other if flags & ACK else 0
-        segment = tcp_segment(src, sport, dst, dport, flags, mine, ack, window, options, data)
+        segment = tcp_segment(*between, flags, mine, ack, window, options, data)
         if mine == talk.seq[side] and s.chance(0.9):
             talk.seq[side] = (mine + len(data) + bool(flags & SYN) + bool(flags & FIN)) & 0xFFFFFFFF
         return segment
@@ -1529,15 +1640,19 @@ class Traffic:
         ihl = (packet[0] & 15) * 4
         head = packet[:6] + b"\0\0" + packet[8:10] + b"\0\0" + packet[12:ihl]
         packet = head[:10] + struct.pack("!H", checksum(head)) + head[12:] + packet[ihl:]
-        pieces = fragments(packet, s.of(8, 16, 24))
-        if len(pieces) > 8:
-            pieces = fragments(packet, 512)
+        size = s.of(8, 16, 24)
+        pieces = fragments(packet, size if len(packet) <= 8 * size else 512)
+        if s.chance(0.2):
+            k = s.rng.randrange(len(pieces))
+            pieces[k:] = [with_flag(piece) for piece in pieces[k:]]
         if s.chance(0.3):
             pieces.reverse()
         elif s.chance(0.2):
             s.rng.shuffle(pieces)
         if s.chance(0.1):
             pieces.pop(s.rng.randrange(len(pieces)))
+        elif s.chance(0.2):
+            pieces.insert(s.rng.randrange(len(pieces)), s.rng.choice(pieces))
         shown: Journey | None = None
         start = len(self.events)
         for piece in pieces:
@@ -1781,21 +1896,26 @@ def case(rng: Random, kernel: str, number: int = 0, events: int = 80, about: str
 def one_case(rng: Random, kernel: str, number: int, events: int, about: str = "") -> Case:
     """The same, at the first try."""
 
-    def nth(registry: Sequence[str]) -> str:
-        return sorted(registry)[number % len(registry)]
+    def nth(registry: Sequence[str], k: int) -> str:
+        return sorted(registry)[k % len(registry)]
 
     s = Scene(rng, kernel, theme=THEMES[about or ORDER[kernel][number % len(ORDER[kernel])]])
-    features = [nth(list(r)) for r in (MATCHES, TARGETS, SETS, SCHEDULERS)]
+    features = [(nth(list(MATCHES), k), nth(list(TARGETS), k)) for k in (2 * number, 2 * number + 1)]
+    kind, scheduler = nth(list(SETS), number), nth(list(SCHEDULERS), number)
+    names = {name for pair in features for name in pair}
     may = "match:ipvs" not in ABSENT[kernel]
-    services = may and (rng.random() < s.theme.services or number < len(SCHEDULERS) or features[0] == "ipvs")
+    services = may and (rng.random() < s.theme.services or number < len(SCHEDULERS) or "ipvs" in names)
     texts = {"node.toml": make_links(s, services)}
-    if features[0] == "set" or features[1] == "SET" or number < len(SETS) or rng.random() < s.theme.sets:
-        texts["ipset.save"] = make_sets(s, features[2])
-    texts["iptables.save"] = make_tables(s, features[0], features[1])
+    if {"set", "SET"} & names or number < len(SETS) or rng.random() < s.theme.sets:
+        texts["ipset.save"] = make_sets(s, kind)
+    s.calm = not REMEMBERING & names and s.chance(0.5)
     if services:
-        texts["ipvsadm.save"] = make_services(s, features[3])
+        texts["ipvsadm.save"] = make_services(s, scheduler)
+        s.marked = VIPS[1] if "-A -f 7 " in texts["ipvsadm.save"] and s.chance(0.8) else ""
+    texts["iptables.save"] = make_tables(s, features)
     texts = {name: text for name, text in texts.items() if text}
-    story = f"features -m {features[0]}, -j {features[1]}, {features[2]}" + f", {features[3]}" * services
+    story = "features " + ", ".join(f"-m {match} -j {target}" for match, target in features)
+    story += f", {kind}" + f", {scheduler}" * services
     made = Case(f"fuzz-{kernel}-{number}", story, texts, [])
     with tempfile.TemporaryDirectory() as folder:
         for name, text in texts.items():

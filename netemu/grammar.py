@@ -7,7 +7,10 @@ collects them, `!` included, and hands them over; the extension prints itself in
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
+
+if TYPE_CHECKING:
+    from netemu.node import Node
 
 
 class Bad(Exception):
@@ -78,16 +81,32 @@ class Extension:
              this very rule (limit, nth, quota); "recent:NAME", "set:NAME", "hashlimit:NAME" are shared by name.
     needs_conntrack  a rule with it switches connection tracking on
     needs_defrag     a rule with it has fragments put together before PREROUTING and OUTPUT, as tracking has
+    tcp_flags        which of the TCP flags it looks at
+    alike            it is `steadfast`, whatever its options
     """
 
     name: ClassVar[str] = ""
     OPTIONS: ClassVar[dict[str, int]] = {}
     needs_conntrack: ClassVar[bool] = False
     needs_defrag: ClassVar[bool] = False
+    alike: ClassVar[bool] = False
 
     @property
     def touches(self) -> frozenset[str]:
         return frozenset()
+
+    @property
+    def tcp_flags(self) -> int:
+        return 0
+
+    def steadfast(self, node: Node) -> bool:
+        """Does it answer, and do, the same to every packet of one direction of an established connection that came on
+        the same link and has the same TOS, TTL and mark, and of its TCP flags those that are in `tcp_flags`?
+
+        Whenever it comes, until the next command, and whatever else passes in between. It must leave nothing behind
+        that anybody can see but the packet's fate, TOS, TTL and mark. Who does not know says no.
+        """
+        return self.alike
 
     @classmethod
     def read(cls, given: list[Given], rule: RuleContext) -> Self:

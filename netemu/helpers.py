@@ -901,6 +901,7 @@ class Helpers:
         flows = p.ct[rows]
         mine = (flows >= 0) & (p.proto[rows] != ICMP)
         mine &= (ct.helper[flows] != 0) | ((ct.status[flows] & SEQ_ADJUST) != 0)
+        mine &= (ct.status[flows] & DYING) == 0  # a reset ended it unanswered: no helper would read that
         died = False
         for row in rows[mine].tolist():
             died |= not self._look(trip, row)

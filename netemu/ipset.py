@@ -439,6 +439,12 @@ class Set:
         return self.counters
 
     @property
+    def steadfast(self) -> bool:
+        """What it answers hangs on nothing but the packet's tuple, links and mark, and on commands; so it leaves aside
+        sets whose members go by themselves, or have MAC addresses."""
+        return self.timeout is None and not self.remembers and "mac" not in self.parts
+
+    @property
     def features(self) -> tuple[str, ...]:
         """What decides whether two sets may be swapped."""
         names = ["ip" if part in ("ip", "net", "plain") else part for part in self.parts]
@@ -2217,6 +2223,10 @@ class ListSet(Set, name="list:set"):
     @property
     def remembers(self) -> bool:
         return self.counters or any(self.owner.by_name[name].remembers for name in self.named.values())
+
+    @property
+    def steadfast(self) -> bool:
+        return super().steadfast and all(self.owner.by_name[name].steadfast for name in self.named.values())
 
     def _inner(self, options: SetOptions) -> SetOptions:
         """What the members are asked: counters are compared on the list's own elements only."""

@@ -5,10 +5,11 @@
                               --> translated, routed to the server, and back in at OUTPUT
     INPUT, FORWARD, OUTPUT    reply: of a known connection? --> source is the virtual address again
 
-Services and servers are objects: there are few, and people change them. Connections stand in columns, found by hash
-tables under two keys: how the client's packets look, and how the server's do. Packets of known connections whose state
-does not change are dealt with as columns; new connections and changes of state go one by one, in arrival order, since
-schedulers read what they write. What Linux does here is the same in 6.1 and 6.18.
+Services and servers are objects: there are few, and people change them; what packets change of servers stands in
+columns, which these objects show. Connections stand in columns, found by hash tables under two keys: how the client's
+packets look, and how the server's do. Packets are dealt with as columns, as far as their order does not matter; the
+rest goes one by one, in arrival order, since schedulers read what they write. What Linux does here is the same in 6.1
+and 6.18.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from __future__ import annotations
 import heapq
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from netemu import ipvsftp, routing
 from netemu.clock import SECOND, at_jiffy, jiffies, minutes
-from netemu.conntrack import CONFIRMED, SEQ_ADJUST, dotted
+from netemu.conntrack import CONFIRMED, DST_NAT, SEQ_ADJUST, SRC_NAT, dotted
 from netemu.errors import Refused
-from netemu.hashing import Table, siphash13
+from netemu.hashing import Table, repeats, siphash13, span
 from netemu.helpers import Attended, with_sums
 from netemu.packets import (
     ACK,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from netemu.node import Node
     from netemu.trip import Trip
 
+Keys = tuple[NDArray[np.uint64], NDArray[np.uint64]]  # two words for each packet
 NEVER = 1 << 62
 ESP, AH = 50, 51
 NAMES = {TCP: "tcp", UDP: "udp", SCTP: "sctp"}
@@ -261,23 +263,114 @@ class Settings(NamedTuple):
     tunnel: Encapsulation = PLAIN_TUNNEL
 
 
+class Servers:
+    """What packets change, or ask, of real servers, in columns by number.
+
+    up           it is in its service's list; else it was deleted, and waits for its connections to end, or to come back
+    active, inactive   connections it has               persistent  templates that point to it
+    upper, lower       thresholds, 0: none              overloaded  from upper on, until the number falls below lower
+    stat, service_stat  places in Ipvs.counters of its own counts, and of its service's
+    addr, port, method      how packets come to it
+    asked        version of the routes by which the way there was looked up: kind, link, next hop, mtu
+    chosen, known, answer, bound   numbers of the steps of a new connection, a known one, an answer, and a new one that
+                 a template brings; -1: not yet made    usual   the port that they tell of
+    """
+
+    COLUMNS: ClassVar[dict[str, tuple[str, int]]] = {  # type, fresh value
+        "up": ("?", 0), "active": ("i8", 0), "inactive": ("i8", 0), "persistent": ("i8", 0), "upper": ("i8", 0),
+        "lower": ("i8", 0), "overloaded": ("?", 0), "stat": ("i4", 0), "service_stat": ("i4", 0), "addr": ("u4", 0),
+        "port": ("u2", 0), "method": ("u1", 0), "asked": ("i8", -1), "kind": ("i1", 0), "link": ("i2", 0),
+        "nexthop": ("u4", 0), "mtu": ("i4", 0), "chosen": ("i4", -1), "known": ("i4", -1), "answer": ("i4", -1),
+        "bound": ("i4", -1), "usual": ("i4", -1),
+    }  # fmt: skip
+
+    up: Mask
+    active: I64
+    inactive: I64
+    persistent: I64
+    upper: I64
+    lower: I64
+    overloaded: Mask
+    stat: I32
+    service_stat: I32
+    addr: NDArray[np.uint32]
+    port: NDArray[np.uint16]
+    method: NDArray[np.uint8]
+    asked: I64
+    kind: NDArray[np.int8]
+    link: NDArray[np.int16]
+    nexthop: NDArray[np.uint32]
+    mtu: I32
+    chosen: I32
+    known: I32
+    answer: I32
+    bound: I32
+    usual: I32
+
+    def __init__(self) -> None:
+        for name, (dtype, _) in self.COLUMNS.items():
+            setattr(self, name, np.zeros(0, dtype))
+
+    def hold(self, number: int) -> None:
+        """Make room for a server of this number."""
+        old = len(self.up)
+        if number < old:
+            return
+        more = max(64, old, number + 1 - old)
+        for name, (dtype, fresh) in self.COLUMNS.items():
+            setattr(self, name, np.concatenate([getattr(self, name), np.full(more, fresh, dtype)]))
+
+    def came(self, numbers: I32, active: Mask) -> None:
+        """A new connection at each of these servers (they may repeat), active or not; maybe one too many."""
+        np.add.at(self.active, numbers[active], 1)
+        np.add.at(self.inactive, numbers[~active], 1)
+        some = numbers[self.upper[numbers] > 0]
+        self.overloaded[some] |= self.active[some] + self.inactive[some] >= self.upper[some]
+
+    def went(self, numbers: I32, active: Mask) -> None:
+        """A connection of each of these servers ended."""
+        np.subtract.at(self.active, numbers[active], 1)
+        np.subtract.at(self.inactive, numbers[~active], 1)
+        some = numbers[self.overloaded[numbers]]
+        total, upper, lower = self.active[some] + self.inactive[some], self.upper[some], self.lower[some]
+        self.overloaded[some] = np.where(lower > 0, total >= lower, (upper > 0) & (total * 4 >= upper * 3))
+
+    def shifted(self, numbers: I32, active: Mask) -> None:
+        """A connection of each of these servers became active, or inactive."""
+        change = np.where(active, 1, -1)
+        np.add.at(self.active, numbers, change)
+        np.subtract.at(self.inactive, numbers, change)
+
+
+def _column(name: str) -> Any:
+    """An attribute of a Destination that stands in a column of Servers."""
+
+    def get(self: Destination) -> Any:
+        return getattr(self.columns, name).item(self.number)
+
+    def put(self: Destination, value: int) -> None:
+        getattr(self.columns, name)[self.number] = value
+
+    return property(get, put)
+
+
 class Destination:
     """A real server of one service.
 
-    number      its place in the columns that Ipvs keeps of servers
-    active, inactive   connections it has; persistent: templates that point to it
-    upper, lower       thresholds (0 none): `overloaded` from upper on, until the number falls below lower
-    available   it is in its service's list; else it was deleted, and waits for its connections to end or to be re-added
-    last_weight the latest weight above 0 (0 if it was added with 0)
+    columns, number   where what packets change of it stands: up, active, inactive, persistent, overloaded
+    last_weight       the latest weight above 0 (0 if it was added with 0)
+    upper, lower      thresholds, 0: none
     """
 
-    __slots__ = (
-        "active", "addr", "available", "home", "idle", "inactive", "last_weight", "lower", "method", "number",
-        "overloaded", "persistent", "port", "service", "stat", "text", "tunnel", "upper", "weight",
-    )  # fmt: skip
+    available: bool = _column("up")
+    active: int = _column("active")
+    inactive: int = _column("inactive")
+    persistent: int = _column("persistent")
+    overloaded: bool = _column("overloaded")
 
-    def __init__(self, number: int, service: Service, addr: int, port: int) -> None:
-        self.number, self.stat = number, 0
+    def __init__(self, columns: Servers, number: int, service: Service, addr: int, port: int) -> None:
+        columns.hold(number)
+        self.columns, self.number, self.stat = columns, number, 0
         self.service = service
         self.home = service.identity
         self.addr, self.port = addr, port
@@ -286,8 +379,6 @@ class Destination:
         self.tunnel = PLAIN_TUNNEL
         self.weight = self.last_weight = 1
         self.upper = self.lower = 0
-        self.active = self.inactive = self.persistent = 0
-        self.overloaded = False
         self.available = True
         self.idle = -1
 
@@ -343,8 +434,7 @@ _COLUMNS = {
     "proto": "u1", "caddr": "u4", "cport": "u2", "vaddr": "u4", "vport": "u2", "daddr": "u4", "dport": "u2",
     "method": "u1", "flags": "i4", "state": "u1", "dest": "i4", "timeout": "i8", "deadline": "i8", "parent": "i4",
     "children": "i4", "mark": "u4", "service": "i4", "known": "i4", "answer": "i4", "queued": "i8", "serial": "i8",
-    "client_key": "i4", "server_key": "i4", "client_older": "i4", "server_older": "i4", "live": "?",
-    "requests": "u4",
+    "live": "?", "requests": "u4",
 }  # fmt: skip
 
 
@@ -384,59 +474,63 @@ class Connections:
     answer: I32
     queued: I64
     serial: I64
-    client_key: I32
-    server_key: I32
-    client_older: I32
-    server_older: I32
     live: Mask
     requests: NDArray[np.uint32]
 
     def __init__(self, seed: int) -> None:
         self.capacity = 0
-        self._free: list[int] = []
+        self._free: I32 = np.zeros(0, np.int32)  # numbers to be given out are its first ones, the last of them next
+        self._left = 0  # how many these are
         for name, dtype in _COLUMNS.items():
             setattr(self, name, np.zeros(0, dtype))
         self.client = Index(seed)
         self.server = Index(seed)
-        self._grow()
+        self._grow(64)
 
-    def _grow(self) -> None:
-        old, self.capacity = self.capacity, max(64, self.capacity * 2)
+    def _grow(self, n: int) -> None:
+        """Room for n more, at least. What is not given out has no parent, and waits for no time."""
+        old = self.capacity
+        self.capacity = max(64, old * 2, old + n)
         for name in _COLUMNS:
             column = getattr(self, name)
-            setattr(self, name, np.concatenate([column, np.zeros(self.capacity - old, column.dtype)]))
-        self._free[:0] = range(self.capacity - 1, old - 1, -1)
+            fresh = {"parent": -1, "queued": NEVER}.get(name, 0)
+            setattr(self, name, np.concatenate([column, np.full(self.capacity - old, fresh, column.dtype)]))
+        more = np.arange(self.capacity - 1, old - 1, -1, dtype=np.int32)
+        self._free = np.concatenate([more, self._free[: self._left], np.zeros(old - self._left, np.int32)])
+        self._left += len(more)
         self._noted = np.zeros(self.capacity, bool)
+        self.client.hold(self.capacity)
+        self.server.hold(self.capacity)
 
     def allocate(self, serial: int) -> int:
         """A number for a new connection."""
-        if not self._free:
-            self._grow()
-        c = self._free.pop()
+        if not self._left:
+            self._grow(1)
+        self._left -= 1
+        c = self._free.item(self._left)
         self.serial[c] = serial
         self.live[c] = True
-        self.parent[c] = self.client_key[c] = self.server_key[c] = -1
-        self.children[c] = 0
-        self.queued[c] = NEVER
         return c
 
     def allocate_many(self, serials: I64) -> I32:
         """int32[n]: a number for each of n new connections."""
         n = len(serials)
-        while len(self._free) < n:
-            self._grow()
-        c = np.array(self._free[-n:], np.int32)
-        del self._free[-n:]
-        self.serial[c] = serials
-        self.live[c] = True
-        self.parent[c] = self.client_key[c] = self.server_key[c] = -1
-        self.children[c] = 0
-        self.queued[c] = NEVER
+        if self._left < n:
+            self._grow(n - self._left)
+        self._left -= n
+        c: I32 = self._free[self._left : self._left + n][::-1].copy()
+        some = span(c)
+        self.serial[some] = serials
+        self.live[some] = True
         return c
 
-    def release(self, c: int) -> None:
-        """Nobody refers to the number any more."""
-        self._free.append(c)
+    def release(self, conns: I32) -> None:
+        """Nobody refers to these numbers any more."""
+        self.queued[conns] = NEVER
+        self._free[self._left : self._left + len(conns)] = conns
+        self._left += len(conns)
+        if len(conns) > SORTED:  # neighbours are quicker to fill
+            self._free[: self._left] = np.sort(self._free[: self._left])[::-1]
 
     def among(self, conns: I32, some: I32) -> Mask:
         """bool[n]: this connection is one of `some`."""
@@ -470,118 +564,173 @@ class Connections:
             key = caddr | int(self.vaddr[c]), proto | cport | int(self.vport[c])
             if self.flags[c] & OPEN:
                 key = key[0], key[1] | ANY_PORT
-            self.client_key[c], self.client_older[c] = self.client.push(key, c)
+            self.client.push(key, c)
         if not template:
             masq = self.method[c] == MASQ
             addr, port = (self.daddr[c], self.dport[c]) if masq else (self.vaddr[c], self.vport[c])
-            key = caddr | int(addr), proto | cport | int(port)
-            self.server_key[c], self.server_older[c] = self.server.push(key, c)
+            self.server.push((caddr | int(addr), proto | cport | int(port)), c)
 
-    def enlist_many(self, c: I32) -> None:
-        """Make many findable, none of which is a template or has client port 0."""
-        self.flags[c] |= FOUND
-        half = np.uint64(32)
-        client = self.caddr[c].astype(np.uint64) << half
-        rest = self.proto[c].astype(np.uint64) << half
-        rest |= self.cport[c].astype(np.uint64) << np.uint64(16)
-        masq = self.method[c] == MASQ
-        for index, keys, older, addr, port in (
-            (self.client, self.client_key, self.client_older, self.vaddr[c], self.vport[c]),
-            (
-                self.server, self.server_key, self.server_older,
-                np.where(masq, self.daddr[c], self.vaddr[c]), np.where(masq, self.dport[c], self.vport[c]),
-            ),
-        ):  # fmt: skip
-            keys[c], older[c] = index.push_many(client | addr.astype(np.uint64), rest | port.astype(np.uint64), c)
+    def enlist_many(self, c: I32, keys: Keys) -> None:
+        """Make many findable, none of which is a template or has client port 0. `keys`: as their clients' packets are.
+
+        What is theirs already: FOUND among their flags.
+        """
+        some = span(c)
+        masq = self.method[some] == MASQ
+        addr, port = self.daddr[some], self.dport[some]
+        if not masq.all():
+            addr, port = np.where(masq, addr, self.vaddr[some]), np.where(masq, port, self.vport[some])
+        self.client.push_many(*keys, c)
+        self.server.push_many(*_words(self.proto[some], self.caddr[some], self.cport[some], addr, port), c)
 
     def delist_many(self, c: I32) -> None:
         """Make many unfindable."""
-        for index, keys, older in (
-            (self.client, self.client_key, self.client_older),
-            (self.server, self.server_key, self.server_older),
-        ):
-            some = c[keys[c] >= 0]
-            index.pull_many(keys[some], some, older)
-            keys[some] = -1
+        self.client.pull_many(c)
+        self.server.pull_many(c)
         self.flags[c] &= ~FOUND
 
     def delist(self, c: int) -> None:
         """Make it unfindable; an older connection of the same key shows again."""
-        if self.client_key[c] >= 0:
-            self.client.pull(int(self.client_key[c]), c, self.client_older)
-            self.client_key[c] = -1
-        if self.server_key[c] >= 0:
-            self.server.pull(int(self.server_key[c]), c, self.server_older)
-            self.server_key[c] = -1
+        self.client.pull(c)
+        self.server.pull(c)
         self.flags[c] &= ~FOUND
 
 
 class Index:
-    """Keys of two words -> the newest connection that has the key."""
+    """Keys of two words -> the newest connection that has the key.
+
+    older, younger   int32[capacity]  its neighbours among those of one key: -1 none, OUT: it has no key here
+    """
 
     def __init__(self, seed: int) -> None:
-        self.table = Table(2, seed=seed)
-        self.heads: I32 = np.full(64, -1, np.int32)
+        self.table = Table(2, seed=seed)  # key -> the newest connection's own number
+        self.older: I32 = np.zeros(0, np.int32)
+        self.younger: I32 = np.zeros(0, np.int32)
+
+    def hold(self, capacity: int) -> None:
+        """Make room for connections below `capacity`."""
+        more = np.full(capacity - len(self.younger), OUT, np.int32)
+        self.older, self.younger = np.concatenate([self.older, more]), np.concatenate([self.younger, more])
 
     def find(self, first: NDArray[np.uint64], second: NDArray[np.uint64]) -> I32:
         """int32[n]: connection numbers, -1 for none."""
-        found = self.table.find((first, second))
-        out = self.heads[found]  # -1 reads the last place, which is put right here
-        out[found < 0] = -1
-        return out
+        return self.table.find((first, second))
 
     def find_one(self, first: int, second: int) -> int:
-        found = self.table.find_one(first, second)
-        return -1 if found < 0 else int(self.heads[found])
+        return self.table.find_one(first, second)
 
-    def push(self, key: tuple[int, int], c: int) -> tuple[int, int]:
-        """(number of the key, the connection that had it so far or -1)."""
-        older = self.find_one(*key)
-        number = self.table.add_one(*key)
-        if number >= len(self.heads):
-            self.heads = np.concatenate([self.heads, np.full(max(len(self.heads), number), -1, np.int32)])
-        self.heads[number] = c
-        return number, older
+    def push(self, key: tuple[int, int], c: int) -> None:
+        """A new connection of this key."""
+        older = self.table.find_one(*key)
+        if older >= 0:
+            self.table.remove_one(older)
+            self.younger[older] = c
+        self.table.add_one(*key, number=c)
+        self.older[c], self.younger[c] = older, -1
 
-    def push_many(self, first: NDArray[np.uint64], second: NDArray[np.uint64], conns: I32) -> tuple[I32, I32]:
+    def push_many(self, first: NDArray[np.uint64], second: NDArray[np.uint64], conns: I32) -> None:
         """`push` for one after the other."""
-        numbers = self.table.add((first, second))
-        top = int(numbers.max()) + 1
-        if top > len(self.heads):
-            self.heads = np.concatenate([self.heads, np.full(max(len(self.heads), top), -1, np.int32)])
-        older = self.heads[numbers]
-        self.heads[numbers] = conns
-        if (self.heads[numbers] != conns).any():  # a key that comes more than once
-            order = np.argsort(numbers, kind="stable")
-            ordered, sorted_conns = numbers[order], conns[order]
-            again = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
-            older[order[again]] = sorted_conns[again - 1]
-            last = np.ones(len(order), bool)
-            last[again - 1] = False
-            self.heads[ordered[last]] = sorted_conns[last]
-        return numbers, older
+        some = span(conns)
+        self.older[some] = self.younger[some] = -1
+        again = np.flatnonzero(self.table.add((first, second), conns) != conns)
+        for k in again.tolist():
+            self.push((int(first[k]), int(second[k])), int(conns[k]))
 
-    def pull_many(self, numbers: I32, conns: I32, older: I32) -> None:
+    def pull_many(self, conns: I32) -> None:
         """`pull` for many."""
-        alone = (self.heads[numbers] == conns) & (older[conns] < 0)
-        self.heads[numbers[alone]] = -1
-        self.table.remove(numbers[alone])
-        for number, c in zip(numbers[~alone].tolist(), conns[~alone].tolist(), strict=True):
-            self.pull(number, c, older)
+        conns = conns[self.younger[conns] != OUT]
+        alone = (self.younger[conns] == -1) & (self.older[conns] == -1)
+        self.table.remove(conns[alone])
+        self.younger[conns[alone]] = OUT
+        for c in conns[~alone].tolist():
+            self.pull(c)
 
-    def pull(self, number: int, c: int, older: I32) -> None:
-        at = int(self.heads[number])
-        if at == c:
-            self.heads[number] = older[c]  # -1 where there is none: so it is for numbers not in use
-            if older[c] < 0:
-                self.table.remove_one(number)
+    def pull(self, c: int) -> None:
+        """Forget a connection, if it has a key here; the one before it shows again."""
+        older, younger = self.older.item(c), self.younger.item(c)
+        if younger == OUT:
             return
-        while int(older[at]) != c:
-            at = int(older[at])
-        older[at] = older[c]
+        self.younger[c] = OUT
+        if younger >= 0:
+            self.older[younger] = older
+        else:
+            key = self.table.key(c)
+            self.table.remove_one(c)
+            if older >= 0:
+                self.table.add_one(*key, number=older)
+        if older >= 0:
+            self.younger[older] = younger
+
+    def check(self) -> None:
+        """Assert that the table holds the newest of each key, and links go both ways."""
+        self.table.check()
+        assert self.table.ids().tolist() == np.flatnonzero(self.younger == -1).tolist(), "the newest of each key"
+        has = np.flatnonzero((self.younger != OUT) & (self.older >= 0))
+        assert (self.younger[self.older[has]] == has).all(), "links between connections of one key"
 
 
+OUT = -2
+SORTED = 256  # so many numbers given back at once are worth sorting
 ANY_PORT = 1 << 48  # in a key: the client's port is not known
+
+
+class Recall:
+    """What a table said of the packets of a run, for who asks again: the same keys of the same table.
+
+    One of the rooms asks of a run before it goes, others of its packets on their way, as long as nothing changed.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._pkts: Packets | None = None
+        self._first = self._version = 0
+        self._keys: tuple[NDArray[np.uint64], ...] = ()
+        self._found: I32 = np.zeros(0, np.int32)
+
+    def find(self, p: Packets, rows: Rows, keys: tuple[NDArray[np.uint64], ...]) -> I32:
+        """int32[n], not to be written to: `Table.find` of the keys, which are those of these packets (ascending)."""
+        n = len(rows)
+        if n <= FEW:
+            return self._table.find(keys)
+        first, last = rows.item(0), rows.item(-1)
+        if self._pkts is p and self._version == self._table.version:
+            lo, hi = first - self._first, last - self._first
+            if lo >= 0 and hi < len(self._found):
+                at = slice(lo, hi + 1) if hi - lo + 1 == n else rows - self._first
+                if all((known[at] == key).all() for known, key in zip(self._keys, keys, strict=True)):
+                    return self._found[at]
+        found = self._table.find(keys)
+        if last - first + 1 == n:
+            self._pkts, self._first, self._version = p, first, self._table.version
+            self._keys, self._found = keys, found
+        return found
+
+
+class Bonds(NamedTuple):
+    """How new connections stand to templates, in columns.
+
+    template  its number, -1: none yet, BROKEN: it is no good      sticks   the service is persistent at all
+    group     the same for those that share one, -1 where it does not stick
+    follows   one before it is of the same group                   own      it came to the service's own port
+    keys      uint64[n, 2]  the words of the template's key        ends     uint32[n, 5]  its protocol, client, virtual
+                                                                            address and port, mark
+    """
+
+    template: I32
+    sticks: Mask
+    group: I32
+    follows: Mask
+    own: Mask
+    keys: NDArray[np.uint64]
+    ends: NDArray[np.uint32]
+
+    def of(self, which: NDArray[np.intp] | Mask) -> Bonds:
+        """Those of some packets only."""
+        columns: list[Any] = [column[which] for column in self]
+        return Bonds(*columns)
+
+
+BROKEN = -2
 
 
 class Ask(NamedTuple):
@@ -623,8 +772,9 @@ class Choice(NamedTuple):
 
 # what becomes of a packet at the in-hook
 GO_ON, SENT, ENDED = 0, 1, 2
-CONNS, IN_PACKETS, OUT_PACKETS, IN_BYTES, OUT_BYTES = range(5)
+COUNTED = CONNS, IN_PACKETS, OUT_PACKETS, IN_BYTES, OUT_BYTES = range(5)
 _NO_ROWS = np.zeros(0, np.intp)
+_NO_CONNS = np.zeros(0, np.int32)
 FEW = 6  # so many packets are quicker one by one
 ROUNDS = 16  # of a connection, so many changes at once
 TWOS_SALT = 0x1B5
@@ -656,19 +806,17 @@ class Ipvs:
         self._wildcards = 0  # services that a packet may meet without carrying their port
         self._ftp = 0
         self._dests: list[Destination] = []
+        self.servers = Servers()
         self._trash: list[Destination] = []
-        self._servers = Table(1, seed=node.seed)
-        self._server_uses: dict[int, int] = {}
-        # servers in columns: deleted or not, where its service and it are counted, the way there
-        self._up: Mask = np.zeros(0, bool)
-        self._dest_stat: I32 = np.zeros(0, np.int32)
-        self._service_stat: I32 = np.zeros(0, np.int32)
-        self._way: NDArray[np.int64] = np.zeros((0, 5), np.int64)  # routing version, kind, link, next hop, mtu
+        self._server_uses: dict[int, int] = {}  # address -> how many services it serves
+        self._addresses = Table(1, seed=node.seed)  # these, but for
+        self._arrived: list[int] = []  # addresses that are still to be put there
+        self._kinds: tuple[int, dict[int, str]] = -1, {}  # of addresses, by routes of this version
         # times at which something falls due, and what: connections, and SPECIAL numbers below 0. Of two connections
         # set for one moment the younger rings first, as in Linux's timer wheel: one goes before the template that
         # controls it, which may then go too
         self._timers: list[int] = []
-        self._due: dict[int, list[int]] = {}
+        self._due: dict[int, list[I32]] = {}
         # services in columns, by their place in `counters`: the choice heeds how many connections servers have; what
         # many packets at once may ask of them (see _plan), and when that was found out
         self._by_stat: dict[int, Service] = {}
@@ -677,12 +825,14 @@ class Ipvs:
         self._turns = Turns()
         self._room: I32 = np.zeros(64, np.int32)
         self._texts: I32 = np.zeros(64, np.int32)
+        self._lasting: I64 = np.zeros(64, np.int64)  # persistence, ns
+        self._ports, self._marks, self._masks = (np.zeros(64, np.uint32) for _ in range(3))
         self._planned: NDArray[np.int64] = np.full((64, 2), -1, np.int64)
         self._version = 0  # counts changes to services and servers
-        # servers in columns: numbers of the steps of a new connection, a known one, and an answer, -1: not yet made
-        self._steps: NDArray[np.int32] = np.zeros((0, 3), np.int32)
-        self._ends: NDArray[np.uint32] = np.zeros((0, 3), np.uint32)  # address, port, method
-        self._spent: list[int] = []  # numbers of connections that went
+        # what the tables said of the packets of this run, for who asks again
+        self._clients, self._answers = Recall(self.conns.client.table), Recall(self.conns.server.table)
+        self._served = Recall(self._service_table)
+        self._spent: list[I32] = []  # numbers of connections that went
         self._depth = 0  # calls of the in-hook under way: what it sends passes the hooks too
         self._drop_counter = 0
         self._todrop = [0] * (SHORT_TALK + 1)  # of connections with so many packets, how many more drop_entry spares
@@ -690,7 +840,10 @@ class Ipvs:
         self.ftp = FTP_MODULE in node.model.modules
         self._read: dict[int, str] = {}  # control connections of FTP, and the mode that the client asked for
         self._awaited = 0  # connections of which the client's port is still to be told
-        self._times: tuple[I64, I64] | None = None
+        self._times: I64 | None = None
+        self._briefest = -1, 0  # version, shortest timeout then
+        # a run in which no packet changes a connection's state: its packets, rows from and to, what was known then
+        self._calm: tuple[Packets | None, int, int, tuple[int, int]] = None, 0, 0, (0, 0)
         self.tell = False  # write down in Trip.choices how each packet came to its server
 
     @property
@@ -743,24 +896,18 @@ class Ipvs:
         self._over()
         return rows[fates == GO_ON], rows[fates == SENT]
 
-    def _keys(self, p: Packets, rows: Rows, reply: bool) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """The two key words under which each packet's connection would stand."""
-        src, dst = p.src[rows].astype(np.uint64), p.dst[rows].astype(np.uint64)
-        sport, dport = p.sport[rows].astype(np.uint64), p.dport[rows].astype(np.uint64)
-        proto = p.proto[rows].astype(np.uint64) << np.uint64(32)
-        if reply:
-            src, dst, sport, dport = dst, src, dport, sport
-        return (src << np.uint64(32)) | dst, proto | (sport << np.uint64(16)) | dport
-
     def _next_states(self, p: Packets, rows: Rows, conns: I32, reply: bool) -> NDArray[np.uint8]:
         """uint8[n]: the state that each TCP packet would bring its connection to from where that is now."""
         t = self.conns
-        direction = 1 if reply else ((t.flags[conns] & NO_OUTPUT) != 0).astype(np.intp) * 2
         table = SECURE_TRANSITIONS if self._on("secure_tcp") == 3 else TRANSITIONS
-        # the state of others than TCP means nothing here
-        old = np.minimum(t.state[conns], len(STATES) - 1)
-        out: NDArray[np.uint8] = table[direction, EVENT[p.flags[rows]], old]
-        return out
+        where = EVENT.take(p.flags.take(rows)).astype(np.intp)
+        if reply:
+            where += table.shape[1]
+        else:
+            where += ((t.flags.take(conns) & NO_OUTPUT) != 0) * (2 * table.shape[1])
+        where *= len(STATES)
+        where += t.state.take(conns)
+        return table.take(where, mode="clip")  # the state of others than TCP means nothing here
 
     def _same_state(self, p: Packets, rows: Rows, conns: I32, reply: bool) -> Mask:
         """bool[n]: this packet leaves its connection in the state that it is in."""
@@ -791,8 +938,9 @@ class Ipvs:
         p = trip.pkts
         while len(left) > FEW:
             before = len(left)
-            r = rows[left]
-            found = self.conns.client.find(*self._keys(p, r, False))
+            r = rows[span(left)]
+            keys = _keys(p, r, False)
+            found = self._clients.find(p, r, keys)
             hit = found >= 0
             if hit.any():
                 known = np.flatnonzero(hit)
@@ -802,27 +950,37 @@ class Ipvs:
                 steps[sent] = self.conns.known[picked[sent]]
                 on = np.ones(len(left), bool)
                 on[known[done]] = False
-                left, r, found, hit = left[on], r[on], found[on], hit[on]
+                left, found, hit = left[on], found[on], hit[on]
+                keys = keys[0][on], keys[1][on]
             if not hit.all():
-                left = self._fresh_many(trip, rows, left, found, fates, picked, steps)
+                left = self._fresh_many(trip, rows, left, keys, found, fates, picked, steps)
             if len(left) == before:
                 break
         return left
+
+    def _calm_run(self, p: Packets, rows: Rows) -> bool:
+        """These packets' connections were there when the run began, and no packet of it brings one to another state."""
+        who, begin, end, versions = self._calm
+        return who is p and begin <= rows.item(0) and rows.item(-1) < end and versions == self._versions
+
+    @property
+    def _versions(self) -> tuple[int, int]:
+        return self.conns.client.table.version, self.conns.server.table.version
 
     def _known_many(self, trip: Trip, r: Rows, c: I32, fresh: Mask) -> NDArray[np.intp]:
         """Requests of known connections: which were dealt with. `fresh`: of all packets, those that may be new."""
         p, t = trip.pkts, self.conns
         dest = t.dest[c]
         fine = (dest >= 0) & (p.proto[r] != SCTP) & ((p.proto[r] != TCP) | ((p.flags[r] & SYN) == 0))
-        fine &= self._up[dest]  # -1 reads the last one, masked before
+        fine &= self.servers.up[dest]  # -1 reads the last one, masked before
         if fine.any():
             self._refresh_ways(dest[fine])
-            way = self._way[dest]
-            fine &= (way[:, 1] == routing.FORWARD) & (p.ttl[r] > 1) & (p.src[r] >> 24 != 127) & (t.method[c] != TUNNEL)
-            fine &= (p.length[r] <= way[:, 4]) | ((p.frag[r] & DONT_FRAGMENT) == 0)
-        moves = ~self._same_state(p, r, c, False) & fine
+            fine &= (self.servers.kind[dest] == routing.FORWARD) & (p.ttl[r] > 1) & (p.src[r] >> 24 != 127)
+            fine &= t.method[c] != TUNNEL
+            fine &= (p.length[r] <= self.servers.mtu[dest]) | ((p.frag[r] & DONT_FRAGMENT) == 0)
+        moves = fine & False if self._calm_run(p, r) else ~self._same_state(p, r, c, False) & fine
         if moves.any() and fresh.any():  # what changes a load keeps its place among choices by load
-            fine &= ~(moves & self._heeds[self._service_stat[dest]])
+            fine &= ~(moves & self._heeds[self.servers.service_stat[dest]])
         if not fine.all():
             fine = ~t.among(c, c[~fine])
         if not fine.any():
@@ -850,7 +1008,7 @@ class Ipvs:
         t = self.conns
         rank = _ranks(conns)
         moved: list[NDArray[np.intp]] = []
-        timeouts, _ = self._state_times
+        timeouts = self._state_times
         for k in range(min(int(rank.max()) + 1, ROUNDS)):
             some = np.flatnonzero(rank == k)
             moved.append(some)
@@ -865,7 +1023,7 @@ class Ipvs:
                 oc, on = c[other], new[other]
                 active = IS_ACTIVE[on]
                 swap = active == ((t.flags[oc] & INACTIVE) != 0)
-                self._shift_loads(t.dest[oc[swap]], active[swap])
+                self.servers.shifted(t.dest[oc[swap]], active[swap])
                 t.flags[oc[swap]] ^= INACTIVE
                 self._assure_many(oc[on == ES])
                 t.state[oc] = on
@@ -879,14 +1037,6 @@ class Ipvs:
         self._alarm_many(first, self._rings(first))
         return done
 
-    def _shift_loads(self, dests: I32, active: Mask) -> None:
-        """Connections of these servers that become active, or inactive."""
-        more = np.bincount(dests, np.where(active, 1, -1), len(self._dests)) if len(dests) else np.zeros(0)
-        for number in np.flatnonzero(more).tolist():
-            change = int(more[number])
-            self._dests[number].active += change
-            self._dests[number].inactive -= change
-
     def _assure_many(self, conns: I32) -> None:
         parents = self.conns.parent[conns]
         parents = parents[parents >= 0]
@@ -895,12 +1045,7 @@ class Ipvs:
 
     def _service_numbers(self, p: Packets, rows: Rows) -> I32:
         """int32[n]: the service that each packet belongs to, by its place in `counters`; 0 for none."""
-        key = (
-            (p.proto[rows].astype(np.uint64) << np.uint64(48))
-            | (p.dst[rows].astype(np.uint64) << np.uint64(16))
-            | p.dport[rows]
-        )
-        found = self._service_table.find((key,))
+        found = self._served.find(p, rows, (_service_keys(p, rows),))
         out = np.where(found < 0, 0, self._stat_of_key[found]).astype(np.int32)
         if self._wildcards:
             marked = (p.mark[rows] != 0) if self._by_mark else np.zeros(len(rows), bool)
@@ -919,13 +1064,17 @@ class Ipvs:
         services = [self._by_stat[number] for number in stale]
         listed = [[d.number for d in service.destinations] for service in services]
         self._refresh_ways(np.array([number for one in listed for number in one], np.int32))
-        usable = (self._way[:, 1] == routing.FORWARD) & np.isin(self._ends[:, 2], (MASQ, ROUTE))
-        room = np.where(usable, self._way[:, 4], 0).tolist()
+        s = self.servers
+        usable = (s.kind == routing.FORWARD) & ((s.method == MASQ) | (s.method == ROUTE))
+        room = np.where(usable, s.mtu, 0).tolist()
         bypass = bool(self._on("cache_bypass"))
         for number, service, servers in zip(stale, services, listed, strict=True):
             self._planned[number] = stamp
             self._texts[number] = self.node.paths.text_id(service.text)
-            alone = service.timeout or service.one_packet or service.port == FTP or (service.mark and bypass)
+            alone = service.one_packet or service.port == FTP or (service.mark and bypass)
+            alone = alone or not (service.port or service.mark or service.timeout)
+            self._lasting[number], self._masks[number] = service.timeout * SECOND, service.netmask
+            self._ports[number], self._marks[number] = service.port, service.mark
             self._room[number] = 0 if alone else min((room[k] for k in servers), default=1 << 16)
 
     def _fresh_many(
@@ -933,45 +1082,56 @@ class Ipvs:
         trip: Trip,
         rows: Rows,
         left: NDArray[np.intp],
+        keys: Keys,
         found: I32,
         fates: NDArray[np.uint8],
         picked: I32,
         steps: I32,
     ) -> NDArray[np.intp]:
-        """New connections of services whose choice is not disturbed by anything else here; the places left over."""
+        """New connections of services whose choice is not disturbed by anything else here; the places left over.
+
+        keys, found  of each of `left`: the words of its connection, and the connection that there is, -1: none
+        """
         p = trip.pkts
         if any(self._on(name) == 3 for name in ("drop_packet", "drop_entry")):
             return left
-        r = rows[left]
+        r = rows[span(left)]
+        at = span(r)
         new = found < 0
-        proto, flags = p.proto[r], p.flags[r]
+        proto, flags, dport = p.proto[at], p.flags[at], p.dport[at]
         tcp = proto == TCP
         opens = ((flags & RST) == 0) if self._on("sloppy_tcp") else ((flags & (SYN | RST)) == SYN)
         number = self._service_numbers(p, r)
-        again = new.copy()  # another new one before it has the same addresses
-        again[new] = _repeated(*self._keys(p, r[new], False))
+        again = np.zeros(len(r), bool)  # another new one before it has the same addresses
+        if not self._apart(p, r):
+            where = np.flatnonzero(new)
+            again[where[repeats((keys[0][where], keys[1][where]))]] = True
         first = new & ~again
         # without a connection and without a service, or beginning nothing, it is none of ours
         on: Mask = ~(first & ((number == 0) | (tcp & ~opens)))
-        fit = first & on & (proto != SCTP) & (p.ttl[r] > 1) & (p.src[r] >> 24 != 127) & (p.sport[r] != 0)
-        fit &= (p.sport[r] != FTP_DATA) & (p.link_in[r] > 0) & ((p.dport[r] != FTP) | ~tcp)
+        fit = first & on & (proto != SCTP) & (p.ttl[at] > 1) & (p.src[at] >> 24 != 127) & (p.sport[at] != 0)
+        fit &= (p.sport[at] != FTP_DATA) & (p.link_in[at] > 0) & ((dport != FTP) | ~tcp)
         asked = np.flatnonzero(np.bincount(number[fit], minlength=1))
         self._plan(asked)
         room = self._room[number]
-        fit &= (room > 0) & ((p.length[r] <= room) | ((p.frag[r] & DONT_FRAGMENT) == 0))
+        fit &= (room > 0) & ((p.length[at] <= room) | ((p.frag[at] & DONT_FRAGMENT) == 0))
+        bonds = None
+        if self._lasting[asked].any():
+            bonds = self._bonds(p, r, number, fit & (self._lasting[number] > 0))
+            fit &= bonds.template != BROKEN
         rest = on & ~fit
         if rest.any():
             known = np.flatnonzero(~new)
             home = number.copy()
             home[known] = np.where(
-                self.conns.dest[found[known]] >= 0, self._service_stat[self.conns.dest[found[known]]], 0
+                self.conns.dest[found[known]] >= 0, self.servers.service_stat[self.conns.dest[found[known]]], 0
             )
             # what stays for later disturbs choices by load, and others if it may lead to a choice itself
             odd = np.zeros(self._stats_used, bool)
             odd[home[rest]] = self._heeds[home[rest]]
             bold = rest.copy()
             bold[known] &= (tcp[known] & ((flags[known] & SYN) != 0)) | (proto[known] == SCTP)
-            bold[known] |= rest[known] & ~self._up[self.conns.dest[found[known]]]
+            bold[known] |= rest[known] & ~self.servers.up[self.conns.dest[found[known]]]
             if again.any():  # one that only follows another's opening finds its connection
                 bold[again] = ~self._led(p, r, again, fit)
             odd[number[bold]] = True
@@ -979,42 +1139,97 @@ class Ipvs:
             fit &= ~odd[number]
             if (bold & new).any() and np.isin(_ends(p, r[bold & new]), _ends(p, r[fit])).any():
                 return left[on]  # by what server two connections of one client end come, their order tells
+        if bonds is not None:  # who waits for the template of one before it finds it in the next round
+            fit &= (bonds.template >= 0) | ~bonds.follows | self._heeds[number]
         places = np.flatnonzero(fit)
         if not len(places):
             return left[on]
-        dests = self._choose_many(trip, r[places], number[places])
+        some = span(places)
+        numbers = number[some]
+        bonds = None if bonds is None else bonds.of(places)
+        dests = self._choose_many(trip, r[some], numbers, bonds)
         served = dests >= 0
-        to = left[places[served]]
-        if len(to):
-            picked[to], steps[to] = self._connect_many(trip, rows[to], number[places[served]], dests[served])
+        if not served.all():
+            for k in places[~served].tolist():
+                row, service = int(r[k]), self._by_stat[int(number[k])]
+                self._no_server(trip, row, service, _ask(p, row))
+                fates[left[k]] = ENDED
+            numbers, dests, bonds = numbers[served], dests[served], None if bonds is None else bonds.of(served)
+            some = places[served]
+        if len(dests):
+            to = span(left[some])
+            theirs = keys[0][some], keys[1][some]
+            picked[to], steps[to] = self._connect_many(trip, r[some], numbers, dests, theirs, bonds)
             fates[to] = SENT
-        for k in places[~served].tolist():
-            row, service = int(r[k]), self._by_stat[int(number[k])]
-            self._no_server(trip, row, service, _ask(p, row))
-            fates[left[k]] = ENDED
         on[places] = False
         return left[on]
 
+    def _apart(self, p: Packets, rows: Rows) -> bool:
+        """Tracking says already that no two of these packets have the same addresses: each has a flow of its own."""
+        flows, ct = p.ct[rows], self.node.conntrack
+        if (flows < 0).any() or p.reply[rows].any() or ct.until_repeated(flows) < len(flows):
+            return False
+        return not ((ct.status[flows] & (SRC_NAT | DST_NAT)).any() or (ct.zone[flows] != ct.zone[flows[0]]).any())
+
+    def _bonds(self, p: Packets, rows: Rows, numbers: I32, mask: Mask) -> Bonds:
+        """The templates that packets of persistent services (`mask`) come under. Those that are no good are BROKEN."""
+        t, s = self.conns, self.servers
+        n = len(rows)
+        some = np.flatnonzero(mask)
+        r, stat = rows[some], numbers[some]
+        own = p.dport[r] == self._ports[stat]  # not one of the many ports of a service without
+        mark = self._marks[stat]
+        proto = np.where(~own & (mark != 0), 0, p.proto[r])
+        vaddr = np.where(~own & (mark != 0), mark, p.dst[r])
+        net = p.src[r] & self._masks[stat]
+        vport = np.where(own, p.dport[r], 0)
+        keys = _words(proto, net, np.uint64(0), vaddr, vport)
+        template = t.client.find(*keys)
+        has = np.flatnonzero(template >= 0)
+        dest = t.dest[template[has]]
+        good = s.up[dest]
+        if self._on("expire_quiescent_template"):
+            good &= np.array([self._dests[number].weight != 0 for number in dest.tolist()], bool)
+        template[has[~good]] = BROKEN
+        out = Bonds(
+            np.full(n, -1, np.int32), np.zeros(n, bool), np.full(n, -1, np.int32), np.zeros(n, bool), np.zeros(n, bool),
+            np.zeros((n, 2), np.uint64), np.zeros((n, 5), np.uint32),
+        )  # fmt: skip
+        out.template[some], out.sticks[some], out.own[some] = template, True, own
+        group = Table(2).add(keys)
+        out.group[some] = group
+        out.follows[some] = np.diff(np.maximum.accumulate(group), prepend=-1) <= 0
+        out.keys[some] = np.stack(keys, 1)
+        out.ends[some] = np.stack([proto, net, vaddr, vport, p.mark[r]], 1)
+        return out
+
     def _led(self, p: Packets, rows: Rows, again: Mask, fit: Mask) -> Mask:
         """bool[k]: for packets that are not the first of their kind: the first one opens their connection here."""
-        opened = set(zip(*[column.tolist() for column in self._keys(p, rows[fit], False)], strict=True))
-        keys = zip(*[column.tolist() for column in self._keys(p, rows[again], False)], strict=True)
+        opened = set(zip(*[column.tolist() for column in _keys(p, rows[fit], False)], strict=True))
+        keys = zip(*[column.tolist() for column in _keys(p, rows[again], False)], strict=True)
         return np.array([key in opened for key in keys], bool)
 
-    def _choose_many(self, trip: Trip, rows: Rows, numbers: I32) -> I32:
+    def _choose_many(self, trip: Trip, rows: Rows, numbers: I32, bonds: Bonds | None) -> I32:
         """int32[n]: the server of each new connection, -1 for none: service after service, in order of arrival."""
-        out = np.full(len(rows), -1, np.int32)
         in_turn = self._in_turn[numbers]
-        if in_turn.any():
-            some = np.flatnonzero(in_turn)
+        if bonds is None and in_turn.all():
+            return self._turns.choose(numbers, self._by_stat)
+        out = np.full(len(rows), -1, np.int32)
+        rest = ~in_turn
+        if bonds is not None:
+            bound = (bonds.template >= 0) & ~self._heeds[numbers]
+            out[bound] = self.conns.dest[bonds.template[bound]]
+            in_turn &= ~bound
+            rest &= ~bound
+        some = np.flatnonzero(in_turn)
+        if len(some):
             out[some] = self._turns.choose(numbers[some], self._by_stat)
-            rest = np.flatnonzero(~in_turn)
-            if len(rest):
-                out[rest] = self._choose_by_service(trip, rows[rest], numbers[rest])
-            return out
-        return self._choose_by_service(trip, rows, numbers)
+        some = np.flatnonzero(rest)
+        if len(some):
+            out[some] = self._choose_by_service(trip, rows[some], numbers[some], bonds and bonds.of(some))
+        return out
 
-    def _choose_by_service(self, trip: Trip, rows: Rows, numbers: I32) -> I32:
+    def _choose_by_service(self, trip: Trip, rows: Rows, numbers: I32, bonds: Bonds | None) -> I32:
         p = trip.pkts
         out = np.full(len(rows), -1, np.int32)
         order = np.argsort(numbers.astype(np.uint16) if self._stats_used <= 1 << 16 else numbers, kind="stable")
@@ -1025,6 +1240,10 @@ class Ipvs:
         active = self._begins_active(p, rows[order]).tolist()
         chosen: list[int] = []
         heeds, which = self._heeds[ordered].tolist(), ordered.tolist()
+        template = group = [-1] * len(rows)
+        if bonds is not None:
+            template, group = bonds.template[order].tolist(), bonds.group[order].tolist()
+        bound: dict[int, Destination] = {}  # by group: to whom the template will point that is made here
         begin = 0
         for end in [*edges.tolist(), len(rows)]:
             service = self._by_stat[which[begin]]
@@ -1040,8 +1259,16 @@ class Ipvs:
                 continue
             draws = trip.random(rows[order[begin:end]], TWOS_SALT).tolist() if scheduler.name == "twos" else None
             for k in range(begin, end):
-                draw = 0 if draws is None else draws[k - begin]
-                dest = scheduler.choose(Asked(src[k], sport[k], dst[k], dport[k], times[k], draw))
+                dest: Destination | None
+                if template[k] >= 0:
+                    dest = self._dests[self.conns.dest.item(template[k])]
+                else:
+                    dest = bound.get(group[k])
+                    if dest is None:
+                        draw = 0 if draws is None else draws[k - begin]
+                        dest = scheduler.choose(Asked(src[k], sport[k], dst[k], dport[k], times[k], draw))
+                        if dest is not None and group[k] >= 0:
+                            bound[group[k]] = dest
                 if dest is None:
                     chosen.append(-1)
                     continue
@@ -1062,60 +1289,101 @@ class Ipvs:
         # whether answers pass here or not: both columns of NONE end in states of one kind
         return np.asarray((p.proto[rows] == TCP) & IS_ACTIVE[table[0, EVENT[p.flags[rows]], NO]])
 
-    def _connect_many(self, trip: Trip, rows: Rows, numbers: I32, dests: I32) -> tuple[I32, I32]:
+    def _connect_many(
+        self, trip: Trip, rows: Rows, numbers: I32, dests: I32, keys: Keys, bonds: Bonds | None
+    ) -> tuple[I32, I32]:
         """(connection, step number) of each: `_connect`, and what a first packet does to state, counters and timer."""
-        p, t = trip.pkts, self.conns
-        c = t.allocate_many(p.serial[rows] * 2 + 1)
+        p, t, s = trip.pkts, self.conns, self.servers
+        at = span(rows)
+        proto, dport, times = p.proto[at], p.dport[at], p.time[at]
         self._plan_steps(dests)
-        addr, port, method = self._ends[dests].T
-        t.proto[c], t.mark[c] = p.proto[rows], p.mark[rows]
-        t.caddr[c], t.cport[c], t.vaddr[c], t.vport[c] = p.src[rows], p.sport[rows], p.dst[rows], p.dport[rows]
-        t.dest[c], t.daddr[c], t.method[c] = dests, addr, method
-        t.dport[c] = np.where(port == 0, p.dport[rows], port)
+        port, method, step = s.port[dests], s.method[dests], s.chosen[dests]
+        has = port != 0
+        if bonds is not None:  # those of a service without a port keep theirs
+            has &= bonds.own | ~bonds.sticks
+        port = np.where(has, port, dport)
+        parents, makers = self._templates(p, rows, numbers, dests, bonds)
+        if bonds is not None:
+            step = np.where(bonds.sticks & ~makers, s.bound[dests], step)
+        c = t.allocate_many(p.serial[at] * 2 + 1)
+        to = span(c)
         blind = method != MASQ
-        flags = np.where(blind, NO_OUTPUT, 0) | (TRACKED if self._on("conntrack") else 0)
-        tcp = p.proto[rows] == TCP
+        flags = FOUND | (TRACKED if self._on("conntrack") else 0)
+        tcp = proto == TCP
         table = SECURE_TRANSITIONS if self._on("secure_tcp") == 3 else TRANSITIONS
-        state = np.where(tcp, table[blind * 2, EVENT[p.flags[rows]], NO], NO)
+        state = np.where(tcp, table[blind * 2, EVENT[p.flags[at]], NO], NO)
         active = tcp & IS_ACTIVE[state]
-        t.flags[c] = np.where(active, flags, flags | INACTIVE)
-        t.state[c] = state
-        t.requests[c] = 1
-        t.service[c] = self._texts[numbers]
-        step = self._steps[dests]
-        alike = step[:, 0] >= 0
-        if not alike.all():  # a server without a port of its own: each port has its steps
-            for k in np.flatnonzero(~alike).tolist():
-                step[k] = self._steps_to(self._dests[int(dests[k])], int(t.dport[c[k]]))
-        t.known[c], t.answer[c] = step[:, 1], step[:, 2]
-        t.enlist_many(c)
-        n = len(self._dests)
-        more, busy = np.bincount(dests, minlength=n), np.bincount(dests[active], minlength=n)
-        for number in np.flatnonzero(more).tolist():
-            dest = self._dests[number]
-            if not self._heeds[dest.service.stat]:
-                dest.active += int(busy[number])
-                dest.inactive += int(more[number] - busy[number])
-        for where in (self._dest_stat[dests], self._service_stat[dests]):
-            self.counters[: self._stats_used, CONNS] += np.bincount(where, minlength=self._stats_used)
-        self.counters[0, CONNS] += len(c)
-        self._count(c, p.length[rows], IN_PACKETS, IN_BYTES)
-        timeouts, _ = self._state_times
-        t.timeout[c] = timeouts[np.where(tcp, state, len(STATES))]
-        t.deadline[c] = p.time[rows] + t.timeout[c]
+        t.flags[to] = flags + blind * NO_OUTPUT + ~active * INACTIVE
+        t.proto[to], t.mark[to] = proto, p.mark[at]
+        t.caddr[to], t.cport[to], t.vaddr[to], t.vport[to] = p.src[at], p.sport[at], p.dst[at], dport
+        t.dest[to], t.daddr[to], t.dport[to], t.method[to] = dests, s.addr[dests], port, method
+        t.state[to], t.requests[to], t.service[to] = state, 1, self._texts[numbers]
+        t.known[to], t.answer[to] = s.known[dests], s.answer[dests]
+        for k in np.flatnonzero((step < 0) | (port != s.usual[dests])).tolist():  # each port has its own steps
+            dest = self._dests[int(dests[k])]
+            how = "persistent" if bonds is not None and bonds.sticks[k] and not makers[k] else ""
+            step[k], t.known[c[k]], t.answer[c[k]] = self._steps_to(dest, int(port[k]), how)
+        t.enlist_many(c, keys)
+        timeout = self._state_times[np.where(tcp, state, len(STATES))]
+        t.timeout[to], t.deadline[to] = timeout, times + timeout
         self._alarm_many(c, self._rings(c))
-        return c, step[:, 0]
+        if bonds is not None:
+            self._bind(c, parents, times)
+            self._assure_many(c[state == ES])
+        uncounted = ~self._heeds[numbers]
+        if uncounted.all():
+            s.came(dests, active)
+        else:
+            s.came(dests[uncounted], active[uncounted])
+        self._tally(dests, numbers, p.length[at], (CONNS, IN_PACKETS), IN_BYTES)
+        return c, step
+
+    def _templates(self, p: Packets, rows: Rows, numbers: I32, dests: I32, bonds: Bonds | None) -> tuple[I32, Mask]:
+        """(the template of each new connection, -1: none; those for which it was made just now)."""
+        makers = np.zeros(len(rows), bool)
+        if bonds is None:
+            return _NO_CONNS, makers
+        t, s = self.conns, self.servers
+        template = bonds.template.copy()
+        bare = np.flatnonzero(bonds.sticks & (template < 0))
+        if not len(bare):
+            return template, makers
+        _, leaders, back = np.unique(bonds.group[bare], return_index=True, return_inverse=True)
+        some = bare[leaders]
+        makers[some] = True
+        dest, number = dests[some], numbers[some]
+        c = t.allocate_many(p.serial[rows[some]] * 2)
+        ends = bonds.ends[some]
+        t.proto[c], t.caddr[c], t.cport[c] = ends[:, 0], ends[:, 1], 0
+        t.vaddr[c], t.vport[c], t.mark[c] = ends[:, 2], ends[:, 3], ends[:, 4]
+        t.dest[c], t.daddr[c], t.method[c] = dest, s.addr[dest], s.method[dest]
+        t.dport[c] = np.where(bonds.own[some], s.port[dest], 0)
+        flags = TEMPLATE | INACTIVE | FOUND | (TRACKED if self._on("conntrack") else 0)
+        t.flags[c] = flags + (s.method[dest] != MASQ) * NO_OUTPUT
+        t.state[c], t.requests[c], t.service[c] = NO, 0, self._texts[number]
+        t.known[c] = t.answer[c] = 0
+        t.timeout[c], t.deadline[c] = self._lasting[number], 0
+        t.client.push_many(bonds.keys[some, 0], bonds.keys[some, 1], c)
+        np.add.at(s.persistent, dest, 1)
+        template[bare] = c[back]
+        return template, makers
+
+    def _bind(self, conns: I32, parents: I32, times: I64) -> None:
+        """New connections come under their templates (-1: they have none), whose timers start anew."""
+        t = self.conns
+        some = np.flatnonzero(parents >= 0)
+        c, parents = conns[some], parents[some]
+        t.parent[c] = parents
+        np.add.at(t.children, parents, 1)
+        np.maximum.at(t.deadline, parents, times[some] + t.timeout[parents])
+        once = np.unique(parents)
+        self._alarm_many(once, self._rings(once))
 
     def _may_serve(self, p: Packets, rows: Rows) -> Mask:
         """bool[n]: some service could want this packet."""
         if self._wildcards:
             return np.ones(len(rows), bool)
-        key = (
-            (p.proto[rows].astype(np.uint64) << np.uint64(48))
-            | (p.dst[rows].astype(np.uint64) << np.uint64(16))
-            | p.dport[rows]
-        )
-        out: Mask = self._service_table.find((key,)) >= 0
+        out: Mask = self._served.find(p, rows, (_service_keys(p, rows),)) >= 0
         return out
 
     def _touch(self, conns: I32, times: I64) -> None:
@@ -1124,45 +1392,60 @@ class Ipvs:
         Answers come after requests here, whatever their times, so of deadlines by one timeout the latest counts.
         """
         t = self.conns
-        timeouts, granules = self._state_times
-        which = np.where(t.proto[conns] == UDP, len(STATES), t.state[conns])
-        timeout = timeouts[which]
-        until = times + timeout
-        t.deadline[conns[t.timeout[conns] != timeout]] = 0  # set by another timeout, maybe a longer one
-        t.timeout[conns] = timeout
-        np.maximum.at(t.deadline, conns, until)
-        granule = granules[which]
-        late = t.queued[conns] > (t.deadline[conns] // granule + 1) * granule
-        if late.any():  # `ipvsadm --set` made the timeout shorter meanwhile
-            some = np.unique(conns[late])
-            self._alarm_many(some, self._rings(some))
+        which = t.state.take(conns).astype(np.intp)
+        which[t.proto.take(conns) == UDP] = len(STATES)
+        timeout = self._state_times.take(which)
+        other = np.unique(conns[t.timeout.take(conns) != timeout])
+        if len(other):
+            t.deadline[other] = 0  # set by another timeout, maybe a longer one
+            t.timeout[conns] = timeout
+        np.maximum.at(t.deadline, conns, times + timeout)
+        if len(other):  # `ipvsadm --set` may have made the timeout shorter meanwhile
+            self._alarm_many(other, self._rings(other))
 
     @property
-    def _state_times(self) -> tuple[I64, I64]:
-        """ns by TCP state, UDP behind them: timeouts, and what their timers are rounded up to."""
+    def _shortest(self) -> int:
+        """ns that the shortest of all timers may run."""
+        if self._briefest[0] != self._version:
+            persistence = (service.timeout for service in self.services if service.timeout)
+            briefest = min(*self.timeouts.values(), self.udp_timeout, FIRST_TIMEOUT, *persistence)
+            self._briefest = self._version, briefest * SECOND
+        return self._briefest[1]
+
+    @property
+    def _state_times(self) -> I64:
+        """Timeouts in ns by TCP state, UDP's behind them."""
         if self._times is None:
-            timeouts = [*(self.timeouts[s] * SECOND for s in range(len(STATES))), self.udp_timeout * SECOND]
-            self._times = np.array(timeouts, np.int64), np.array([self._granule(t) for t in timeouts], np.int64)
+            self._times = np.array([*(self.timeouts[s] for s in range(len(STATES))), self.udp_timeout]) * SECOND
         return self._times
 
     def _count(self, conns: I32, lengths: I32, packets: int, size: int) -> None:
         """Add packets to the counters of server, service and everything; a deleted server's do not count."""
         dest = self.conns.dest[conns]
         ok = dest >= 0
-        ok &= self._up[dest]
-        dest, lengths = dest[ok], lengths[ok]
-        if not len(dest):
-            return
-        for where in (self._dest_stat[dest], self._service_stat[dest]):
-            self.counters[: self._stats_used, packets] += np.bincount(where, minlength=self._stats_used)
-            self.counters[: self._stats_used, size] += np.bincount(where, lengths, self._stats_used).astype(np.int64)
-        self.counters[0, packets] += len(dest)
+        ok &= self.servers.up[dest]
+        if not ok.all():
+            dest, lengths = dest[ok], lengths[ok]
+        if len(dest):
+            self._tally(dest, self.servers.service_stat[dest], lengths, (packets,), size)
+
+    def _tally(self, dests: I32, services: I32, lengths: I32, ones: tuple[int, ...], size: int) -> None:
+        """Count one for each packet in columns `ones` of the counters, and its length in column `size`."""
+        tally, lengths = self.counters.reshape(-1), lengths.astype(np.int64)
+        for numbers in (self.servers.stat[dests], services):
+            where = numbers.astype(np.intp)
+            where *= len(COUNTED)
+            for column in ones:
+                np.add.at(tally[column:], where, 1)
+            np.add.at(tally[size:], where, lengths)
+        for column in ones:
+            self.counters[0, column] += len(dests)
         self.counters[0, size] += int(lengths.sum())
 
     def _count_one(self, c: int, length: int, packets: int, size: int) -> None:
         number = int(self.conns.dest[c])
-        if number >= 0 and self._up[number]:
-            for where in (int(self._dest_stat[number]), int(self._service_stat[number]), 0):
+        if number >= 0 and self.servers.up[number]:
+            for where in (int(self.servers.stat[number]), int(self.servers.service_stat[number]), 0):
                 self.counters[where, packets] += 1
                 self.counters[where, size] += length
 
@@ -1183,7 +1466,7 @@ class Ipvs:
                 return ENDED, -1, 0
             if gone:
                 c = -1
-        if c >= 0 and t.dest[c] >= 0 and not self._up[t.dest[c]]:
+        if c >= 0 and t.dest[c] >= 0 and not self.servers.up[t.dest[c]]:
             if not self._on("expire_nodest_conn"):
                 self._die(trip, row, "ipvs: the real server is gone")
                 return ENDED, -1, 0
@@ -1403,8 +1686,29 @@ class Ipvs:
         return self._address_kind(addr) == "UNICAST"
 
     def _address_kind(self, addr: int) -> str:
-        code = int(self.node.routing.addr_type(np.array([addr], np.uint32))[0])
-        return next(name for name, value in routing.ADDR_TYPES.items() if value == code)
+        if self._kinds[0] != self.node.routing.version or addr not in self._kinds[1]:
+            self.look_at(np.array([addr], np.uint32))
+        return self._kinds[1][addr]
+
+    def look_at(self, addrs: NDArray[np.uint32]) -> None:
+        """Somebody will ask of what kind these addresses are: find it out for all together."""
+        version = self.node.routing.version
+        if self._kinds[0] != version:
+            self._kinds = version, {}
+        names = {value: name for name, value in routing.ADDR_TYPES.items()}
+        codes = self.node.routing.addr_type(addrs).tolist()
+        self._kinds[1].update(zip(addrs.tolist(), map(names.__getitem__, codes), strict=True))
+
+    def _from_servers(self, addrs: NDArray[np.uint32]) -> Mask:
+        """bool[n]: some server has this address."""
+        self._settle_addresses()
+        out: Mask = self._addresses.find((addrs.astype(np.uint64),)) >= 0
+        return out
+
+    def _settle_addresses(self) -> None:
+        if self._arrived:
+            self._addresses.add((np.array(self._arrived, np.uint64),))
+            self._arrived.clear()
 
     def _persistent(self, trip: Trip, row: int, service: Service, ask: Ask, now: int) -> tuple[int, Step] | None:
         """A connection under its client's template; the scheduler is asked only when there is none, or no good one."""
@@ -1505,24 +1809,25 @@ class Ipvs:
             self._enqueue(now // SECOND * SECOND + SECOND, -3)
         return c
 
-    def _steps_to(self, dest: Destination, port: int) -> tuple[int, int, int]:
-        """Numbers of the steps to a server, of a new connection and a known one, and of its answers."""
+    def _steps_to(self, dest: Destination, port: int, how: str = "") -> tuple[int, int, int]:
+        """Numbers of the steps to a server, of a new connection (`how`: not by the scheduler) and a known one, and of
+        its answers."""
         service = dest.service
-        if port == (dest.port or service.port):
-            if self._steps[dest.number, 0] < 0:
-                self._plan_steps(np.array([dest.number], np.int32))
-            new, known, answer = self._steps[dest.number].tolist()
-            return new, known, answer
+        if port == (dest.port or service.port) and not how:
+            s, n = self.servers, dest.number
+            if s.chosen[n] < 0:
+                self._plan_steps(np.array([n], np.int32))
+            return s.chosen.item(n), s.known.item(n), s.answer.item(n)
         where, number = f"{dotted(dest.addr)}:{port}", self.node.paths.step_id
         return (
-            number(service.step(service.scheduler.name, where)),
+            number(service.step(how or service.scheduler.name, where)),
             number(service.step("known", where)),
             number(service.step("answer", where)),
         )
 
     def _plan_steps(self, dests: I32) -> None:
-        """Fill in `_steps` for servers that always have the same port. The texts are made when somebody looks."""
-        missing = np.unique(dests[self._steps[dests, 0] < 0])
+        """Number the steps to servers that always have the same port. The texts are made when somebody looks."""
+        missing = np.unique(dests[self.servers.chosen[dests] < 0])
         told: list[tuple[Destination, Service, str]] = []
         for number in missing.tolist():
             dest = self._dests[number]
@@ -1530,13 +1835,17 @@ class Ipvs:
                 told.append((dest, dest.service, dest.service.scheduler.name))
 
         def make(k: int) -> Step:
-            dest, service, name = told[k // 3]
+            dest, service, name = told[k // 4]
             where = f"{dotted(dest.addr)}:{dest.port or service.port}"
-            return service.step((name, "known", "answer")[k % 3], where)
+            return service.step((name, "known", "answer", "persistent")[k % 4], where)
 
         if told:
-            first = self.node.paths.steps.reserve(3 * len(told), make)
-            self._steps[[dest.number for dest, _, _ in told]] = first + np.arange(3 * len(told)).reshape(-1, 3)
+            s = self.servers
+            first = self.node.paths.steps.reserve(4 * len(told), make)
+            numbers = [dest.number for dest, _, _ in told]
+            s.usual[numbers] = [dest.port or service.port for dest, service, _ in told]
+            for k, column in enumerate((s.chosen, s.known, s.answer, s.bound)):
+                column[numbers] = first + k + np.arange(0, 4 * len(told), 4)
 
     def _bypass(self, ask: Ask, service: Service, now: int, serial: int) -> int:
         t = self.conns
@@ -1610,17 +1919,16 @@ class Ipvs:
 
     def _refresh_ways(self, dests: I32) -> None:
         """Look up the way to servers whose way is older than the routes."""
-        version = self.node.routing.version
-        stale = dests[self._way[dests, 0] != version]
+        s, version = self.servers, self.node.routing.version
+        stale = dests[s.asked[dests] != version]
         if not len(stale):
             return
         stale = np.unique(stale)
-        addrs = self._ends[stale, 0]
+        addrs = s.addr[stale]
         zero = np.zeros(len(addrs), np.uint32)
         way = self.node.routing.output(addrs, zero, zero, np.zeros(len(addrs), np.uint8))
-        self._way[stale, 0] = version
-        for k, column in enumerate((way.kind, way.link, way.nexthop, way.mtu), 1):
-            self._way[stale, k] = np.asarray(column)
+        s.asked[stale] = version
+        s.kind[stale], s.link[stale], s.nexthop[stale], s.mtu[stale] = way.kind, way.link, way.nexthop, way.mtu
 
     def _look_up(self, addr: int) -> tuple[int, int, int, int]:
         zero = np.zeros(1, np.uint32)
@@ -1633,10 +1941,10 @@ class Ipvs:
         number = int(t.dest[c])
         if number < 0:
             return self._look_up(int(trip.pkts.dst[row]))
-        if self._way[number, 0] != self.node.routing.version:
-            self._way[number] = (self.node.routing.version, *self._look_up(self._dests[number].addr))
-        _, kind, link, hop, mtu = self._way[number].tolist()
-        return kind, link, hop, mtu
+        s = self.servers
+        if s.asked[number] != self.node.routing.version:
+            self._refresh_ways(np.array([number], np.int32))
+        return s.kind.item(number), s.link.item(number), s.nexthop.item(number), s.mtu.item(number)
 
     def _send_one(self, trip: Trip, row: int, c: int, *, local_allowed: bool = True) -> int:
         """May it be sent to its server, and does it leave the node? SENT, GO_ON (the server is local) or ENDED."""
@@ -1724,9 +2032,9 @@ class Ipvs:
                 kind, link, hop, mtu = self._way_of(trip, row, c)
                 trip.route_kind[row], trip.route_link[row], trip.nexthop[row], trip.mtu[row] = kind, link, hop, mtu
             return
-        way = self._way[dest]
-        trip.route_kind[rows], trip.route_link[rows] = way[:, 1], way[:, 2]
-        trip.nexthop[rows], trip.mtu[rows] = way[:, 3], way[:, 4]
+        s = self.servers
+        trip.route_kind[rows], trip.route_link[rows] = s.kind[dest], s.link[dest]
+        trip.nexthop[rows], trip.mtu[rows] = s.nexthop[dest], s.mtu[dest]
 
     def _untrack(self, trip: Trip, rows: Rows, conns: I32, reply: bool = False) -> None:
         """Part packets and conntrack; or, for connections made with vs.conntrack on, tell it of the server."""
@@ -1814,7 +2122,7 @@ class Ipvs:
             return
         r = rows[mine]
         if len(r) > 1:
-            found = t.server.find(*self._keys(p, r, True))
+            found = self._answers.find(p, r, _keys(p, r, True))
         else:
             one = int(r[0])
             key = int(p.proto[one]), int(p.dst[one]), int(p.dport[one]), int(p.src[one]), int(p.sport[one])
@@ -1830,9 +2138,12 @@ class Ipvs:
             r, c = self._read_answers(trip, r, c)
         left = np.arange(len(r))
         if len(r) > FEW:
-            moves = t.among(c, c[~self._same_state(p, r, c, True)])
+            moves = np.zeros(len(r), bool)
+            if not self._calm_run(p, r):
+                moves = t.among(c, c[~self._same_state(p, r, c, True)])
             if not moves.all():
-                self._touch(c[~moves], p.time[r[~moves]])
+                calm = span(np.flatnonzero(~moves))
+                self._touch(c[calm], p.time[r[calm]])
             left = np.flatnonzero(moves)
             some = left[p.proto[r[left]] != SCTP]
             if len(some):
@@ -2200,12 +2511,14 @@ class Ipvs:
         served = SERVED[proto]
         if not served.any():
             return end
-        shortest = min(min(self.timeouts.values()), self.udp_timeout, FIRST_TIMEOUT) * SECOND
         first = int(p.time[rows[0]])
-        end = int(np.searchsorted(p.time[rows], min(first + shortest, (first // ROUND + 1) * ROUND)))
-        to = np.where(served, t.client.find(*self._keys(p, rows, False)), -1).astype(np.int32)
-        back = np.where(served, t.server.find(*self._keys(p, rows, True)), -1).astype(np.int32)
-        back[to >= 0] = -1
+        end = int(np.searchsorted(p.time[rows], min(first + self._shortest, (first // ROUND + 1) * ROUND)))
+        to = self._clients.find(p, rows, _keys(p, rows, False))
+        back = self._answers.find(p, rows, _keys(p, rows, True))
+        if not served.all():
+            to = np.where(served, to, -1)
+        double = bool(((to >= 0) & (back >= 0)).any())
+        back = np.where(served & (to < 0), back, -1)
         if self._read or self._awaited:  # who speaks FTP goes alone, and who may have been told to come
             alone = ((t.flags[np.maximum(to, back)] & (OPEN | READ)) != 0) & (np.maximum(to, back) >= 0)
             alone |= (proto == TCP) & (to < 0) & (back < 0) & bool(self._awaited)
@@ -2220,7 +2533,9 @@ class Ipvs:
                 end = min(end, int(asked[syn][0]) + 1)
         if len(answered):
             sharp[answered] = ~self._same_state(p, rows[answered], back[answered], True)
-        if sharp.any() and len(asked) and len(answered):
+        moving = sharp.any()
+        self._calm = None if moving or double else p, rows.item(0), rows.item(-1) + 1, self._versions
+        if moving and len(asked) and len(answered):
             edgy = np.maximum(to, back)[sharp]
             there, here = asked[t.among(to[asked], edgy)], answered[t.among(back[answered], edgy)]
             met, one, other = np.intersect1d(to[there], back[here], return_indices=True)  # the first of each
@@ -2233,10 +2548,10 @@ class Ipvs:
         fresh = new[wanted]
         if len(fresh):
             moved = answered[sharp[answered]]
-            moved = moved[self._heeds[self._service_stat[t.dest[back[moved]]]]]
+            moved = moved[self._heeds[self.servers.service_stat[t.dest[back[moved]]]]]
             if len(moved):  # the later of the first two that meet
                 end = min(end, _meeting(fresh, moved))
-            rest = new[self._servers.find((p.src[rows[new]].astype(np.uint64),)) >= 0]
+            rest = new[self._from_servers(p.src[rows[new]])]
             if len(rest):
                 clients = (p.src[rows[fresh]].astype(np.int64) << 16) | p.sport[rows[fresh]]
                 targets = (p.dst[rows[rest]].astype(np.int64) << 16) | p.dport[rows[rest]]
@@ -2265,6 +2580,9 @@ class Ipvs:
         return self._timers[0] if self._timers else NEVER
 
     def _enqueue(self, at: int, what: int) -> None:
+        self._enqueue_many(at, np.array([what], np.int32))
+
+    def _enqueue_many(self, at: int, what: I32) -> None:
         due = self._due.get(at)
         if due is None:
             self._due[at] = [what]
@@ -2303,38 +2621,44 @@ class Ipvs:
     def _rings(self, conns: I32) -> I64:
         """int64[n]: `_ring` of many."""
         t = self.conns
+        timeout = t.timeout[conns]
+        if len(conns) and (timeout == timeout[0]).all():
+            granule = self._granule(int(timeout[0]))
+            return (t.deadline[conns] // granule + 1) * granule
         tick = SECOND // self.node.hz
-        level = np.searchsorted(63 * tick * (8 ** np.arange(9)), t.timeout[conns], side="right")
-        granule = tick * 8**level
-        return np.asarray((t.deadline[conns] // granule + 1) * granule)
+        granules = tick * 8 ** np.searchsorted(63 * tick * (8 ** np.arange(9)), timeout, side="right")
+        return np.asarray((t.deadline[conns] // granules + 1) * granules)
 
     def _alarm_many(self, conns: I32, at: I64) -> None:
         """`_alarm` for many, each of them once."""
         sooner = at < self.conns.queued[conns]
-        conns, at = conns[sooner], at[sooner]
+        if not sooner.all():
+            conns, at = conns[sooner], at[sooner]
         self.conns.queued[conns] = at
-        times, place = np.unique(at, return_inverse=True)
-        for k, time in enumerate(times.tolist()):
-            due = self._due.get(time)
-            if due is None:
-                due = self._due[time] = []
-                heapq.heappush(self._timers, time)
-            due += (conns if len(times) == 1 else conns[place == k]).tolist()
+        edges = np.flatnonzero(at[1:] != at[:-1]) + 1
+        if len(edges) > FEW:  # granules are coarse: there are few times, but they come in any order
+            order = np.argsort(at, kind="stable")
+            conns, at = conns[order], at[order]
+            edges = np.flatnonzero(at[1:] != at[:-1]) + 1
+        begin = 0
+        for end in [*edges.tolist(), len(at)] if len(at) else ():
+            self._enqueue_many(int(at[begin]), conns[begin:end])
+            begin = end
 
     def advance(self, now: int) -> None:
         """Let every timer ring that falls due until `now`, in order of time."""
         t, timers = self.conns, self._timers
         while timers and timers[0] <= now:
             at = heapq.heappop(timers)
-            due = np.array(self._due.pop(at), np.int32)
+            due = np.concatenate(self._due.pop(at))
             conns = due[due >= 0]
             conns = np.unique(conns[t.live[conns] & (t.queued[conns] == at)])
             if len(conns):
                 t.queued[conns] = NEVER
-                late = t.deadline[conns] > at
+                rings = self._rings(conns)
+                late = (rings > at) & (t.timeout[conns] > 0)
                 if late.any():
-                    again = conns[late]
-                    self._alarm_many(again, self._rings(again))
+                    self._alarm_many(conns[late], rings[late])
                 self._expire_many(conns[~late], at)
                 self._over()
             for special in np.sort(due[due < 0]).tolist():
@@ -2345,7 +2669,13 @@ class Ipvs:
         t = self.conns
         conns = conns[np.argsort(-t.serial[conns], kind="stable")]
         if len(conns) > FEW:  # those that control others go after those
-            plain = (t.children[conns] == 0) & ((t.flags[conns] & (TRACKED | TEMPLATE)) == 0) & (t.dest[conns] >= 0)
+            plain = (t.children[conns] == 0) & ((t.flags[conns] & (TEMPLATE | ONE_PACKET | OPEN | READ)) == 0)
+            plain &= t.dest[conns] >= 0
+            tracked = plain & ((t.flags[conns] & TRACKED) != 0) & (t.cport[conns] != 0)
+            if self.node.conntrack.split:
+                plain &= ~tracked
+            elif tracked.any():
+                self._forget_flows(conns[tracked])
             c = conns[plain]
             conns = conns[~plain]
             t.delist_many(c)
@@ -2353,21 +2683,14 @@ class Ipvs:
             parents = t.parent[c]
             np.subtract.at(t.children, parents[parents >= 0], 1)
             t.parent[c] = -1
-            idle = (t.flags[c] & INACTIVE) != 0
-            n = len(self._dests)
-            quiet, busy = np.bincount(t.dest[c[idle]], minlength=n), np.bincount(t.dest[c[~idle]], minlength=n)
-            for number in np.flatnonzero(quiet + busy).tolist():
-                dest = self._dests[number]
-                dest.inactive -= int(quiet[number])
-                dest.active -= int(busy[number])
-                dest.relieved()
-            self._spent += c.tolist()
+            self.servers.went(t.dest[c], (t.flags[c] & INACTIVE) == 0)
+            self._spent.append(c)
         for c in conns.tolist():
             self._expire(c, now)
 
     def _expire_now(self, c: int, now: int) -> None:
         """It goes with the next tick of the timer."""
-        self.conns.deadline[c] = now
+        self.conns.timeout[c], self.conns.deadline[c] = 0, now
         self._alarm(c, self._tick_after(now))
 
     def look(self, now: int) -> None:
@@ -2390,8 +2713,7 @@ class Ipvs:
             t.timeout[c] = CONTROL_LIFE * SECOND
             self._set_timer(c, now + CONTROL_LIFE * SECOND)
             return
-        if t.client_key[c] >= 0 or t.server_key[c] >= 0:
-            t.delist(c)
+        t.delist(c)
         t.live[c] = False
         parent = int(t.parent[c])
         if parent >= 0:
@@ -2414,14 +2736,13 @@ class Ipvs:
             else:
                 dest.active -= 1
             dest.relieved()
-        self._spent.append(c)
+        self._spent.append(np.array([c], np.int32))
 
     def _over(self) -> None:
         """Numbers of connections that went may be given out again, once nobody under way holds them."""
-        if self._depth:
+        if self._depth or not self._spent:
             return
-        for c in self._spent:
-            self.conns.release(c)
+        self.conns.release(np.concatenate(self._spent))
         self._spent.clear()
 
     def _forget_flow(self, c: int, now: int) -> None:
@@ -2431,12 +2752,22 @@ class Ipvs:
         if holder >= 0:
             ct.kill(holder >> 1)
 
+    def _forget_flows(self, conns: I32) -> None:
+        """`_forget_flow` of many, where no zone is one direction's alone."""
+        t, ct = self.conns, self.node.conntrack
+        ports = t.cport[conns].astype(np.uint64) << np.uint64(48) | t.vport[conns].astype(np.uint64) << np.uint64(32)
+        ends = t.caddr[conns].astype(np.uint64) << np.uint64(32) | t.vaddr[conns]
+        found = ct.table.find((ends, ports | t.proto[conns].astype(np.uint64) << np.uint64(16)))
+        which = np.zeros(ct.capacity, bool)
+        which[found[found >= 0] >> 1] = True
+        ct.kill_where(which)
+
     def _flush_orphans(self, now: int) -> None:
         """expire_nodest_conn: connections of deleted servers go, and templates that then control nothing."""
         t = self.conns
         for c in self._by_age(t.live):
             dest = int(t.dest[c])
-            if not t.live[c] or dest < 0 or self._up[dest] or t.children[c]:
+            if not t.live[c] or dest < 0 or self.servers.up[dest] or t.children[c]:
                 continue
             parent = int(t.parent[c])
             self._expire(c, now, deleted=True)
@@ -2527,13 +2858,12 @@ class Ipvs:
 
     def _new_stat(self) -> int:
         if self._stats_used == len(self.counters):
-            self.counters = np.concatenate([self.counters, np.zeros_like(self.counters)])
-            self._averages = np.concatenate([self._averages, np.zeros_like(self._averages)])
-            self._read_last = np.concatenate([self._read_last, np.zeros_like(self._read_last)])
-            self._heeds = np.concatenate([self._heeds, np.zeros_like(self._heeds)])
-            self._in_turn = np.concatenate([self._in_turn, np.zeros_like(self._in_turn)])
-            self._room = np.concatenate([self._room, np.zeros_like(self._room)])
-            self._texts = np.concatenate([self._texts, np.zeros_like(self._texts)])
+            for name in (
+                "counters", "_averages", "_read_last", "_heeds", "_in_turn", "_room", "_texts", "_lasting", "_ports",
+                "_marks", "_masks",
+            ):  # fmt: skip
+                column = getattr(self, name)
+                setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
             self._planned = np.concatenate([self._planned, np.full_like(self._planned, -1)])
         self._stats_used += 1
         return self._stats_used - 1
@@ -2566,7 +2896,6 @@ class Ipvs:
         self._in_turn[service.stat] = type(service.scheduler) is RoundRobin and not self._heeds[service.stat]
         if isinstance(service.scheduler, RoundRobin):
             service.scheduler.come_home()
-        self._steps[[d.number for d in service.destinations]] = -1
 
     def set_scheduler(self, service: Service, name: str) -> None:
         """Let another scheduler choose. It begins afresh, unless it is the one that the service has."""
@@ -2575,6 +2904,7 @@ class Ipvs:
         if service.scheduler.name != name:
             service.scheduler = SCHEDULERS[name](service)
             service.scheduler.began = self.node.now
+            self.servers.chosen[[dest.number for dest in service.destinations]] = -1
 
     def named(self, identity: tuple[int, int, int, int]) -> Service | None:
         proto, addr, port, mark = identity
@@ -2607,12 +2937,9 @@ class Ipvs:
         if dest is None:
             if self._address_kind(addr) not in ("UNICAST", "LOCAL"):
                 raise Refused("Invalid operation.  Possibly wrong module version, address not unicast, ...", status=255)
-            dest = Destination(len(self._dests), service, addr, port)
+            dest = Destination(self.servers, len(self._dests), service, addr, port)
             self._dests.append(dest)
-            dest.stat = self._new_stat()
-            if dest.number >= len(self._up):
-                self._more_servers()
-            self._dest_stat[dest.number] = dest.stat
+            dest.stat = self.servers.stat[dest.number] = self._new_stat()
         else:
             self._trash.remove(dest)
             if dest.service is not service:
@@ -2621,7 +2948,7 @@ class Ipvs:
         uses = self._server_uses.get(addr, 0)
         self._server_uses[addr] = uses + 1
         if not uses:
-            self._servers.add_one(addr)
+            self._arrived.append(addr)
         dest.idle = -1
         dest.last_weight = how.weight
         self._set_up(dest, service, how)
@@ -2629,19 +2956,9 @@ class Ipvs:
         service.scheduler.added(dest)
         self.changed(service)
 
-    def _more_servers(self) -> None:
-        n = max(64, len(self._up))
-        for name, empty in (
-            ("_up", False), ("_dest_stat", 0), ("_service_stat", 0), ("_way", -1), ("_steps", -1), ("_ends", 0)
-        ):  # fmt: skip
-            column = getattr(self, name)
-            more = np.full((n, *column.shape[1:]), empty, column.dtype)
-            setattr(self, name, np.concatenate([column, more]))
-
     def _set_up(self, dest: Destination, service: Service, how: Settings) -> None:
         dest.available = True
-        self._up[dest.number] = True
-        self._service_stat[dest.number] = service.stat
+        self.servers.service_stat[dest.number] = service.stat
         dest.method, dest.weight, dest.tunnel = how.method, how.weight, how.tunnel
         service.tracks |= dest.method == MASQ and service.port == FTP
         if how.weight:
@@ -2649,7 +2966,9 @@ class Ipvs:
         if how.upper == 0 or how.upper > dest.upper:
             dest.overloaded = False
         dest.upper, dest.lower = how.upper, how.lower
-        self._ends[dest.number] = dest.addr, dest.port, dest.method
+        s, n = self.servers, dest.number
+        s.upper[n], s.lower[n], s.chosen[n] = how.upper, how.lower, -1
+        s.addr[n], s.port[n], s.method[n] = dest.addr, dest.port, dest.method
 
     @staticmethod
     def _check_thresholds(how: Settings) -> None:
@@ -2669,17 +2988,19 @@ class Ipvs:
         self.timeouts[FW] = tcp_fin or self.timeouts[FW]
         self.udp_timeout = udp or self.udp_timeout
         self._times = None
+        self._version += 1
 
     def _bin(self, dest: Destination, now: int) -> None:
         dest.available = False
-        self._up[dest.number] = False
         dest.idle = -1
         if not self._trash:
             self._enqueue(now + TRASH_LIFE // 2, -2)
         self._trash.append(dest)
         self._server_uses[dest.addr] -= 1
         if not self._server_uses[dest.addr]:
-            self._servers.remove_one(self._servers.find_one(dest.addr))
+            del self._server_uses[dest.addr]
+            self._settle_addresses()
+            self._addresses.remove_one(self._addresses.find_one(dest.addr))
         if self._on("expire_nodest_conn"):
             self._enqueue(now, -1)
 
@@ -2716,16 +3037,11 @@ class Ipvs:
             assert dest.persistent == int(template.sum()), "templates of a server"
             assert dest.inactive == int((~template & idle).sum()), "inactive connections of a server"
             assert dest.active == int((~template & ~idle).sum()), "active connections of a server"
-            assert dest.available == bool(self._up[dest.number]), "server column"
         for c in live.tolist():
             assert t.children[c] == int((t.parent[live] == c).sum()), "children of a template"
-            assert t.queued[c] <= self._ring(c), "a timer that rings too late"
-        for index in (t.client, t.server):
-            used = np.zeros(len(index.heads), bool)
-            used[index.table.ids()] = True
-            assert ((index.heads >= 0) == used).all(), "heads of keys"
-        t.client.table.check()
-        t.server.table.check()
+            assert t.queued[c] <= self._ring(c) or not t.timeout[c], "a timer that rings too late"
+        t.client.check()
+        t.server.check()
 
 
 TRASH_LIFE = 120 * SECOND
@@ -2768,22 +3084,42 @@ def _ranks(numbers: I32) -> NDArray[np.intp]:
     return out
 
 
-def _repeated(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> Mask:
-    """bool[n]: the same two words stand before (or, very rarely, other ones that mix to the same)."""
-    mixed = first * np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= mixed >> np.uint64(29)
-    mixed += second
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    order = np.argsort(mixed, kind="stable")
-    ordered = mixed[order]
-    out = np.zeros(len(order), bool)
-    out[order[1:]] = ordered[1:] == ordered[:-1]
-    return out
-
-
 def _meeting(a: Rows, b: Rows) -> int:
     """First place by which there was one of both (ascending places, none empty)."""
     return max(int(a[0]), int(b[0]))
+
+
+def _keys(p: Packets, rows: Rows, reply: bool) -> Keys:
+    """The two key words under which each packet's connection would stand."""
+    some = span(rows)
+    src, dst, sport, dport = p.src[some], p.dst[some], p.sport[some], p.dport[some]
+    if reply:
+        src, dst, sport, dport = dst, src, dport, sport
+    return _words(p.proto[some], src, sport, dst, dport)
+
+
+def _words(proto: Any, caddr: Any, cport: Any, addr: Any, port: Any) -> Keys:
+    """The two key words of many: protocol, the client's end and the other one."""
+    first = caddr.astype(np.uint64)
+    first <<= np.uint64(32)
+    first |= addr
+    second = proto.astype(np.uint64)
+    second <<= np.uint64(16)
+    second |= cport
+    second <<= np.uint64(16)
+    second |= port
+    return first, second
+
+
+def _service_keys(p: Packets, rows: Rows) -> NDArray[np.uint64]:
+    """uint64[n]: what the service that each packet is addressed to would be known by."""
+    some = span(rows)
+    key = p.proto[some].astype(np.uint64)
+    key <<= np.uint64(32)
+    key |= p.dst[some]
+    key <<= np.uint64(16)
+    key |= p.dport[some]
+    return np.asarray(key)
 
 
 def _service_key(service: Service) -> int:

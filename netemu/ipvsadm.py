@@ -9,9 +9,11 @@ wrong options, 255 for options that it does not know and for what the kernel ref
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 from collections.abc import Callable, Iterator
 from functools import cmp_to_key
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ from netemu.schedulers import SCHEDULERS
 METHODS = {MASQ: "Masq", TUNNEL: "Tunnel", ROUTE: "Route"}
 METHOD_OPTIONS = {MASQ: "-m", TUNNEL: "-i", ROUTE: "-g"}
 CONN_TAB_SIZE = 4096
+DOTTED = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)")
 
 
 class Ipvsadm:
@@ -55,10 +58,12 @@ class Ipvsadm:
 
     def restore(self, text: str, file: str, problems: list[Problem]) -> None:
         """Take `ipvsadm -Sn` text; what cannot be taken goes to `problems`. Comments are passed over."""
-        for number, line in enumerate(text.splitlines(), 1):
-            words = line.split()
-            if not words or words[0].startswith("#"):
-                continue
+        lines = [(number, line, line.split()) for number, line in enumerate(text.splitlines(), 1)]
+        lines = [(number, line, words) for number, line, words in lines if words and not words[0].startswith("#")]
+        hosts = {word.partition(":")[0] for _, _, words in lines for option, word in pairwise(words) if option == "-r"}
+        addrs = (int.from_bytes(socket.inet_aton(host), "big") for host in hosts if DOTTED.fullmatch(host))
+        self.ipvs.look_at(np.fromiter(addrs, np.uint32))
+        for number, line, words in lines:
             if words[0] == "ipvsadm":
                 words = words[1:]
             try:
@@ -354,6 +359,7 @@ _OPTIONS = {
     "tun-remcsum": ("", 0), "syncid": ("", 1), "mcast-interface": ("", 1), "sync-maxlen": ("", 1),
 }  # fmt: skip
 _LETTERS = {letter: (name, words) for name, (letter, words) in _OPTIONS.items() if letter}
+_SHORT = {f"-{letter}": option for letter, option in _LETTERS.items()}
 _VERB_LETTERS = {letter: name for name, letters in _VERBS.items() for letter in letters}
 _GROUPS = {
     **dict.fromkeys(("tcp-service", "udp-service", "sctp-service", "fwmark-service"), "service-address"),
@@ -421,6 +427,10 @@ class Command:
                 self.rest.append(word)
 
     def _read_letters(self, word: str, todo: list[str]) -> None:
+        if word in _SHORT:  # as nearly all are
+            name, words = _SHORT[word]
+            self._take(name, words, None, todo, word)
+            return
         at = 1
         while at < len(word):
             letter = word[at]

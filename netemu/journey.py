@@ -33,7 +33,17 @@ from numpy.typing import NDArray
 from netemu import clock
 from netemu import routing as R
 from netemu.answers import Answers
-from netemu.conntrack import DST_NAT, DST_NAT_DONE, SEEN_REPLY, SEQ_ADJUST, SRC_NAT, SRC_NAT_DONE, dotted, grouped
+from netemu.conntrack import (
+    CONFIRMED,
+    DST_NAT,
+    DST_NAT_DONE,
+    SEEN_REPLY,
+    SEQ_ADJUST,
+    SRC_NAT,
+    SRC_NAT_DONE,
+    dotted,
+    grouped,
+)
 from netemu.fragments import Assembly, cut
 from netemu.hashing import among, repeats
 from netemu.ipvs import WATCHED
@@ -67,6 +77,7 @@ from netemu.packets import (
 )
 from netemu.paths import Step
 from netemu.routing import REASONS
+from netemu.sweeps import Trial, likely_answers
 from netemu.tcp import CL, FW
 from netemu.trip import Trip
 
@@ -109,10 +120,14 @@ class Road:
         self.next_expiry = clock.NEVER  # no fragments are given up before
         self.heard: dict[int, int] = {}  # sender -> fragments that came from it
         self.defrag = False
+        self.tracked = 0  # how many stops of PREROUTING there are up to tracking
         self.answers = Answers(node)
         self.window = 64
         self.alone_in = self.alone_out = self.one_a_flow = self.one_asking = False  # see _memories
         self.wishing = False  # packets from links may come to a CT rule
+        self.dares = False  # nothing that the node remembers keeps answers from joining the run of what they answer
+        self.wary = self.failed = 0  # for how many runs they do not, and how often in a row that was in vain
+        self.joining: Mask | None = None  # of the next run: which packets go in a second sweep
         self.resets = 0  # see _find_resets
         self._resets_of = -1  # version of the rules that they were found in
         self.moved = False  # see _find_movers
@@ -136,6 +151,8 @@ class Road:
                         line.append(self._nat_output if hook == "OUTPUT" else node.nat.hook)
                 elif name == "track" and node.conntrack.on:
                     line.append(node.conntrack.track)
+                    if hook == "PREROUTING":
+                        self.tracked = len(line)
                 elif name == "confirm" and node.conntrack.on:
                     line.append(node.conntrack.confirm)
                 elif name == "defrag" and self.defrag:
@@ -154,6 +171,9 @@ class Road:
             self.resets, self._resets_of = self._find_resets(), node.tables.version
         self.moved = self._find_movers()
         node.conntrack.foretell(self._steady())
+        bound = node.tables.memories and any(m.touch != "flow" for m in node.tables.memories)
+        other = node.ipvs.active or self.resets > 1 or self.moved or self.wishing or node.doubts is not None
+        self.dares = node.conntrack.on and not (bound or other or self.one_a_flow)
         self.answers.read_sysctls()
         self.up = np.array([link.up for link in node.routing.links])
         get = node.sysctl.int
@@ -312,10 +332,13 @@ class Road:
             self._output(trip, some)
         trip.hook = hook
 
-    def hook(self, trip: Trip, name: str, rows: Rows) -> Rows:
-        """Send `rows` past everything that stands at a hook; the rows that come out on the other side."""
+    def hook(self, trip: Trip, name: str, rows: Rows, first: int = 0, last: int | None = None) -> Rows:
+        """Send `rows` past everything that stands at a hook; the rows that come out on the other side.
+
+        first, last   only past the stops from `first` on, and before `last`
+        """
         trip.hook = name
-        for stop in self.stops[name]:
+        for stop in self.stops[name][first:last]:
             if not len(rows):
                 break
             rows = stop(trip, rows)
@@ -334,7 +357,13 @@ class Road:
         rows = self._sane(trip, rows)
         p.link_in[rows] = p.arrived[rows]
         p.link_out[rows] = -1
-        rows = self.hook(trip, "PREROUTING", rows)
+        if len(rows) > 1 and self.node.settled.on:
+            rows = self.hook(trip, "PREROUTING", rows, 0, self.tracked)
+            if len(rows):
+                rows = self.node.settled.pass_by(trip, rows)
+            rows = self.hook(trip, "PREROUTING", rows, self.tracked)
+        else:
+            rows = self.hook(trip, "PREROUTING", rows)
         if not len(rows):
             return
         way = self.node.routing.input(p.src[rows], p.dst[rows], p.link_in[rows], p.mark[rows], p.tos[rows])
@@ -475,6 +504,7 @@ class Road:
         self._say_way(trip, rows)
         trip.rewrite(rows, "ttl", p.ttl[rows] - 1, Step(None, "routing: forwarded"))
         if len(shortcut):
+            trip.waver(shortcut)
             self.answers.redirect(trip, trip.travelling(shortcut))
         p.link_out[rows] = trip.route_link[rows]
         rows = self.hook(trip, "FORWARD", rows)
@@ -708,14 +738,16 @@ class Road:
                 trip.cause_icmp(one, 3, 4, limit)
             trip.end(one, "fragmentation needed", DROPPED if p.local[row] else REJECTED)
         elif parts is not None:
-            trip.outs[row] = cut(packet, min(limit, parts.largest), parts.sizes)
+            # who receives TCP wants its whole header in one place: where the first piece has less, the pieces are lost
+            apart = p.proto[row] != TCP or p.local[row] or parts.sizes[0] >= 20
+            trip.outs[row] = cut(packet, min(limit, parts.largest), parts.sizes if apart else [])
         elif len(packet) > limit:
             trip.outs[row] = cut(packet, limit)
 
     # ---- runs --------------------------------------------------------------------------------------------------
 
-    def run(self, trip: Trip, rows: Rows) -> None:
-        """One run: packets that all came in on links, or that the node all sent itself."""
+    def run(self, trip: Trip, rows: Rows) -> int:
+        """One run: packets that all came in on links, or that the node all sent itself. How many of them went."""
         p, node = trip.pkts, self.node
         now = int(p.time[rows[0]])
         if node.ipvs.next_due <= now:
@@ -724,17 +756,79 @@ class Road:
             node.conntrack.sweep(now)
         if self.next_expiry <= now:
             self._give_up(trip, int(rows[0]), now)
-        node.now = max(node.now, int(p.time[rows[-1]]))
+        before = node.now
+        node.now = max(before, int(p.time[rows[-1]]))
         if len(rows) > 1:
             trip.write_later()
         if p.arrived[rows[0]] < 0:
             self.send(trip, rows)
+        elif self.joining is not None:
+            rows = rows[: self._in_two_sweeps(trip, rows, self.joining)]
+            node.now = max(before, int(p.time[rows[-1]]))
         else:
             self.receive(trip, rows)
+        self.joining = None
         if trip.owed or trip.silent:
             self.answers.pay(trip)
-        trip.write(rows)
+        trip.write(node.settled.through(rows))
+        node.settled.learn(trip)
         node.conntrack.end_run()
+        return len(rows)
+
+    def _in_two_sweeps(self, trip: Trip, rows: Rows, joining: Mask) -> int:
+        """First packets of new connections, and then those that join theirs (`joining`); how many of `rows` went."""
+        p = trip.pkts
+        wanted = len(rows)
+        first = np.zeros(wanted, bool)  # what a trial showed not to join anything
+        for attempt in range(4):
+            if joining.all() or not joining.any() or not Trial.possible(trip):
+                break
+            trial = Trial(trip, rows[~joining])
+            self.receive(trip, rows[~joining])
+            right, alone = self._as_guessed(trial, rows, joining)
+            if right == len(rows):
+                trial.keep()
+                self.receive(trip, rows[joining])
+                self.failed = 0 if 4 * right >= wanted else self.failed
+                return right
+            trial.undo()
+            if attempt < 2 and len(alone):  # then these are first ones themselves
+                first[alone] = True
+                rows = rows[: self._flows_end(p, rows, daring=True, first=first[: len(rows)])]
+                if self.joining is None:
+                    break
+                joining = self.joining
+            else:  # what comes before the first wrong guess was guessed right
+                rows, joining = rows[: max(right, 1)], joining[: max(right, 1)]
+        self.failed = min(self.failed + 1, 6)
+        self.wary = 1 << self.failed
+        self.window = max(self.window // 2, 16)
+        right = max(self._flows_end(p, rows, daring=False), 1)
+        self.receive(trip, rows[:right])
+        return right
+
+    def _as_guessed(self, trial: Trial, rows: Rows, joining: Mask) -> tuple[int, NDArray[np.intp]]:
+        """Of how many of `rows` is all as it was guessed, now that the first sweep is over?
+
+        And the places of those that should join connections, and are in none.
+        """
+        ct, p = self.node.conntrack, trial.trip.pkts
+        others = np.flatnonzero(joining)
+        if not trial.in_order():
+            return int(others[0]), others[:0]
+        end = min(len(rows), int(np.searchsorted(p.serial[rows], ct.too_early)))
+        opening = trial.packets
+        ids = ct.look_up(opening, np.arange(opening.n))
+        end = _first_at(np.flatnonzero(~joining)[(ids >= 0) & (ct.born[ids >> 1] < opening.serial)], end)
+        ids = ct.look_up(p, rows[others])
+        theirs = ids >> 1
+        wrong = (ids < 0) | (ct.born[theirs] >= p.serial[rows[others]]) | ((ct.status[theirs] & CONFIRMED) == 0)
+        end = _first_at(others[wrong], end)
+        if end == len(rows):
+            last = int(rows[~joining][-1])
+            end = _first_at(others[self._flows_end(p, rows[others], daring=False, beside=last) :][:1], end)
+            ct.forget_ahead()
+        return end, others[ids < 0]
 
     def run_end(self, p: Packets, start: int, limit: int) -> int:
         """Where the run that begins at row `start` must end: before the first packet that could see another's doing.
@@ -745,6 +839,7 @@ class Road:
         flow whose place or port depends on what the run before it frees (`_choices_end`).
         """
         node = self.node
+        self.joining = None
         stop = min(p.n, start + min(limit, self.window))
         if stop - start <= 1 or (self.alone_out if p.arrived[start] < 0 else self.alone_in):
             return start + 1
@@ -753,6 +848,8 @@ class Road:
         local = p.arrived[rows] < 0
         end = _first(local != local[0], end)
         t0 = int(p.time[start])
+        if node.ipvs.next_due <= t0:  # what rings now may set alarms within the run
+            node.ipvs.advance(t0)
         dues = (due for due in (node.ipvs.next_due, self.next_expiry) if due > t0)
         until = min([t0 + node.shortest_timeout, *dues])
         end = min(end, int(np.searchsorted(p.time[rows], until)))
@@ -763,17 +860,25 @@ class Road:
         if end == 0:
             return start + 1
         if node.conntrack.on or node.ipvs.active:
-            end = self._flows_end(p, rows[:end])
+            daring = self.dares and not local[0] and not self.wary
+            self.wary -= self.wary > 0
+            end = self._flows_end(p, rows[:end], daring=daring)
         if end == len(rows) and self.window < CHUNK:
             self.window *= 2
         elif end * 4 < len(rows) and self.window > 16:
             self.window //= 2
         return start + max(end, 1)
 
-    def _flows_end(self, p: Packets, rows: Rows) -> int:
-        """How many of `rows` may go together, as far as connections are concerned."""
+    def _flows_end(self, p: Packets, rows: Rows, *, daring: bool, first: Mask | None = None, beside: int = -1) -> int:
+        """How many of `rows` may go together, as far as connections are concerned.
+
+        daring   answers may join the run of what they answer, in a second sweep: `joining` says which do
+        first    bool[len(rows)]  packets that are known not to
+        beside   of the second sweep: the last row of the first one
+        """
         node = self.node
         ct = node.conntrack
+        self.joining = None
         end = len(rows)
         wishes = self._wishes(p, rows)
         ids = ct.look_ahead(p, rows, wishes) if ct.on else np.full(len(rows), -1, np.int32)
@@ -799,7 +904,7 @@ class Road:
                 masqueraded = where[ct.masq[f] >= 0]
                 end = min(end, max(_first_at(masqueraded, end), 1))
             late = ct.deadline[f] <= p.time[rows[where]]
-            alone = bool(known.all() and not late.any())
+            alone = bool(known.all() and not late.any()) and beside < 0
             sharp = self._sharp(p, rows[where], f, (ids[where] & 1) != 0, order, strangers=not alone)
             if ct.abrupt:
                 sharp |= np.isin(ct.proto[f], list(ct.abrupt))
@@ -812,6 +917,8 @@ class Road:
                 waits = np.where(late.take(order.take(first[some])), starts[some], first[some]) + 1
                 end = _first_at(where[order[waits[waits < stops[some]]]], end)
                 ending[where[sharp]] = True
+                end = _first_at(where[sharp & (rows[where] < beside)], end)  # it would free what others chose among
+            daring &= not sharp.any() and bool((ct.deadline[f] > p.time[rows[-1]]).all())
             known[where[late]] = False  # what it belonged to is over: it begins anew
         if self.one_asking:
             status = np.where(known, ct.status[np.maximum(flows, 0)], 0)
@@ -822,13 +929,26 @@ class Road:
             room = max(ct.places, 0)
             if len(strangers) > room:  # the table fills: one at a time, and somebody has to go
                 end = min(end, max(int(strangers[room]), 1))
-            if len(strangers) and self.nat_on:
-                flows = np.where(known, flows, -1)
-                end = min(end, self._choices_end(p, rows, strangers, flows, ending, end))
+            joins = np.zeros(len(strangers), bool)
+            if daring and len(strangers) > 1 and not node.helpers.attended and not node.helpers.expected:
+                joins = likely_answers(p, rows[strangers], node.rewritten)
+                if first is not None:
+                    joins &= ~first[strangers]
+                if joins.any() and (p.ihl[rows] > 20).any():  # options are written into
+                    joins[:] = False
+            joining, strangers = strangers[joins], strangers[~joins]
             # a SYN that opens a connection anew begins one, too, and maybe with somebody else
             begins = ending & ((p.flags[rows] & SYN) != 0)
             begins[strangers] = True
             strangers = np.flatnonzero(begins[:end])
+            if len(strangers) and self.nat_on:
+                flows = np.where(known, flows, -1)
+                end = min(end, self._choices_end(p, rows, strangers, flows, ending, end))
+            if len(joining) and joining[0] < end:
+                self.joining = known[:end].copy()
+                self.joining[joining[joining < end]] = True
+                return end
+            strangers = strangers[strangers < end]
             if len(strangers) > 1:
                 end = min(end, self._strangers_end(p, rows, strangers, end))
         if node.ipvs.active:
@@ -914,7 +1034,7 @@ class Road:
     ) -> int:
         """New connections are given ports that no other one uses: none may be freed or taken out of turn meanwhile.
 
-        strangers  places of packets that no connection knows     flows  the connection of every packet, -1: none
+        strangers  places of packets that begin a connection      flows  the connection of every packet, -1: none
         ends       which packets may end their connection
         """
         ct, rewrites = self.node.conntrack, self.node.rewritten

@@ -453,11 +453,28 @@ def play(cases: Sequence[Case], kernel: str, together: int | None = None, stats:
             words = _booting(folder, words, plans[0]["modules"])
         with _guarded(words, folder, 120 + 5 * len(plans) + 2 * lasting) as said:
             if not os.path.exists(target):
-                raise Refused(f"the {kernel} kernel did not play to the end", text=said.strip()[-2000:])
+                other = "host" if kernel == "uml" else "uml"
+                hint = f"--kernel {other} asks another one" if available(other) is None else ""
+                raise Refused(f"the {kernel} kernel did not play to the end", text=last_words(said), hint=hint)
             lines = Path(target).read_text().splitlines()
     for made, line in zip(plans, lines, strict=True):
         out[made["case"]] = _recording(json.loads(line))
     return out
+
+
+#: what User Mode Linux says of itself, and the state of the machine that Linux prints behind a complaint
+_BESIDE = re.compile(r"\s*(\[<|[0-9a-f]{8} |(CPU|Stack|Call Trace|Modules linked in):)")
+
+
+def last_words(said: str) -> str:
+    """What a kernel that came to no good end complained of.
+
+    >>> last_words("Kernel panic - not syncing: no init\\nCPU: 0 PID: 1\\nStack:\\n 606944ba 607\\n [<606944ba>] panic")
+    'Kernel panic - not syncing: no init'
+    """
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not _BESIDE.match(line)]
+    telling = [line for line in lines if not line.startswith("Warning: tempdir")]
+    return "\n".join(telling[-12:])[-2000:] or "it ended without a word"
 
 
 def _recording(got: dict[str, Any]) -> Recording:
@@ -502,7 +519,7 @@ sync; poweroff -f
     return [
         sys.executable, "-I", player.__file__, "uml",
         "linux.uml", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw", f"uml_dir={folder}/", f"init={init}",
-        "mem=1G", "con=null", "con0=fd:0,fd:1", "quiet", "loglevel=0",
+        "mem=1G", "con=null", "con0=fd:0,fd:1", "quiet", "loglevel=1",
         _TUNED.strip(),
     ]  # fmt: skip
 
@@ -638,6 +655,14 @@ class Drawn:
             return sport
         pair = self._find(self.kernels, key)
         return str(pair[2]) if pair else sport
+
+    def member(self, text: str) -> str:
+        """A member of a set of ours, as the kernel's set has it: answers to a drawn port may have put that there."""
+
+        def turned(found: re.Match[str]) -> str:
+            return f"{found[1]},{found[2]}:{self.text(found[2], found[1], found[3], '0.0.0.0', '0')}"
+
+        return re.sub(r"\b(\d+\.\d+\.\d+\.\d+),(tcp|udp):(\d+)\b", turned, text) if self.kernels else text
 
 
 def _pool(port: int) -> tuple[int, int]:
@@ -926,7 +951,8 @@ class Comparison:
             elif name == "expect":
                 self._rows("expectations", expect_rows(theirs), expect_rows(node.dump("expectations")))
             elif name == "ipset":
-                self._rows(name, ipset_rows(theirs), ipset_rows(node.dump("ipset-save")))
+                ours = [(drawn.member(text), left) for text, left in ipset_rows(node.dump("ipset-save"))]
+                self._rows(name, ipset_rows(theirs), ours)
             elif name == "connections":
                 ours = connection_rows(node.dump("ipvsadm-connections"))
                 self._rows("IPVS connections", connection_rows(theirs), ours)

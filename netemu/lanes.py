@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from netemu.matches.base import Match
 from netemu.matches.connections import Mark
 from netemu.matches.headers import Ports, Tcp, Udp
-from netemu.matches.rates import Statistic
+from netemu.matches.rates import Statistic, as_shown
 from netemu.nat import Wishes
 from netemu.packets import I32, I64, Mask, Rows, distinct
 from netemu.paths import Paths, Step
@@ -134,6 +134,7 @@ class Program:
         self._counted: list[tuple[Places, I32]] = []  # places that packets matched at, and the packets' lengths
         self._waiting = 0
         self._sums: tuple[I64, I64] | None = None  # packets and bytes by place, of those that do not wait any more
+        self._draft: int | None = None  # how many of those there were when a draft began
 
     # ---- compiling ---------------------------------------------------------------------------------------------
 
@@ -241,6 +242,11 @@ class Program:
                 nth += 1
         return self._forms.setdefault(tuple(form), len(self._forms))
 
+    @property
+    def matches(self) -> list[Match]:
+        """All that is asked in lanes."""
+        return [match for asker in self._askers.values() for match in asker.matches]
+
     def step(self, place: int) -> Step:
         """What is written on the path of a packet that matches there."""
         k = bisect_right(self._starts, place) - 1
@@ -251,7 +257,7 @@ class Program:
         """Packets matched there."""
         self._counted.append((places, lengths))
         self._waiting += len(places)
-        if self._waiting > max(len(self._rules), 1 << 19):
+        if self._waiting > max(len(self._rules), 1 << 19) and self._draft is None:
             self._add_up()
 
     def _add_up(self) -> None:
@@ -265,6 +271,17 @@ class Program:
             packets += self._sums[0]
             size += self._sums[1]
         self._sums = packets, size
+
+    def draft(self) -> None:
+        """What is counted from here on may be forgotten again (`decide`)."""
+        self._draft = len(self._counted)
+
+    def decide(self, *, keep: bool) -> None:
+        """It stands, or is forgotten."""
+        if not keep:
+            del self._counted[self._draft or 0 :]
+            self._waiting = sum(len(places) for places, _ in self._counted)
+        self._draft = None
 
     def settle(self) -> None:
         """Write the counts to the rules."""
@@ -570,12 +587,13 @@ def _draws(matches: Sequence[Statistic]) -> Ask:
     salt = np.array([m.salt for m in matches], np.uint64)
     threshold = np.array([m.threshold for m in matches], np.uint64)
     invert = np.array([m.invert for m in matches])
+    leads = [m.leads for m in matches]
 
     def ask(trip: Trip, rows: Rows, which: Places) -> Mask:
         drawn = trip.random(rows, salt.take(which))
         drawn >>= np.uint64(33)
         yes: Mask = (drawn < threshold.take(which)) != invert.take(which)
-        return yes
+        return as_shown(trip, rows, yes, leads, which)
 
     return ask
 

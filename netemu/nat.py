@@ -8,7 +8,7 @@ writes it as the flow's reply tuple. From then on rewriting is reading the other
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -44,6 +44,7 @@ from netemu.packets import (
     TCP,
     U16,
     U32,
+    U64,
     UDP,
     UDPLITE,
     Mask,
@@ -53,6 +54,7 @@ from netemu.packets import (
     patched,
 )
 from netemu.paths import Step
+from netemu.shown import PORT_SALT, Shown
 from netemu.tcp import CL, TW, before
 from netemu.trip import Trip
 
@@ -159,6 +161,26 @@ class _Asked:
         """All wishes, by number: to be asked for when the walk is over."""
         return Wishes.joined(self._several)
 
+    def columns(self, rows: Rows) -> tuple[I64, I64, I64, I64, I64, Mask, Mask]:
+        """What these rows wish for: lo, hi, port_lo, port_hi (the lesser port first), base; -1 for nothing; random,
+        persistent."""
+        number = self.number.take(rows).astype(np.intp)
+        given = number >= 0
+        wishes, of = self.wishes, np.where(given, number, 0)
+        if not given.any():
+            none, no = np.full(len(rows), -1, np.int64), np.zeros(len(rows), bool)
+            return none, none, none, none, none, no, no
+        lo, hi = wishes.lo[of], wishes.hi[of]
+        if self.address is not None:
+            unnamed = wishes.kind[of] != 0
+            lo = np.where(unnamed, self.address[rows], lo)
+            hi = np.where(unnamed, lo, hi)
+        a, b = wishes.port_lo[of], wishes.port_hi[of]
+        lo, hi, a, b, base = (
+            np.where(given, c, -1) for c in (lo, hi, np.minimum(a, b), np.maximum(a, b), wishes.base[of])
+        )
+        return lo, hi, a, b, base, wishes.random[of] & given, wishes.persistent[of] & given
+
     def of(self, row: int) -> Range | None:
         """The wish of a row, its address filled in."""
         number = self.number.item(row)
@@ -180,6 +202,7 @@ class Nat:
         self._wished: dict[int, Range] = {}  # row -> what its rule wishes for, during a walk
         self._asked: _Asked | None = None  # the same of a walk of many rows
         self._alone: dict[Range, Wishes] = {}
+        self.shown: Shown | None = None  # what the batch under way shows of ports that were drawn
 
     # ---- at the four hooks -------------------------------------------------------------------------------------
 
@@ -206,6 +229,7 @@ class Nat:
             elsewhere &= (ct.masq[flows] >= 0) & (ct.masq[flows] != p.link_out[at])
             if elsewhere.any():
                 died = True
+                trip.waver(with_flow[elsewhere])
                 for row in with_flow[elsewhere].tolist():
                     ct.kill(int(p.ct[row]))
                 trip.end(with_flow[elsewhere], "nat: the flow was masqueraded for another link")
@@ -231,16 +255,21 @@ class Nat:
         self._wished, self._asked = {}, _Asked(p.n) if len(rows) >= MANY else None
         verdict = self.node.tables.walk(trip, "nat", rows)
         on = trip.travelling(rows[verdict == ACCEPT])
-        flows = p.ct.take(on)  # a connection that began and ended within this run is decided as the one before it was
-        ct.status[flows[(ct.status[span(flows)] & DYING) != 0]] |= _BITS[manip][1]
+        flows = p.ct.take(on)  # a connection that began in another one's place is decided as that one was
+        there = span(flows)
+        decided = ((ct.status[there] & DYING) != 0) | ct.stored[there]
+        died = len(on) < len(rows)
+        if decided.any():
+            ct.status[flows[decided]] |= _BITS[manip][1]
+            on = on[~decided]
         (wished, asked), (self._wished, self._asked) = (self._wished, self._asked), outer
         # rows come to different rules at different times, but tuples are given out in arrival order
         if asked is not None:
             self._set_up_many(trip, on, manip, asked)
-            return len(on) < len(rows)
-        for row in on.tolist():
-            self._set_up(trip, row, manip, wished.get(row))
-        return len(on) < len(rows)
+        else:
+            for row in on.tolist():
+                self._set_up(trip, row, manip, wished.get(row))
+        return died
 
     def choose(self, trip: Trip, rows: Rows, manip: str, wish: Range, step: Step) -> NDArray[np.int8]:
         """A target's wish for new flows: int8[len(rows)] of ACCEPT or DROP (there is no address to be had).
@@ -372,12 +401,13 @@ class Nat:
         if chosen != current:
             ct.alter_reply(flow, inverse(chosen))
             ct.status[flow] |= bit
-            if manip == SOURCE:
-                ct.remember_sources(np.array([flow]))
         ct.status[flow] |= done
-        if manip == SOURCE and trip.hook in ("POSTROUTING", "INPUT"):
-            # nothing but the confirmation follows, so the tuple is taken from now on
-            ct.store(flow, int(trip.pkts.time[row]))
+        if manip == DESTINATION:
+            return
+        # at the last hooks nothing but the confirmation follows, so the tuple is taken from now on, or the flow is lost
+        last = trip.hook in ("POSTROUTING", "INPUT")
+        if (not last or ct.store(flow, int(trip.pkts.time[row]))) and chosen != current:
+            ct.remember_sources(np.array([flow]))
 
     def follow(self, trip: Trip, row: int, flow: int, e: Expectation) -> None:
         """A new connection that a helper expected goes the way of its master's packets, both ends rewritten."""
@@ -422,10 +452,9 @@ class Nat:
         ct = self.node.conntrack
         open_ = (ct.status[span(trip.pkts.ct.take(rows))] & (CONFIRMED | DYING)) == 0
         rows = rows if open_.all() else rows[open_]
-        lo, width, alone = 0, len(rows), 1
-        if (
-            ct.split or (ct.zone[span(trip.pkts.ct.take(rows))] >> 16).any()
-        ):  # tuples that only one direction keeps from others
+        lo, width, alone, broad = 0, len(rows), 1, 256
+        zone = ct.zone[span(trip.pkts.ct.take(rows))]
+        if ct.split or (zone >> 16).any():  # tuples that only one direction keeps from others
             for row in rows.tolist():
                 self._set_up(trip, row, manip, asked.of(row))
             return
@@ -433,14 +462,21 @@ class Nat:
             some = rows[lo : lo + width]
             settled = self._first_tries(trip, some, manip, asked)
             lo += settled
-            if settled < len(some):  # where tries keep failing, more and more choose by themselves before the next
-                alone = 1 if settled > 16 else 2 * alone
-                for row in rows[lo : lo + alone].tolist():
-                    self._set_up(trip, row, manip, asked.of(row))
-                lo += alone
-                width = max(64, 2 * settled)
-            else:
+            if settled == len(some):
                 width *= 2
+                continue
+            width = max(64, 2 * settled)
+            some = rows[lo : lo + broad] if manip == SOURCE and len(rows) - lo >= MANY else rows[:0]
+            contested = self._in_turn(trip, some, asked) if len(some) else 0
+            lo += contested
+            if 0 < contested == len(some):
+                broad *= 2
+                continue
+            broad = max(64, 2 * contested)
+            alone = 1 if settled + contested > 16 else 2 * alone  # where this keeps failing, more choose by themselves
+            for row in rows[lo : lo + alone].tolist():
+                self._set_up(trip, row, manip, asked.of(row))
+            lo += alone
 
     def _first_tries(self, trip: Trip, rows: Rows, manip: str, asked: _Asked) -> int:
         """Give rows the tuple that they try first, until one of them finds it taken; how many got theirs."""
@@ -458,16 +494,21 @@ class Nat:
         else:
             clash = ct.table.find(back.keys(ct.zone[flows])) >= 0
         n = int(clash.argmax()) if clash.any() else len(rows)
+        return self._give(trip.pkts.ct.take(rows[:n]), manip, now, back, changed)
+
+    def _give(self, flows: NDArray[np.integer], manip: str, now: _Tuples, back: _Tuples, changed: Mask) -> int:
+        """Answers to these flows will come as `back` where that is something else; how many got theirs.
+
+        now, back, changed  columns as long as `flows` or longer
+        """
+        ct, n = self.node.conntrack, len(flows)
         bit, done = _BITS[manip]
-        numbers = trip.pkts.ct.take(rows[:n])
-        if changed.all():
-            moved = np.arange(n)
-            some = flows[:n] if not isinstance(flows, slice) else slice(flows.start, flows.start + n)
-            before = None if manip == DESTINATION else now.answer().copy()
-            self._write(some, back.upto(n))
+        numbers = flows
+        before = now.answer().upto(n).copy() if manip == SOURCE else None
+        moved = np.flatnonzero(changed[:n])
+        if len(moved) == n:
+            self._write(span(numbers), back.upto(n))
         else:
-            moved = np.flatnonzero(changed[:n])
-            before = None if manip == DESTINATION else now.answer().copy()
             self._write(numbers[moved], back.take(moved))
         if manip == SOURCE and n:
             # nothing but the confirmation follows, so the tuples are taken from now on
@@ -484,6 +525,141 @@ class Nat:
             ct.status[numbers[moved]] |= bit
             ct.status[span(numbers)] |= done
         return n
+
+    def _in_turn(self, trip: Trip, rows: Rows, asked: _Asked) -> int:
+        """`_set_up` for the sources of many rows that contend for tuples; how many of them were settled.
+
+        Each row has tuples that it would try, one after the other. In every round all rows that have none try their
+        next one: it is taken if the table has it, or if a row that came earlier holds it. A later row that holds it
+        must give it up and try on, so in the end every row has the first one of its own that no earlier row took, as
+        one by one. Up to the first row that is not so simple: then that one chooses by itself.
+        """
+        p, ct = trip.pkts, self.node.conntrack
+        flows = p.ct[rows]
+        now = _current(ct, flows)
+        own = _originals(ct, flows)
+        zone, time, born = ct.zone[flows], p.time[rows], ct.born[flows]
+        n = len(rows)
+        here, port = now.src.astype(np.int64), now.sport.astype(np.int64)
+        lo, hi, port_lo, port_hi, _, random, persistent = asked.columns(rows)
+        lo, hi = np.where(lo >= 0, lo, here), np.where(lo >= 0, hi, here)
+        ranged, portable = port_lo >= 0, _PORTABLE[now.proto]
+        fits = ~ranged | ((port_lo <= port) & (port <= port_hi))
+        inside = (lo <= here) & (here <= hi) & (fits | ~portable)
+        address = self._spread_over(trip, rows, now, lo, hi, persistent)
+        simple = ~random & self._maps_alike(now, flows, zone, time, lo, hi, port_lo, port_hi) | random
+        low, high = _port_range(now.proto, port)
+        low, high = np.where(ranged, port_lo, low), np.where(ranged, port_hi, high)
+        most = np.minimum(high - low + 1, 128) - (0 if self.node.kernel == "6.1" else 32)  # then closing ones may go
+        # what each row tries: the tuple as it is, the same with the wish's address, and then drawn ports
+        kept, addressed, drawn = range(3)
+        stage = np.where(random | (ranged & ~fits), drawn, addressed)
+        stage[inside & ~random] = kept
+        tries, offset = np.zeros(n, np.int64), np.full(n, -1, np.int64)
+        hints = dict[int, Iterator[int]]()  # ports that the capture shows for a row: they are tried first
+        bad = (stage > kept) & (~simple | (ranged & ~portable)) | (stage == drawn) & (~portable | (most <= 0))
+        chosen, source = port.copy(), here.copy()
+        key0, key1 = np.zeros(n, np.uint64), np.zeros(n, np.uint64)
+        originals = np.sort(_mixed(*own.keys(zone)))
+        settled, open_ = np.zeros(n, bool), np.arange(n)
+        while True:
+            limit = int(bad.argmax()) if bad.any() else n
+            open_ = open_[open_ < limit]
+            if not len(open_):
+                break
+            at = stage[open_]
+            fresh = open_[(at == drawn) & (offset[open_] < 0)]
+            if len(fresh):
+                offset[fresh] = (trip.random(rows[fresh], PORT_SALT) & np.uint64(0xFFFF)).view(np.int64)
+                for k in self._maybe_shown(trip, rows, fresh, now, address, low, high, offset):
+                    t = (int(address[k]), now.dst.item(k), now.sport.item(k), now.dport.item(k), now.proto.item(k))
+                    size = int(high[k] - low[k]) + 1
+                    hints[k] = self._shown(trip, int(rows[k]), t, SOURCE, int(low[k]), size, int(offset[k]))
+            ports = low[open_] + (offset[open_] + tries[open_]) % (high - low + 1)[open_]
+            hinted = np.isin(open_, list(hints)) & (at == drawn)
+            for j in np.flatnonzero(hinted).tolist():
+                k = int(open_[j])
+                port_shown = next(hints[k], None)
+                if port_shown is None:
+                    del hints[k]
+                else:
+                    ports[j], tries[k] = port_shown, -1  # the drawn one comes after it
+            chosen[open_] = np.where(at == drawn, ports, port[open_])
+            source[open_] = np.where(at == kept, here[open_], address[open_])
+            back = now.take(open_).with_side(
+                SOURCE, source[open_].astype(np.uint32), chosen[open_].astype(np.uint16)
+            ).answer()  # fmt: skip
+            key0[open_], key1[open_] = back.keys(zone[open_])
+            found = ct.table.find((key0[open_], key1[open_]))
+            taken = found >= 0
+            if taken.any():
+                by, whose = found[taken] >> 1, open_[taken]
+                alike = (ct.osrc[by] == own.src[whose]) & (ct.odst[by] == own.dst[whose])
+                alike &= (ct.osport[by] == own.sport[whose]) & (ct.odport[by] == own.dport[whose])
+                bad[whose] |= alike | (ct.deadline[by] <= time[whose]) | (ct.born[by] > born[whose])
+            free = open_[~taken]
+            mixed = _mixed(key0[free], key1[free])
+            bad[free] |= originals[np.minimum(np.searchsorted(originals, mixed), n - 1)] == mixed
+            settled[free] = True
+            have = np.flatnonzero(settled)
+            mixed = _mixed(key0[have], key1[have])
+            order = np.argsort(mixed, kind="stable")
+            lost = have[order[1:][mixed[order[1:]] == mixed[order[:-1]]]]  # an earlier row has it
+            settled[lost] = False
+            open_ = np.sort(np.append(open_[taken], lost))
+            # on to the next try
+            at = stage[open_]
+            bad[open_] |= ~(portable & simple)[open_]
+            bad[open_] |= (at < drawn) & (low == high)[open_]
+            tries[open_] += at == drawn
+            stage[open_] = np.where(
+                (at == kept) & fits[open_] & (address[open_] != here[open_]), addressed, drawn
+            )  # fmt: skip
+            bad[open_] |= (stage[open_] == drawn) & (tries[open_] >= most[open_])
+        n = limit
+        changed = (source != here) | (chosen != port)
+        back = now.with_side(SOURCE, source.astype(np.uint32), chosen.astype(np.uint16)).answer()
+        return self._give(flows[:n], SOURCE, now, back, changed) if n else 0
+
+    def _maybe_shown(
+        self, trip: Trip, rows: Rows, which: NDArray[np.intp], now: _Tuples, address: I64, low: I64, high: I64,
+        offset: I64,
+    ) -> list[int]:  # fmt: skip
+        """Those of `which` for whose source the capture may show another port than the drawn one."""
+        if self.shown is None or trip.pkts is not self.shown.pkts:
+            return []
+        which = which[low[which] < high[which]]
+        ends = _Tuples(
+            address[which].astype(np.uint32), now.dst[which], now.sport[which], now.dport[which], now.proto[which]
+        )
+        first = low[which] + offset[which] % (high - low + 1)[which]
+        out: list[int] = which[self._undecided(self.shown, rows[which], ends, first, SOURCE)].tolist()
+        return out
+
+    def _maps_alike(
+        self, now: _Tuples, flows: NDArray[np.integer], zone: NDArray[np.uint32], time: I64, lo: I64, hi: I64,
+        port_lo: I64, port_hi: I64,
+    ) -> Mask:  # fmt: skip
+        """bool[n]: rows whose source, if it was mapped before, was so for the same other end: that tuple is taken.
+
+        Of rows with one source all must ask the same, for whichever of them is mapped last is the one to look at.
+        """
+        ct = self.node.conntrack
+        source = now.proto.astype(np.int64) << 48 | now.src.astype(np.int64) << 16 | now.sport
+        _, first, group = np.unique(source, return_index=True, return_inverse=True)
+        out: Mask = zone == 0
+        for column in (now.dst, now.dport, lo, hi, port_lo, port_hi):
+            out &= column == column[first][group]
+        odd = np.bincount(group, ~out) > 0
+        for k, row in enumerate(first.tolist()) if ct.mapped else ():
+            t = now.src.item(row), 0, now.sport.item(row), 0, now.proto.item(row)
+            flow = -1 if odd[k] else next(ct.mapped.of(t, 0), -1)
+            if flow >= 0:
+                was = ct.reply(flow)
+                alike = was[0] == now.dst[row] and was[2] == now.dport[row] and lo[row] <= was[1] <= hi[row]
+                alike &= port_lo[row] < 0 or port_lo[row] <= was[3] <= port_hi[row]
+                odd[k] = not alike or now.proto[row] == ICMP or ct.deadline[flow] <= time[first[k] :].max()
+        return out & ~odd[group]
 
     def _write(self, flows: NDArray[np.integer] | slice, back: _Tuples) -> None:
         """Answers to these flows will come as `back`."""
@@ -502,42 +678,39 @@ class Nat:
         if wishes.plain:
             return self._plain_tries(rows, of, given, now, manip, asked)
         here, port = now.address(manip).astype(np.int64), now.port(manip).astype(np.int64)
-        of = np.where(given, of, 0)
-        lo, hi = wishes.lo[of], wishes.hi[of]
-        if asked.address is not None:
-            unnamed = wishes.kind[of] != 0
-            lo = np.where(unnamed, asked.address[rows], lo)
-            hi = np.where(unnamed, lo, hi)
-        named = given & (lo >= 0)
-        lo, hi = np.where(named, lo, here), np.where(named, hi, here)
-        port_a, port_b = wishes.port_lo[of], wishes.port_hi[of]
-        port_lo, port_hi = np.minimum(port_a, port_b), np.maximum(port_a, port_b)
-        random, base = wishes.random[of], wishes.base[of]
+        lo, hi, port_lo, port_hi, base, random, persistent = asked.columns(rows)
+        lo, hi = np.where(lo >= 0, lo, here), np.where(lo >= 0, hi, here)
         has_ports = given & (port_lo >= 0)
         portable = _PORTABLE[now.proto]
         fits = ~has_ports | ((port_lo <= port) & (port <= port_hi))
         wishing = given
         if manip == SOURCE:
             wishing = given & (random | ~((lo <= here) & (here <= hi) & (fits | ~portable)))
-        address = np.where(wishing, lo, here)
-        spread = np.flatnonzero(wishing & (lo != hi))
-        if len(spread):
-            src, dst = now.src[spread].byteswap(), now.dst[spread].byteswap()
-            zero = np.zeros(len(spread), np.uint32)
-            dst ^= self.node.conntrack.zone[flows][spread] & np.uint32(0xFFFF)
-            h = jhash2((src, zero, zero, zero), np.where(wishes.persistent[of[spread]], zero, dst)).astype(np.int64)
-            address[spread] += (h * (hi[spread] - lo[spread] + 1)) >> 32
+        address = np.where(wishing, self._spread_over(trip, rows, now, lo, hi, persistent), here)
         search = wishing & portable & (random | (has_ports & ((base >= 0) | ~fits)))
         if manip == DESTINATION:
             search &= has_ports | (now.proto == ICMP)
         where = np.flatnonzero(search)
         if len(where):
             port = port.copy()
-            port[where] = self._first_port(trip, rows[where], now.proto[where], port[where], manip, random[where],
+            to = now.take(where).with_side(manip, address[where].astype(np.uint32), now.port(manip)[where])
+            port[where] = self._first_port(trip, rows[where], to, manip, random[where],
                                            port_lo[where], port_hi[where], base[where])  # fmt: skip
         if manip == SOURCE:
             wishing = wishing & ~random
         return address.astype(np.uint32), port.astype(np.uint16), wishing
+
+    def _spread_over(self, trip: Trip, rows: Rows, now: _Tuples, lo: I64, hi: I64, persistent: Mask) -> I64:
+        """The address of lo..hi that is each row's."""
+        address = lo.copy()
+        spread = np.flatnonzero(lo != hi)
+        if len(spread):
+            src, dst = now.src[spread].byteswap(), now.dst[spread].byteswap()
+            zero = np.zeros(len(spread), np.uint32)
+            dst ^= self.node.conntrack.zone[trip.pkts.ct[rows[spread]]] & np.uint32(0xFFFF)
+            h = jhash2((src, zero, zero, zero), np.where(persistent[spread], zero, dst)).astype(np.int64)
+            address[spread] += (h * (hi[spread] - lo[spread] + 1)) >> 32
+        return address
 
     def _plain_tries(
         self, rows: Rows, of: NDArray[np.intp], given: Mask, now: _Tuples, manip: str, asked: _Asked
@@ -561,22 +734,45 @@ class Nat:
         return address, port, wishing
 
     def _first_port(
-        self, trip: Trip, rows: Rows, proto: NDArray[np.uint8], port: I64, manip: str, random: Mask, lo: I64, hi: I64,
-        base: I64,
-    ) -> I64:  # fmt: skip
-        """The port with which `_free_port` begins."""
+        self, trip: Trip, rows: Rows, to: _Tuples, manip: str, random: Mask, lo: I64, hi: I64, base: I64
+    ) -> I64:
+        """The port with which `_free_port` begins. to: the tuples, but for it"""
+        proto, port = to.proto, to.port(manip).astype(np.int64)
         own = lo >= 0
-        low = np.where(proto == ICMP, 0, np.where(port < 512, 1, np.where(port < 1024, 600, 1024)))
-        high = np.where(proto == ICMP, 65535, np.where(port < 512, 511, np.where(port < 1024, 1023, 65535)))
+        low, high = _port_range(proto, port)
         lo, hi = np.where(own, lo, low), np.where(own, hi, high)
+        size = hi - lo + 1
         offset = np.zeros(len(rows), np.int64)
-        drawn = np.flatnonzero(lo != hi)
-        offset[drawn] = (trip.random(rows[drawn], 0x4E41) & np.uint64(0xFFFF)).view(np.int64)
+        draw = lo != hi
         if manip == DESTINATION and self.node.kernel != "6.1":
-            offset = np.where(random, offset, 0)
+            draw &= random
+        drawn = np.flatnonzero(draw & (base < 0))
+        offset[drawn] = (trip.random(rows[drawn], PORT_SALT) & np.uint64(0xFFFF)).view(np.int64)
         offset = np.where(base >= 0, (port - base) & 0xFFFF, offset)
-        first: I64 = lo + offset % (hi - lo + 1)
+        first: I64 = lo + offset % size
+        if self.shown is not None and trip.pkts is self.shown.pkts and len(drawn):
+            some = self._undecided(self.shown, rows[drawn], to.take(drawn), first[drawn], manip)
+            ct, given = self.node.conntrack, set()  # these come before: their tuples will be taken
+            for k in drawn[some].tolist():
+                row = int(rows[k])
+                flow, now = int(trip.pkts.ct[row]), int(trip.pkts.time[row])
+                t = (to.src.item(k), to.dst.item(k), to.sport.item(k), to.dport.item(k), to.proto.item(k))
+                for shown in self._shown(trip, row, t, manip, int(lo[k]), int(size[k]), int(offset[k])):
+                    back = inverse(_with_port(t, manip, shown))
+                    if back not in given and not ct.taken(back, flow, now):
+                        first[k] = shown
+                        given.add(back)
+                        break
         return first
+
+    @staticmethod
+    def _undecided(shown: Shown, rows: Rows, to: _Tuples, first: I64, manip: str) -> Mask:
+        """bool[n]: the capture may show another port than the one that was drawn first for a tuple."""
+        fixed = np.where(to.proto == ICMP, 0, to.dport if manip == SOURCE else to.sport)
+        out: Mask = shown.some(to.dst, to.src, to.proto, fixed, source=manip == SOURCE)
+        if manip == SOURCE and out.any():
+            out &= ~shown.as_drawn(rows, to.dst, to.src, to.proto, fixed, first)
+        return out
 
     def _mapped_before(self, now: _Tuples, zone: NDArray[np.uint32], wishing: Mask) -> NDArray[np.intp]:
         """Those of the rows whose wish is not met whose source was mapped before: they may be given the same again."""
@@ -656,7 +852,11 @@ class Nat:
         elif (manip == DESTINATION and not wish.random and self.node.kernel != "6.1") or size == 1:
             offset = 0
         else:
-            offset = int(trip.random(one, 0x4E41)[0]) & 0xFFFF
+            offset = int(trip.random(one, PORT_SALT)[0]) & 0xFFFF
+            for shown in self._shown(trip, row, t, manip, lo, size, offset):
+                candidate = _with_port(t, manip, shown)
+                if not ct.taken(inverse(candidate), flow, now):
+                    return candidate
         attempts = min(size, 128)
         while True:
             for k in range(attempts):
@@ -670,13 +870,21 @@ class Nat:
                 return candidate
             attempts //= 2
             draw += 1
-            offset = int(trip.random(one, 0x4E41 + draw)[0]) & 0xFFFF
+            offset = int(trip.random(one, PORT_SALT + draw)[0]) & 0xFFFF
+
+    def _shown(self, trip: Trip, row: int, t: Tuple, manip: str, lo: int, size: int, offset: int) -> Iterator[int]:
+        """Ports that the capture shows, instead of the one that was drawn (see shown.py)."""
+        if self.shown is not None and trip.pkts is self.shown.pkts:
+            fixed = 0 if t[4] == ICMP else t[3] if manip == SOURCE else t[2]
+            drawn = lo + offset % size
+            yield from self.shown.ports(row, t[1], t[0], t[4], fixed, lo, size, drawn, source=manip == SOURCE)
 
     def _recycle(self, trip: Trip, row: int, flow: int, back: Tuple, now: int) -> bool:
         """A closing connection holds the tuple, and this SYN is newer: delete it and take its place."""
         p, ct = trip.pkts, self.node.conntrack
         if back[4] != TCP or not int(p.flags[row]) & SYN:
             return False
+        ct.too_early = min(ct.too_early, int(ct.born[flow]))  # it looks at states, which may be of later
         found = ct.clash(back, now, int(ct.zone[flow]), 1)
         if found < 0:
             return True
@@ -882,6 +1090,26 @@ class _Tuples:
         if zone.any():
             np.bitwise_or(words[1], zone, out=words[1])
         return words
+
+
+def _port_range(proto: NDArray[np.uint8], port: I64) -> tuple[I64, I64]:
+    """Among which ports one is drawn where no range is wished for."""
+    low = np.where(proto == ICMP, 0, np.where(port < 512, 1, np.where(port < 1024, 600, 1024)))
+    high = np.where(proto == ICMP, 65535, np.where(port < 512, 511, np.where(port < 1024, 1023, 65535)))
+    return low, high
+
+
+def _mixed(a: U64, b: U64) -> U64:
+    """One word for the two of a key: the same for the same, and hardly ever for others."""
+    x = (a ^ (a >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) + b
+    x = (x ^ (x >> np.uint64(32))) * np.uint64(0x94D049BB133111EB)
+    out: U64 = x ^ (x >> np.uint64(30))
+    return out
+
+
+def _originals(ct: Conntrack, flows: NDArray[np.integer]) -> _Tuples:
+    """The original tuples."""
+    return _Tuples(ct.osrc[flows], ct.odst[flows], ct.osport[flows], ct.odport[flows], ct.proto[flows])
 
 
 def _current(ct: Conntrack, flows: NDArray[np.integer] | slice) -> _Tuples:

@@ -34,6 +34,8 @@ from netemu.nat import Nat, Range
 from netemu.packets import DCCP, FATES, HOST, I16, I64, OTHERHOST, Mask, Packets, Rows, keep_memory, padded
 from netemu.paths import Paths, Rewrite, Step
 from netemu.routing import Routing
+from netemu.settled import Settled
+from netemu.shown import Shown
 from netemu.sysctl import Sysctl
 from netemu.tables import PROGRAMS, Tables
 from netemu.targets import Netmap, Translation
@@ -382,6 +384,7 @@ class Node:
         self.tables = Tables(self)
         self.tables.uncertain = unsupported == UNCERTAIN
         self.doubts = Doubts() if unsupported == UNCERTAIN else None
+        self.settled = Settled(self)
         self.road = Road(self)
         self.shortest_timeout = SECOND
         self.rewritten = Rewritten(self)
@@ -445,6 +448,7 @@ class Node:
         self.shortest_timeout = min(SECOND, self.conntrack.shortest_timeout())
         if self.rewritten.of != Rewritten.depends(self):
             self.rewritten = Rewritten(self)
+        self.settled.changes += 1
         self.road.compile()
 
     def milliseconds(self, now: int) -> int:
@@ -507,20 +511,22 @@ class Node:
 
     def _go(self, p: Packets, numbers: I64, limit: int, *, remember: bool = True, late: int = 0) -> Journeys:
         """Take a batch through, cut into runs."""
-        p.serial[:] = self.serial + np.arange(p.n)
+        p.serial = np.arange(self.serial, self.serial + p.n)
         self.serial += p.n
         p.sums_dccp = bool(self.conntrack.ported[DCCP])
         before = arrived_columns(p)
         trip = Trip(self, p)
         trip.remember = remember
+        self.nat.shown = Shown(self.seed, p, before) if p.n > 1 else None
         start = 0
         while start < p.n:
             end = start + 1 if limit == 1 else self.road.run_end(p, start, limit)
             rows = np.arange(start, end)
-            self.road.run(trip, rows)
+            rows = rows[: self.road.run(trip, rows)]
             if self.doubts is not None:
                 self.doubts.settle(trip, rows, before)
-            start = end
+            start += len(rows)
+        self.nat.shown = None
         if self.doubts is not None:
             self.doubts.settle_children(trip)
         return Journeys(trip, before, numbers, late)
@@ -556,7 +562,7 @@ class Node:
         Timestamps of real captures (wall-clock) count from the capture's first packet; a capture whose timestamps lie
         in the first ten years of Unix time is taken to be on the node's own clock.
         """
-        from netemu.capture import arrivals
+        from netemu.capture import OUT, arrivals
 
         limit = CHUNK if run_length is None else run_length
         todo = sorted(((clock.nanoseconds(at), text) for at, text in timeline), key=lambda e: e[0])
@@ -571,10 +577,10 @@ class Node:
                     if self.epoch is None:
                         self.epoch = first - self.now
                     zero = self.epoch
-            time = frames.time - zero
+            time = frames.time - zero if zero else frames.time
             p = frames.parse()
             where = arrivals(frames, capture, self.routing, link, p.src)
-            keep = np.flatnonzero(where >= -1)
+            keep = np.flatnonzero(where >= OUT)
             cuts = [0]
             for at, _ in todo:
                 cuts.append(int(np.searchsorted(np.maximum.accumulate(time[keep]), at)))
@@ -602,16 +608,18 @@ class Node:
         forced: bool,
     ) -> Journeys:
         p = parsed.take(keep)
-        p.arrived[:] = where[keep]
-        np.less(p.arrived, 0, out=p.socket)
+        p.arrived = where[keep]
+        p.socket = p.arrived < 0
         if p.socket.any():
             p.pkttype[p.socket] = HOST
         if not forced and p.ether.any():
             self._strangers_on_link(p, frames.dmac[keep])
-        t = time[keep]
-        np.maximum(t, self.now, out=p.time)
-        np.maximum.accumulate(p.time, out=p.time)
-        late = int(np.count_nonzero(p.time != t))
+        t, late = time[keep], 0
+        if int(t[0]) >= self.now and bool((t[1:] >= t[:-1]).all()):
+            p.time = t.copy()
+        else:
+            p.time = np.maximum.accumulate(np.maximum(t, self.now))
+            late = int(np.count_nonzero(p.time != t))
         return self._go(p, frames.number[keep], limit, remember=remember, late=late)
 
     def _strangers_on_link(self, p: Packets, dmac: NDArray[np.uint64]) -> None:

@@ -40,8 +40,7 @@ HOST, BROADCAST, MULTICAST, OTHERHOST = 0, 1, 2, 3
 TRAVELLING, FORWARDED, DELIVERED, REJECTED, DROPPED, HELD = 0, 1, 2, 3, 4, 5
 FATES = ("travelling", "forwarded", "delivered", "rejected", "dropped", "held")
 
-_GATHERED = 8192  # headers looked at together: they stay in the cache
-_SUMMED = 2048  # stretches summed up together
+_SUMMED = 1 << 19  # bytes summed up together
 _READ = 40  # bytes of a header row that are ever looked at
 ANSWERS = 1 << 40  # what a packet that the node makes because of another has added to that one's serial number
 OFFSET_MASK, MORE_FRAGMENTS, DONT_FRAGMENT = 0x1FFF, 0x2000, 0x4000
@@ -67,6 +66,7 @@ COLUMNS: dict[str, tuple[str, int]] = {
     "frag": ("u2", 0),  # the flags-and-offset word
     "ihl": ("u1", 20),  # bytes
     "length": ("i4", 0),  # IP total length
+    "ip_ok": ("?", 0),  # the checksum of an IP header without options is right
     "sport": ("u2", 0),  # 0 where the protocol has no ports, or for a later fragment
     "dport": ("u2", 0),
     "seq": ("u4", 0),
@@ -94,16 +94,21 @@ COLUMNS: dict[str, tuple[str, int]] = {
 }
 
 
-#: columns that every packet fills when it is parsed
-_ALWAYS = {
-    "at", "cap", "wire", "src", "dst", "proto", "tos", "ttl", "ident", "frag", "ihl", "length", "sport", "dport",
-}  # fmt: skip
-_BLOCK = 8192  # packets whose headers are read together: the copy stays in the cache
+#: columns that are filled for every packet when it is parsed
+_ALWAYS = (
+    "at", "cap", "src", "dst", "proto", "tos", "ttl", "ident", "frag", "ihl", "length", "ip_ok", "sport", "dport",
+    "seq", "ack", "doff", "flags", "win",
+)  # fmt: skip
+_BLOCK = 8192  # packets whose headers are looked at together: the copy stays in the cache
 _HAS_PORTS = np.isin(np.arange(256), PORTED)
+_HAS_CHECKSUM = np.isin(np.arange(256), (TCP, UDP, ICMP))
+_BELOW = np.array([(1 << 8 * k) - 1 for k in range(9)], np.uint64)  # the first k bytes of a word
+#: which bits of the k-th 32-bit word belong to a packet of some length up to 64
+_ENDS = np.array([[(1 << 8 * min(max(n - 4 * k, 0), 4)) - 1 for k in range(16)] for n in range(65)], np.uint32)
 
 
 class Packets:
-    """n packets as columns (see COLUMNS for names, dtypes and units)."""
+    """n packets as columns (see COLUMNS for names, dtypes and units). One that nobody asked for yet takes no memory."""
 
     time: I64
     serial: I64
@@ -122,6 +127,7 @@ class Packets:
     frag: U16
     ihl: U8
     length: I32
+    ip_ok: Mask
     sport: U16
     dport: U16
     seq: U32
@@ -152,11 +158,26 @@ class Packets:
         self.n = n
         self.data = data
         self.rebuilt: dict[int, builtins.bytes] = {}
-        for name, (dtype, fresh) in COLUMNS.items():
-            setattr(self, name, np.full(n, fresh, dtype) if fresh else np.zeros(n, dtype))
+
+    def __getattr__(self, name: str) -> NDArray[Any]:
+        """A column that is asked for the first time: of fresh rows."""
+        if name not in COLUMNS:
+            raise AttributeError(name)
+        dtype, fresh = COLUMNS[name]
+        column = np.full(self.n, fresh, dtype) if fresh else np.zeros(self.n, dtype)
+        vars(self)[name] = column
+        return column
 
     def __len__(self) -> int:
         return self.n
+
+    @classmethod
+    def room(cls, n: int, data: U8) -> Packets:
+        """n fresh rows, for `read` to fill once it is known where the packets are (at, cap)."""
+        p = cls(n, data)
+        for name in _ALWAYS:
+            setattr(p, name, np.empty(n, COLUMNS[name][0]))
+        return p
 
     @classmethod
     def parse(cls, data: U8, at: I64, cap: I32, wire: I32 | None = None, time: I64 | None = None) -> Packets:
@@ -167,21 +188,14 @@ class Packets:
         time   int64[n]   nanoseconds
         Cost   two row gathers a packet and a strided read a column. Fields that were not captured are 0.
         """
-        n = len(at)
-        p = cls.__new__(cls)
-        p.n, p.data, p.rebuilt = n, data, {}
-        for name, (dtype, fresh) in COLUMNS.items():
-            if name in _ALWAYS:
-                setattr(p, name, np.empty(n, dtype))
-            else:
-                setattr(p, name, np.full(n, fresh, dtype) if fresh else np.zeros(n, dtype))
+        p = cls.room(len(at), data)
         p.at[:] = at
         p.cap[:] = cap
         p.wire[:] = cap if wire is None else wire
         if time is not None:
             p.time[:] = time
-        for lo in range(0, n, _BLOCK):
-            p._read(slice(lo, lo + _BLOCK))
+        for lo in range(0, p.n, _BLOCK):
+            p.read(slice(lo, min(lo + _BLOCK, p.n)))
         return p
 
     @classmethod
@@ -194,20 +208,29 @@ class Packets:
         p.time[:] = time
         return p
 
-    def _read(self, block: slice) -> None:
+    def read(self, block: slice, head: U8 | None = None) -> None:
         """Fill the header columns of a block of rows from `data`: a copy of the headers, then a column at a time.
 
+        head  uint8[n, 64]: what stands at the beginning of each, by somebody who has fetched it
         Columns that few protocols have are zero, and written only where there is something.
         """
         at, cap = self.at[block], self.cap[block]
-        head = _gather(self.data, at, cap)
+        if head is None or int(cap.min()) < _READ:
+            head = _gather(self.data, at, cap)
         words, wide = head.view(">u2"), head.view(">u4")
-        ihl = (head[:, 0] & 15) << 2
+        ihl = head[:, 0].copy()
+        ihl &= 15
+        ihl <<= 2
         frag, proto = words[:, 3].astype(np.uint16), head[:, 9].copy()
         self.ihl[block], self.frag[block], self.proto[block] = ihl, frag, proto
         self.tos[block], self.ttl[block] = head[:, 1], head[:, 8]
         self.length[block], self.ident[block] = words[:, 1], words[:, 2]
         self.src[block], self.dst[block] = wide[:, 3], wide[:, 4]
+        lie = head.view(np.uint32)  # the order of the bytes does not matter to whether a checksum is right
+        total = lie[:, 0].astype(np.uint64)
+        for k in range(1, 5):
+            total += lie[:, k]
+        self.ip_ok[block] = _sound(total)
         first = 20
         if int(ihl.min()) != 20 or int(ihl.max()) != 20:
             first = 0
@@ -215,7 +238,7 @@ class Packets:
             words, wide = head.view(">u2"), head.view(">u4")
         w, d = first // 2, first // 4
         later = (frag & OFFSET_MASK) != 0
-        tcp, ported = proto == TCP, _HAS_PORTS[proto]
+        tcp, ported = proto == TCP, _HAS_PORTS.take(proto)
         if later.any():
             tcp &= ~later
             ported &= ~later
@@ -226,11 +249,17 @@ class Packets:
         some = int(np.count_nonzero(tcp))
         if some:
             self.seq[block], self.ack[block] = wide[:, d + 1], wide[:, d + 2]
-            self.doff[block] = (head[:, first + 12] >> 4) << 2
+            self.doff[block] = head[:, first + 12]
+            self.doff[block] >>= 4
+            self.doff[block] <<= 2
             self.flags[block], self.win[block] = head[:, first + 13], words[:, w + 7]
-            if some < len(tcp):
-                for column in (self.seq, self.ack, self.doff, self.flags, self.win):
-                    column[block] *= tcp
+            if some == len(tcp):
+                return
+        for column in (self.seq, self.ack, self.doff, self.flags, self.win):
+            if some:
+                column[block] *= tcp
+            else:
+                column[block] = 0
         icmp = np.flatnonzero((proto == ICMP) & ~later)
         if len(icmp):
             rows = icmp + block.start
@@ -391,11 +420,11 @@ class Packets:
 
     def take(self, rows: Rows | slice) -> Packets:
         """A copy of some rows, over the same bytes; of a slice (without step) the rows themselves."""
-        p = Packets.__new__(Packets)
-        p.data, p.rebuilt = self.data, {}
-        for name in COLUMNS:
-            setattr(p, name, getattr(self, name)[rows])
-        p.n = len(p.at)
+        p = Packets(len(self.at[rows]), self.data)
+        p.sums_dccp = self.sums_dccp
+        for name, column in vars(self).items():
+            if name in COLUMNS:
+                setattr(p, name, column[rows])
         if self.rebuilt:
             at = np.arange(self.n)[rows].tolist()
             p.rebuilt = {new: self.rebuilt[old] for new, old in enumerate(at) if old in self.rebuilt}
@@ -410,17 +439,14 @@ class Packets:
 
     def ip_checksum_ok(self, rows: Rows) -> Mask:
         """bool[len(rows)]: the IP header's checksum is right. Headers with options go one by one."""
-        ok = np.empty(len(rows), bool)
-        for lo in range(0, len(rows), _GATHERED):
-            some = rows[lo : lo + _GATHERED]
-            head = _gather(self.data, self.at[some], self.cap[some]).view(np.uint32)
-            total = head[:, 0].astype(np.uint64)
-            for k in range(1, 5):  # the order of the bytes does not matter to the sum's being all ones
-                total += head[:, k]
-            ok[lo : lo + _GATHERED] = _folded(total) == 0xFFFF
-        for at in np.flatnonzero(self.ihl[rows] != 20).tolist():
+        part = stretch(rows)
+        ok, ihl = self.ip_ok[part], self.ihl[part]
+        odd = np.flatnonzero(ihl != 20)
+        if len(odd):
+            ok = ok.copy()
+        for at in odd.tolist():
             row = int(rows[at])
-            ok[at] = checksum(self.original(row)[: int(self.ihl[row])]) == 0
+            ok[at] = checksum(self.original(row)[: int(ihl[at])]) == 0
         return ok
 
     def l4_checksum_ok(self, rows: Rows) -> Mask:
@@ -428,75 +454,94 @@ class Packets:
 
         Other protocols and fragments count as right. Only for bytes as they arrived. Cost: one pass over the bytes.
         """
-        ok = np.ones(len(rows), bool)
-        proto = self.proto[rows]
-        body = self.length[rows] - self.ihl[rows]
-        know = (
-            (self.cap[rows] >= self.length[rows])
-            & ((self.frag[rows] & (OFFSET_MASK | MORE_FRAGMENTS)) == 0)
-            & (body >= 8)
-        )
-        know &= (proto == TCP) | (proto == UDP) | (proto == ICMP)
-        if self.rebuilt:
-            for k in np.flatnonzero(know & np.isin(rows, list(self.rebuilt))):
-                ok[k] = segment_ok(self.original(int(rows[k])))
-                know[k] = False
-        who = np.flatnonzero(know)
-        if not len(who):
-            return ok
-        r = rows[who]
-        start = self.at[r] + self.ihl[r]
-        total = self._sums(r, start, body[who].astype(np.int64))
-        pseudo = (proto[who] != ICMP).astype(np.uint64)
-        for col in (self.src[r], self.dst[r]):
-            total += ((col >> 16).astype(np.uint64) + (col & 0xFFFF)) * pseudo
-        total += (proto[who].astype(np.uint64) + body[who].astype(np.uint64)) * pseudo
-        good = _folded(total) == 0xFFFF
-        udp = proto[who] == UDP
-        if udp.any():
-            place = (start + 6)[udp]
-            none = (self.data[place] == 0) & (self.data[place + 1] == 0)
-            good[np.flatnonzero(udp)[none]] = True
-        ok[who] = good
+        ok = np.empty(len(rows), bool)
+        for lo in range(0, len(rows), _BLOCK):
+            ok[lo : lo + _BLOCK] = self._l4_checksum_ok(rows[lo : lo + _BLOCK])
         return ok
 
-    def _sums(self, rows: Rows, start: I64, size: I64) -> U64:
-        """uint64[n]: sums of what stands behind the IP headers, folded. Most traces have many short packets, alike."""
-        short = (self.length[rows] <= 64) & (self.ihl[rows] == 20) & (self.at[rows] + 64 <= len(self.data))
-        lengths = distinct(self.length[rows][short]) if len(rows) > 64 else []
-        if not lengths or len(lengths) > 4:
-            return _sum16(self.data, start, size)
-        out = np.empty(len(rows), np.uint64)
-        rest = np.flatnonzero(~short)
-        if len(rest):
-            out[rest] = _sum16(self.data, start[rest], size[rest])
-        for length in lengths:
-            some = np.flatnonzero(short & (self.length[rows] == length))
-            out[some] = _sum_of_heads(self.data, self.at[rows[some]], length)
-        return out
+    def _l4_checksum_ok(self, rows: Rows) -> Mask:
+        part = stretch(rows)
+        at, proto, length, ihl = self.at[part], self.proto[part], self.length[part], self.ihl[part]
+        body: I32 = length - ihl
+        know = _HAS_CHECKSUM.take(proto)
+        know &= self.cap[part] >= length
+        know &= (self.frag[part] & (OFFSET_MASK | MORE_FRAGMENTS)) == 0
+        know &= body >= 8
+        ok = ~know
+        if self.rebuilt:
+            for place in np.flatnonzero(know & np.isin(rows, list(self.rebuilt))).tolist():
+                ok[place] = segment_ok(self.original(int(rows[place])))
+                know[place] = False
+        short = know & (length <= 64)
+        short &= ihl == 20
+        if short.all():
+            return _short_ok(self.data, at, proto, length)
+        few = np.flatnonzero(short)
+        if len(few):
+            ok[few] = _short_ok(self.data, at[few], proto[few], length[few])
+        k = np.flatnonzero(know & ~short)
+        if len(k):
+            start, kind, size = at[k] + ihl[k], proto[k], body[k].astype(np.int64)
+            # of an address only its value counts, modulo 65,535; and ICMP has no pseudo header
+            pseudo = self.src[rows[k]].astype(np.uint64) + self.dst[rows[k]] + kind + size.astype(np.uint64)
+            good = _sound(_sum16(self.data, start, size) + pseudo * (kind != ICMP))
+            udp = kind == UDP
+            if udp.any():  # 0 stands for no checksum
+                good |= udp & ((self.data[start + 6] | self.data[start + 7]) == 0)
+            ok[k] = good
+        return ok
 
 
-def _sum_of_heads(data: U8, at: I64, length: int) -> U64:
-    """uint64[n]: as `_sum16`, of what stands behind the 20 bytes of an IP header in packets of one length up to 64."""
-    out = np.empty(len(at), np.uint64)
-    for lo in range(0, len(at), _GATHERED):
-        words = _windows(data)[at[lo : lo + _GATHERED]].view("<u4").reshape(-1, 16)
-        total = np.zeros(len(words), np.uint64)
-        for k in range(5, length // 4):
+def _short_ok(data: U8, at: I64, proto: U8, length: I32) -> Mask:
+    """bool[n]: the checksums of whole TCP, UDP and ICMP packets of at most 64 bytes, without IP options, are right.
+
+    All is summed as it lies in memory, addresses and ports as two numbers to the word: the order of the bytes does not
+    matter to a sum's being all ones.
+    """
+    words = _rows(data, at, 64).view("<u4")
+    least, most = int(length.min()), int(length.max())
+    kinds = int(proto.min()), int(proto.max())
+    same = least == most and kinds[0] == kinds[1]
+    total = np.zeros(len(at), np.uint64)
+    for k in range(5 if kinds == (ICMP, ICMP) else 3, (most + 3) // 4):
+        if k < least // 4:
             total += words[:, k]
-        if length % 4:
-            total += words[:, length // 4] & np.uint32((1 << 8 * (length % 4)) - 1)
-        total = _folded((total & np.uint64(0xFFFFFFFF)) + (total >> np.uint64(32)))
-        out[lo : lo + _GATHERED] = total >> np.uint64(8) | (total & np.uint64(255)) << np.uint64(8)
-    return out
+        else:  # some packets end in or before this word
+            total += words[:, k] & (_ENDS[most, k] if least == most else _ENDS[:, k].take(length))
+    if kinds != (ICMP, ICMP):
+        body = length - 20
+        swapped = (body & 255) << 8 | body >> 8
+        if same:
+            total += np.uint64(kinds[0] << 8) + np.uint64(swapped[0])
+        else:
+            total += proto.astype(np.uint64) << np.uint64(8)
+            total += swapped.astype(np.uint64)
+            icmp = np.flatnonzero(proto == ICMP)
+            for part in (words[icmp, 3], words[icmp, 4], (ICMP << 8) + swapped[icmp].astype(np.uint64)):
+                total[icmp] -= part
+    good = _sound(total)
+    if kinds[0] <= UDP <= kinds[1]:  # 0 stands for no checksum
+        good |= (proto == UDP) & (words[:, 6] >> 16 == 0)
+    return good
+
+
+def stretch(rows: Rows) -> Rows | slice:
+    """Ascending row numbers as something to index columns with: a slice where they lie side by side, which costs no
+    copy."""
+    n = len(rows)
+    if n and rows.item(-1) - (first := rows.item(0)) + 1 == n:
+        return slice(first, first + n)
+    return rows
 
 
 def distinct(column: NDArray[np.integer]) -> list[int]:
     """The values that occur, ascending: without sorting where they lie close together, as numbers of links do."""
     if not len(column):
         return []
-    lo = int(column.min())
-    if int(column.max()) - lo < 1 << 12:
+    lo, hi = int(column.min()), int(column.max())
+    if lo == hi:
+        return [lo]
+    if hi - lo < 1 << 12:
         return [lo + k for k in np.flatnonzero(np.bincount(column.astype(np.int64) - lo)).tolist()]
     values: list[int] = np.unique(column).tolist()
     return values
@@ -519,20 +564,20 @@ def padded(data: bytes | bytearray | memoryview) -> U8:
     return out
 
 
-def _windows(data: U8) -> NDArray[np.void]:
-    """The 64 bytes from each place on, as one item."""
-    if len(data) < 64:
-        return np.zeros(1, "V64")
-    return np.ndarray((len(data) - 63,), "V64", data.data, strides=(1,))
+def _rows(data: U8, at: I64, width: int) -> U8:
+    """uint8[n, width]: the bytes at each place, 64 at most. One gather of whole rows: each byte alone costs as much."""
+    if len(data) < width:
+        return np.zeros((len(at), width), np.uint8)
+    # not take(): that would first make a plain copy of what overlaps
+    overlapping = np.ndarray((len(data) - width + 1,), f"V{width}", data.data, strides=(1,))
+    return overlapping[at].view(np.uint8).reshape(-1, width)
 
 
 def _gather(data: U8, at: I64, cap: I32) -> U8:
     """uint8[n, 64]: the first 64 bytes at each place, zero beyond what was captured."""
-    windows = _windows(data)
-    head = windows[np.minimum(at, len(windows) - 1)].view(np.uint8).reshape(-1, 64)
-    short = cap < _READ
-    if short.any():
-        k = np.flatnonzero(short)
+    head = _rows(data, np.minimum(at, max(len(data) - 64, 0)), 64)
+    if int(cap.min(initial=_READ)) < _READ:
+        k = np.flatnonzero(cap < _READ)
         head[k] *= np.arange(64) < cap[k, None]
     return head
 
@@ -567,6 +612,13 @@ def _u32(head: U8, k: int) -> U32:
     return head.view(">u4")[:, k >> 2].astype(np.uint32)
 
 
+def _sound(total: U64) -> Mask:
+    """bool[n]: a sum of 16-bit words, their checksum among them, is all ones; of zeros alone it never is."""
+    ok: Mask = total // np.uint64(0xFFFF) * np.uint64(0xFFFF) == total
+    ok &= total != 0
+    return ok
+
+
 def _folded(total: NDArray[Any]) -> NDArray[Any]:
     for _ in range(4):
         total = (total & 0xFFFF) + (total >> 16)
@@ -574,35 +626,43 @@ def _folded(total: NDArray[Any]) -> NDArray[Any]:
 
 
 def _sum16(data: U8, start: I64, size: I64) -> U64:
-    """uint64[n]: sum of the big-endian 16-bit words of each stretch (an odd last byte padded with zero), folded.
+    """uint64[n]: sum of the big-endian 16-bit words of each stretch of 8 bytes or more (an odd last byte padded with
+    zero), folded.
 
-    Running sums over what all stretches cover, some thousand stretches at a time: each is the difference of two of
-    them. Those are over words at even addresses; where a stretch begins at one, its bytes stand the other way round in
-    them, and so does its sum (RFC 1071).
-    Cost: a pass over the bytes from the first stretch to the last.
+    Summed as aligned 64-bit words, whose upper 48 bits are summed once more by themselves: so nothing is lost to
+    overflow, and modulo 65,535, where 65,536 is 1, the two parts count alike. Where a stretch begins at an even
+    address, its bytes stand the other way round in those words, and so does its sum (RFC 1071).
+    Cost: two passes over the bytes from the first stretch to the last.
     """
     n, stop = len(start), start + size
-    if n == 1:
-        return np.array([_sum16_one(data[start.item() : stop.item()])], np.uint64)
     out = np.zeros(n, np.uint64)
-    for lo in range(0, n, _SUMMED):
-        a, b, length = (column[lo : lo + _SUMMED] for column in (start, stop, size))
-        first, last = int(a.min()) & ~1, int(b.max())
-        if last - first > 8 * int(length.sum()) + 4096:  # far apart: each by itself
-            total = np.array([_sum16_one(data[i:j]) for i, j in zip(a.tolist(), b.tolist(), strict=True)], np.uint64)
-            out[lo : lo + _SUMMED] = total
-            continue
-        words = data[first : last - (last - first) % 2].view("<u2")
-        sums = np.zeros(len(words) + 1, np.uint32)
-        np.cumsum(words, dtype=np.uint32, out=sums[1:])
-        total32 = sums.take((b - first) >> 1) - sums.take((a - first + 1) >> 1)
-        odd = (a & 1).astype(np.uint32)
-        total = total32.astype(np.uint64)
-        total += data.take(a) * (odd << 8)
-        total += data.take(b - 1) * (b & 1).astype(np.uint32)
-        total[length == 0] = 0
-        total = _folded(total)
-        out[lo : lo + _SUMMED] = np.where(odd, total, total >> 8 | (total & 255) << 8)
+    skew = -data.__array_interface__["data"][0] % 8
+    words = data[skew : len(data) - (len(data) - skew) % 8].view("<u8")
+    a, b = start - skew, stop - skew
+    order: Rows | slice = slice(None)
+    if n > 1 and bool((a[1:] < a[:-1]).any()):
+        order = np.argsort(a)
+        a, b = a[order], b[order]
+    last = int(b.max())
+    if n < 4 or int(a[0]) < 0 or last // 8 >= len(words) or last - int(a[0]) > 8 * int(size.sum()) + 4096:
+        pairs = zip(start.tolist(), stop.tolist(), strict=True)  # few, or far apart: each by itself
+        return np.array([_sum16_one(data[i:j]) for i, j in pairs], np.uint64)
+    whole, end = (a + 7) >> 3, b >> 3
+    step = max(_SUMMED * n // (last - int(a[0])), 1)
+    total = np.empty(n, np.uint64)
+    for lo in range(0, n, step):
+        hi = min(lo + step, n)
+        first = int(whole[lo])
+        edges = np.stack([whole[lo:hi], end[lo:hi]], 1).ravel() - first
+        some = words[first : int(end[lo:hi].max()) + 1]
+        upper = np.add.reduceat(some >> np.uint64(16), edges)[::2]
+        total[lo:hi] = np.add.reduceat(some, edges)[::2] - (upper << np.uint64(16)) + upper
+    total[whole == end] = 0
+    total = _folded(total)
+    total += _folded(words.take(whole - 1, mode="clip") & ~_BELOW.take(8 - (8 * whole - a)))
+    total += _folded(words.take(end) & _BELOW.take(b & 7))
+    total = _folded(total)
+    out[order] = np.where(a & 1, total, total >> np.uint64(8) | (total & np.uint64(255)) << np.uint64(8))
     return out
 
 

@@ -708,6 +708,20 @@ class _Filter(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
 
 
+def too_wide(cpuinfo: str) -> bool:
+    """Has the processor vector registers that User Mode Linux has no room for?"""
+    return re.search(r"^flags\s*:.* (amx_tile|apx)", cpuinfo, re.MULTILINE) is not None
+
+
+def no_register_sets() -> bool:
+    """From here on, ptrace refuses us and our children to read all registers of a process at once. False: not so."""
+    code = b"".join(struct.pack("HBBI", *line) for line in _NO_REGISTER_SETS)
+    kept = ctypes.create_string_buffer(code, len(code))
+    program = _Filter(len(_NO_REGISTER_SETS), ctypes.cast(kept, ctypes.c_void_p))
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    return bool(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) == 0)
+
+
 def uml(argv: list[str]) -> None:
     """Become User Mode Linux.
 
@@ -716,13 +730,9 @@ def uml(argv: list[str]) -> None:
     of SSE, and what programs inside hold in wider ones is lost at every page fault: `lab` tells their C library so.
     """
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
-        if re.search(r"^flags\s*:.* (amx_tile|apx)", f.read(), re.MULTILINE):
-            code = b"".join(struct.pack("HBBI", *line) for line in _NO_REGISTER_SETS)
-            kept = ctypes.create_string_buffer(code, len(code))
-            program = _Filter(len(_NO_REGISTER_SETS), ctypes.cast(kept, ctypes.c_void_p))
-            libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-            if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0):
-                sys.stderr.write(f"seccomp: {os.strerror(ctypes.get_errno())}\n")
+        if too_wide(f.read()) and not no_register_sets():
+            why = os.strerror(ctypes.get_errno())
+            sys.stderr.write(f"User Mode Linux has no room for this processor's AMX registers, and seccomp: {why}\n")
     os.execvp(argv[0], argv)
 
 

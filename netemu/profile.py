@@ -71,6 +71,8 @@ class Profile:
             (node.routing, "input", "routing"),
             (node.routing, "output", "routing"),
             (node.conntrack, "end_run", "end of a run"),
+            (node.settled, "pass_by", "settled traffic"),
+            (node.settled, "learn", "settled traffic"),
             (road, "run_end", "cutting into runs"),
             (road, "run", "the road between stops"),
         ):

@@ -1016,7 +1016,9 @@ class Counts:
             return
         top = int(values.max()) + 1
         self.reach(top)
-        if top <= 4 * len(values) + 1024:
+        if weights is None and int(values.min()) == top - 1:  # all alike
+            self.n[top - 1] += len(values)
+        elif top <= 4 * len(values) + 1024:
             more = np.bincount(values, weights)
             self.n[:top] += more if weights is None else more.astype(np.int64)
         else:
@@ -1100,6 +1102,7 @@ class Summary:
         self.ways: Counter[tuple[int, int]] = Counter()
         # (destination, port, proto; server, port) of packets that were sent on elsewhere, and counts of each
         self._pairs = Keys(2)
+        self._latest: NDArray[np.int32] = np.full(1 << 14, -1, np.int32)  # by connection, some bits of its number
         self._sent, self._sizes, self._news, self._served = Counts(), Counts(), Counts(), Counts()
         self.others = self.late = 0
         self.paths: Paths | None = None
@@ -1128,7 +1131,10 @@ class Summary:
         self.most_evaluated = max(self.most_evaluated, int(pkts.evaluated.max()))
         self.own += int(np.count_nonzero(pkts.arrived < 0))
         width = len(self.links) + 1
-        counts = np.bincount((pkts.arrived + np.int32(1)) * np.int32(width) + (journeys.left + np.int16(1)))
+        way = np.multiply(pkts.arrived, width, dtype=np.intp)
+        way += journeys.left
+        way += width + 1
+        counts = np.bincount(way)
         for k in np.flatnonzero(counts).tolist():
             self.ways[(k // width - 1, k % width - 1)] += int(counts[k])
         turned = (pkts.dst != before["dst"]) | (pkts.dport != before["dport"])
@@ -1140,6 +1146,20 @@ class Summary:
         turned &= journeys.state != RELATED
         self._count_pairs(journeys, np.flatnonzero(turned))
 
+    def _pairs_of(self, ct: NDArray[np.int32], was: NDArray[np.uint64], now: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """Numbers of pairs, -1 where there is none yet: what a packet of the same connection had is tried first."""
+        slot = ct & np.int32(len(self._latest) - 1)
+        pair = self._latest.take(slot)
+        other = self._pairs.column(0, pair) != was
+        other |= self._pairs.column(1, pair) != now
+        miss = np.flatnonzero(other | (pair < 0))
+        if len(miss):
+            words = was.take(miss), now.take(miss)
+            few = len(self._pairs) < self.MOST_KEYS
+            pair[miss] = found = self._pairs.add(words) if few else self._pairs.find(words)
+            self._latest[slot.take(miss)] = found
+        return pair
+
     def _count_pairs(self, journeys: Journeys, rows: Rows) -> None:
         if not len(rows):
             return
@@ -1149,11 +1169,9 @@ class Summary:
         was |= before["proto"].take(rows)
         now = pkts.dst.take(rows).astype(np.uint64) << np.uint64(16)
         now |= pkts.dport.take(rows)
-        if len(self._pairs) < self.MOST_KEYS:
-            pair = self._pairs.add((was, now))
-        else:
-            pair = self._pairs.find((was, now))
-            known = np.flatnonzero(pair >= 0)
+        pair = self._pairs_of(pkts.ct.take(rows), was, now)
+        known = np.flatnonzero(pair >= 0)
+        if len(known) < len(rows):
             self.others += len(rows) - len(known)
             pair, rows = pair.take(known), rows.take(known)
         self._sent.add(pair)

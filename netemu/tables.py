@@ -22,6 +22,7 @@ from netemu.doubt import stand_in, unmodelled_match, unmodelled_target
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Refused, Unsupported
 from netemu.grammar import Bad, Extension, Failed, Given, NotModelled, RuleContext
 from netemu.matches import ALL_HOOKS, MATCHES, OTHER_MATCHES, Match
+from netemu.matches.rates import Leads, Statistic
 from netemu.sockets import all_owned, sockets_of
 from netemu.targets import (
     ACCEPT,
@@ -31,12 +32,14 @@ from netemu.targets import (
     TARGETS,
     Ct,
     Target,
+    Translation,
 )
 from netemu.walk import POLICY_NAMES, Code, Walk
 from netemu.words import PROTOCOL_NAMES, PROTOCOLS, dotted, integer
 
 if TYPE_CHECKING:
     from netemu.node import Node
+    from netemu.paths import Step
 
 HOOKS: dict[str, tuple[str, ...]] = {
     "raw": ("PREROUTING", "OUTPUT"),
@@ -279,6 +282,7 @@ class Tables:
         self._needed: tuple[int, bool] = (-1, False)
         self._defrag: tuple[int, bool] = (-1, False)
         self._steady = (-1, False)
+        self._flags = (-1, 0)
         self._memories: tuple[int, tuple[Memory, ...]] = (-1, ())
         self._written: tuple[int, frozenset[str]] = (-1, frozenset())
 
@@ -336,7 +340,7 @@ class Tables:
     @property
     def memories(self) -> tuple[Memory, ...]:
         """Every rule with memory that a packet can reach (see Memory). A set that nothing changes is no memory."""
-        return tuple(m for m in self._all_memories() if m.touch[:4] != "set:" or self._changes(m.touch[4:]))
+        return tuple(m for m in self._all_memories() if m.touch[:4] != "set:" or self.written(m.touch[4:]))
 
     def _all_memories(self) -> tuple[Memory, ...]:
         """The same, with those of sets that nothing changes."""
@@ -402,12 +406,32 @@ class Tables:
                 return False
         return True
 
+    @property
+    def flags_asked(self) -> int:
+        """Which of the TCP flags matter to any rule that established connections may come to."""
+        if self._flags[0] != self.version:
+            bits = 0
+            for table, *_, rule in self.rules():
+                for match in rule.matches if table != "nat" else ():
+                    bits |= match.tcp_flags
+            self._flags = (self.version, bits)
+        return self._flags[1]
+
+    def counter(self, step: Step) -> Rule | Chain | None:
+        """What counted a packet that took this step in a table: the rule, or the chain whose policy it was."""
+        table, _, rest = step.text.partition(":")
+        name, _, number = rest.rsplit(":", 2)
+        chain, n = self.tables[table].chains[name], int(number)
+        if n <= len(chain.rules):
+            return chain.rules[n - 1]
+        return None if chain.policy is None else chain
+
     def _pure(self, match: Match) -> bool:
         """What it says depends on nothing that another packet does, so it may be asked ahead of its turn."""
         touches = match.touches
-        return not touches or all(touch[:4] == "set:" and not self._changes(touch[4:]) for touch in touches)
+        return not touches or all(touch[:4] == "set:" and not self.written(touch[4:]) for touch in touches)
 
-    def _changes(self, name: str) -> bool:
+    def written(self, name: str) -> bool:
         """Packets change this set: a rule writes to it (or to a member of it), or it keeps counters."""
         if self._written[0] != self.version:
             targets = (rule.target for *_, rule in self.rules() if rule.target is not None)
@@ -519,6 +543,8 @@ class Tables:
         """Put a draft in force. Every memory of a rule starts anew, those kept by name live on."""
         self.walk.settle()
         old = self.tables[draft.name]
+        if draft.name == "nat":
+            _tell_leads(draft)
         # what is new comes before what is old goes, so that nothing both use is ever without a user
         used = set()
         for chain in draft.chains.values():
@@ -1652,8 +1678,7 @@ class _Command:
                 raise Failed("Index of counter too big.", p.operands[1])
             chain.rules[at - 1] = _zeroed(chain.rules[at - 1])
             return _Done(True)
-        for chain in self.some(p):
-            chain.packets = chain.bytes = 0
+        for chain in self.some(p):  # (the policies' counters begin anew with any change: see `run`)
             chain.rules = [_zeroed(rule) for rule in chain.rules]
         return _Done(True)
 
@@ -1800,3 +1825,29 @@ def _dots(text: str) -> int | None:
     if len(parts) > 4 or not all(part.isdigit() and len(part) <= 3 and int(part) < 256 for part in parts):
         return None
     return int.from_bytes(bytes(map(int, parts)).ljust(4, b"\0"), "big")
+
+
+def _tell_leads(table: Table) -> None:
+    """Let rules that share out new connections at random know where they send them, as kube-proxy's do:
+
+    -A KUBE-SVC-A -m statistic --mode random --probability 0.5 -j KUBE-SEP-B
+    -A KUBE-SVC-A -j KUBE-SEP-C         and each of these has one DNAT
+    """
+    for chain in table.chains.values():
+        ends: list[int] | None = None
+        for k, rule in enumerate(chain.rules):
+            for match in rule.matches:
+                if isinstance(match, Statistic) and match.mode == "random" and 0 < match.threshold < 1 << 31:
+                    ends = ends or [_lead(table, other) for other in chain.rules]
+                    match.leads = Leads(ends[k], frozenset(ends[k + 1 :])) if ends[k] >= 0 else None
+
+
+def _lead(table: Table, rule: Rule) -> int:
+    """The one end (address << 16 | port) to which a rule sends new connections, -1: none or many."""
+    rules = table.chains[rule.jump].rules if rule.jump else [rule]
+    ways = [r.target for r in rules if isinstance(r.target, Translation) and r.target.manip == "dst"]
+    if len(ways) != 1 or ways[0].lo is None or ways[0].port_lo is None:
+        return -1
+    way = ways[0]
+    single = way.hi in (None, way.lo) and way.port_hi in (None, way.port_lo)
+    return way.lo << 16 | way.port_lo if single and way.lo is not None and way.port_lo is not None else -1

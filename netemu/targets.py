@@ -157,6 +157,8 @@ def _port(text: str, whole: str) -> int:
 class Accept(Target, name="ACCEPT"):
     """The packet leaves this table unharmed."""
 
+    alike = True
+
     def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
         return ACCEPT
 
@@ -164,6 +166,8 @@ class Accept(Target, name="ACCEPT"):
 @dataclass(frozen=True)
 class Drop(Target, name="DROP"):
     """The packet dies in silence. Never in the nat table, which sees only the first packet of a connection."""
+
+    alike = True
 
     @classmethod
     def read(cls, given: list[Given], rule: RuleContext) -> Self:
@@ -181,6 +185,8 @@ NAT_IS_NO_FILTER = 'The "nat" table is not intended for filtering, the use of DR
 @dataclass(frozen=True)
 class Return(Target, name="RETURN"):
     """Back to the rule after the jump; in a built-in chain, to the policy."""
+
+    alike = True
 
     def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
         return RETURN
@@ -242,6 +248,7 @@ XMARKS = ("--set-xmark", "--set-mark", "--and-mark", "--or-mark", "--xor-mark")
 class SetMark(Target, name="MARK"):
     """--set-xmark VALUE/MASK: mark = (mark without the bits of MASK) XOR VALUE. The other options are spellings."""
 
+    alike = True
     OPTIONS: ClassVar[dict[str, int]] = dict.fromkeys(XMARKS, 1)
     value: int
     mask: int
@@ -362,6 +369,7 @@ class Connmark(Target, name="CONNMARK"):
 class Ttl(Target, name="TTL", tables=("mangle",)):
     """--ttl-set N, --ttl-inc N, --ttl-dec N: the time to live, kept within 0..255."""
 
+    alike = True
     OPTIONS: ClassVar[dict[str, int]] = {"--ttl-set": 1, "--ttl-inc": 1, "--ttl-dec": 1}
     mode: str
     value: int
@@ -397,6 +405,7 @@ TOS_NAMES = {
 class Tos(Target, name="TOS", tables=("mangle",)):
     """--set-tos VALUE[/MASK]: tos = (tos without the bits of MASK) XOR VALUE."""
 
+    alike = True
     OPTIONS: ClassVar[dict[str, int]] = {"--set-tos": 1, "--and-tos": 1, "--or-tos": 1, "--xor-tos": 1}
     value: int
     mask: int
@@ -434,6 +443,7 @@ DSCP_CLASSES |= {f"AF{c}{d}": c * 8 + d * 2 for c in range(1, 5) for d in range(
 class Dscp(Target, name="DSCP", tables=("mangle",)):
     """--set-dscp N: the upper six bits of the TOS byte; the ECN bits stay."""
 
+    alike = True
     OPTIONS: ClassVar[dict[str, int]] = {"--set-dscp": 1, "--set-dscp-class": 1}
     value: int
 
@@ -874,6 +884,7 @@ def _prefix_length(text: str) -> int:
 class Log(Target, name="LOG"):
     """Write a line to the kernel's log; the packet goes on."""
 
+    alike = True
     OPTIONS: ClassVar[dict[str, int]] = {
         "--log-prefix": 1,
         "--log-level": 1,
@@ -925,6 +936,7 @@ class Log(Target, name="LOG"):
 class Nflog(Target, name="NFLOG"):
     """Hand a copy to a listener in user space; the packet goes on."""
 
+    alike = True
     OPTIONS: ClassVar[dict[str, int]] = {
         "--nflog-prefix": 1,
         "--nflog-group": 1,
@@ -959,6 +971,8 @@ class Nflog(Target, name="NFLOG"):
 class Trace(Target, name="TRACE", tables=("raw",)):
     """Log every rule from here on. netemu writes down the path of every packet, with or without it."""
 
+    alike = True
+
     def act(self, trip: Trip, rows: Rows, step: Step) -> Verdict:
         return CONTINUE
 
@@ -967,6 +981,7 @@ class Trace(Target, name="TRACE", tables=("raw",)):
 class Audit(Target, name="AUDIT"):
     """--type accept|drop|reject: a record for the audit system; the packet goes on."""
 
+    alike = True
     OPTIONS: ClassVar[dict[str, int]] = {"--type": 1}
     kind: str
 
@@ -988,6 +1003,7 @@ class Audit(Target, name="AUDIT"):
 class Classify(Target, name="CLASSIFY", hooks=("FORWARD", "OUTPUT", "POSTROUTING")):
     """--set-class MAJOR:MINOR: the queueing class. It changes nothing that netemu shows."""
 
+    alike = True
     OPTIONS: ClassVar[dict[str, int]] = {"--set-class": 1}
     major: int
     minor: int
@@ -1011,6 +1027,7 @@ class Classify(Target, name="CLASSIFY", hooks=("FORWARD", "OUTPUT", "POSTROUTING
 class Checksum(Target, name="CHECKSUM", tables=("mangle",)):
     """--checksum-fill: complete a checksum that was left to the device. Captures hold complete ones."""
 
+    alike = True
     OPTIONS: ClassVar[dict[str, int]] = {"--checksum-fill": 0}
 
     @classmethod
@@ -1029,6 +1046,7 @@ class Checksum(Target, name="CHECKSUM", tables=("mangle",)):
 class IdleTimer(Target, name="IDLETIMER"):
     """--timeout SECONDS --label NAME: tell user space when nothing has come for so long; the packet goes on."""
 
+    alike = True
     OPTIONS: ClassVar[dict[str, int]] = {"--timeout": 1, "--label": 1, "--alarm": 0}
     timeout: int
     label: str
@@ -1064,6 +1082,7 @@ class RateEst(Target, name="RATEEST"):
     ewma       the average's time constant is 2 ** ewma intervals
     """
 
+    alike = True
     OPTIONS: ClassVar[dict[str, int]] = {"--rateest-name": 1, "--rateest-interval": 1, "--rateest-ewmalog": 1}
     of: str
     interval: int
@@ -1114,6 +1133,7 @@ def _span(microseconds: int) -> str:
 class Led(Target, name="LED"):
     """--led-trigger-id NAME [--led-delay MS | inf] [--led-always-blink]: blink; the packet goes on."""
 
+    alike = True
     OPTIONS: ClassVar[dict[str, int]] = {"--led-trigger-id": 1, "--led-delay": 1, "--led-always-blink": 0}
     trigger: str
     delay: str = ""
@@ -1140,6 +1160,7 @@ class Led(Target, name="LED"):
 class SecMark(Target, name="SECMARK", tables=("mangle", "security")):
     """--selctx CONTEXT: a label for a security module, which netemu's node does not have; the packet goes on."""
 
+    alike = True
     OPTIONS: ClassVar[dict[str, int]] = {"--selctx": 1}
     context: str
 
@@ -1158,6 +1179,7 @@ class SecMark(Target, name="SECMARK", tables=("mangle", "security")):
 class ConnSecMark(Target, name="CONNSECMARK", tables=("mangle", "security")):
     """--save, --restore: the label of SECMARK to the connection and back; the packet goes on."""
 
+    alike = True
     OPTIONS: ClassVar[dict[str, int]] = {"--save": 0, "--restore": 0}
     needs_conntrack = True
     mode: str

@@ -115,15 +115,25 @@ KIND = np.array(
 _KIND: list[int] = KIND.tolist()
 _FIRST = ORIGINAL[:, NO]  # by kind: the state after a connection's first segment
 _ALSO = np.array([(f >> 1 & 1) + (f & 1) for f in range(256)], np.uint32)  # SYN and FIN take a number each
-_PLAIN = KIND == I_ACK
+_TURNS = SYN | FIN | RST | ACK  # flags that say what kind of segment it is: of a plain one ACK alone
+_TAME = (TRANSITIONS < IV) & (TRANSITIONS != S2) & (np.arange(10) != S2)  # what `_step` judges
+_TAME &= (TRANSITIONS != SS) | (np.arange(10) <= SS)
+_NOWHERE = np.zeros(0, np.intp)
 _TRANSLATED = 16 | 32  # bits of conntrack's status: how a connection's packets are rewritten
 _NEAR, _WIDE, _SHIFT, _FAR = 1 << 28, 1 << 30, 1 << 30, 1 << 40  # of numbers relative to each other: see `_plain`
 WORTH = 128  # so many segments at least are worth columns
+ABREAST = 24  # so many connections at least are worth going side by side
 
 # what `one` says of a segment
 ACCEPTED, INVALID_SEGMENT, UNTOUCHED, REOPENED, GONE = range(5)
 
 M32 = 0xFFFFFFFF
+
+
+def _before(a: U32, b: U32) -> Mask:
+    """`before` in columns."""
+    out: Mask = (a - b).view(np.int32) < 0
+    return out
 
 
 def before(a: int, b: int) -> bool:
@@ -157,6 +167,55 @@ class Life:
     watched: Watched
     root: int
     row: int
+
+
+@dataclass(slots=True)
+class _Lanes:
+    """Connections taken out of the columns, in columns of their own: as `Tracker`'s, one after the other.
+
+    td  uint32[2 * k, 4]     misc  uint8[k * 10]     last  uint32[k, 4]     status, deadline  [k]
+    gone  bool[k]  the last segment deleted it
+    """
+
+    td: U32
+    misc: U8
+    last: U32
+    status: NDArray[np.uint16]
+    deadline: I64
+    gone: Mask
+
+    def watched(self, k: int, flow: int) -> Watched:
+        """One of them, as plain numbers."""
+        return Watched(
+            flow, self.td[2 * k : 2 * k + 2].ravel().tolist(), self.misc[10 * k : 10 * k + 10].tolist(),
+            self.last[k].tolist(), int(self.status[k]), int(self.deadline[k]),
+        )  # fmt: skip
+
+
+class _Segments:
+    """What the segments of a run say, in columns.
+
+    plain_to  where the plain acknowledgements that begin at each place end
+    odd       bool[n]  what is acknowledged may stand in the options     scale, offers  what a SYN's options say
+    """
+
+    def __init__(self, pkts: Packets, rows: Rows, reply: Mask) -> None:
+        self.flags, self.side = pkts.flags.take(rows), reply.astype(np.intp)
+        self.kind = KIND.take(self.flags)
+        self.seq, self.ack = pkts.seq.take(rows), pkts.ack.take(rows)
+        self.win, self.now = pkts.win.take(rows).astype(np.uint32), pkts.time.take(rows)
+        doff = pkts.doff.take(rows).astype(np.int64)
+        self.payload = np.maximum(pkts.length.take(rows) - pkts.ihl.take(rows) - doff, 0).astype(np.uint32)
+        syn, fin = (self.flags & SYN) != 0, (self.flags & FIN) != 0
+        self.end = self.seq + self.payload + syn + fin
+        self.scale, self.offers = np.zeros(len(rows), np.uint8), np.zeros(len(rows), np.uint8)
+        opens = np.flatnonzero(syn)
+        self.scale[opens], self.offers[opens] = _offers(pkts, rows.take(opens), doff.take(opens))
+        self.odd = (doff > 20) & ~syn
+        some = np.flatnonzero(self.odd)
+        self.odd[some] = ~_only_timestamp(pkts, rows.take(some), doff.take(some))
+        place = np.where(self.kind == I_ACK, len(rows), np.arange(len(rows)))
+        self.plain_to = np.minimum.accumulate(place[::-1])[::-1]
 
 
 class Tracker:
@@ -339,7 +398,7 @@ class Tracker:
                 td[4 * other : 4 * other + 4] = last[2], last[2], last[3] or 1, 0
                 misc[other], misc[2 + other] = misc[6], misc[7]
                 td[4 * me : 4 * me + 4] = 0, 0, 0, 0
-                misc[2 + me] = 0
+                misc[2 + me] &= LIBERAL  # who answers stays trusted, if picked up: found/picked-up-and-opened-anew
             else:
                 misc[5], misc[4] = kind, me
                 last[0], last[2], last[3] = seq, end, win
@@ -532,18 +591,25 @@ class Tracker:
         returns  what `one` says of each; the state of each packet (INVALID, NEW or ESTABLISHED); the flow of each
 
         Plain acknowledgements go in columns (`_plain`), up to the first segment of their connection that is something
-        else or does not fit. That one goes alone, and then columns are tried again: less and less often, so that a
-        trace made of exceptions costs what it would one by one.
+        else or does not fit. What many connections say then goes side by side (`_side_by_side`), what is left alone;
+        and then columns are tried again: less and less often, so that a trace made of exceptions costs what it would
+        one by one.
         """
         n = len(rows)
         verdicts, states, of = np.zeros(n, np.int8), np.empty(n, np.uint8), np.repeat(flows, counts)
         stop = np.cumsum(counts)
         at = stop - counts
         todo = np.arange(len(flows))
+        births = _births(pkts, rows, self.misc[flows, 9], at, counts, told) if told is not None else _NOWHERE
+        segments: _Segments | None = None
+        carried: dict[int, tuple[Watched, bool]] = {}  # connections that began here, by number of the one before them
         patience = 1
         while True:
             left = stop.take(todo) - at.take(todo)
-            if int(left.sum()) >= WORTH:
+            if patience == 1 and n >= WORTH:  # all of them
+                at, states = self._plain(ct, flows, at, counts, pkts, rows, reply)
+                todo = todo.compress(at < stop)
+            elif int(left.sum()) >= WORTH:
                 begin = np.cumsum(left) - left
                 some = np.repeat(at.take(todo) - begin, left) + np.arange(int(left.sum()))
                 came, said = self._plain(ct, flows.take(todo), begin, left, pkts, rows.take(some), reply.take(some))
@@ -554,20 +620,235 @@ class Tracker:
                 patience = n
             if not len(todo):
                 return verdicts, states, of
-            self._alone(
-                ct, todo, flows, at, stop, patience, pkts, rows, reply, reopen, verdicts, states, of, told, lives
-            )
-            todo = todo.compress(at.take(todo) < stop.take(todo))
+            if len(todo) + len(births) >= ABREAST and not ct.node.helpers.attended:
+                if segments is None:
+                    segments = _Segments(pkts, rows, reply)
+                self._side_by_side(
+                    ct, todo, flows, at, stop, births, patience, pkts, rows, segments, verdicts, states, of, lives,
+                    carried,
+                )  # fmt: skip
+                todo = todo.compress(at.take(todo) < stop.take(todo))
+            if len(todo):
+                self._alone(
+                    ct, todo, flows, at, stop, patience, pkts, rows, reply, reopen, verdicts, states, of, told, lives,
+                    carried,
+                )  # fmt: skip
+                todo = todo.compress(at.take(todo) < stop.take(todo))
             if not len(todo):
                 return verdicts, states, of
+            births = _NOWHERE
             patience *= 4
+
+    def _side_by_side(
+        self, ct: Conntrack, todo: Flows, flows: Flows, at: Flows, stop: Flows, births: Flows, patience: int,
+        pkts: Packets, rows: Rows, segments: _Segments, verdicts: I8, states: U8, of: Flows, lives: list[Life] | None,
+        carried: dict[int, tuple[Watched, bool]],
+    ) -> None:  # fmt: skip
+        """The next segments of the connections `todo`, the k-th of all together, as far as `_step` can judge them.
+
+        births   intp[m]  places of SYNs that may begin connections in the place of others. It is taken for granted
+                 that they do, so all lives of a tuple go side by side, too; where one of them turns out to begin
+                 while the one before it is not over, it and those behind it are as if they had not been looked at.
+
+        Changes at, verdicts, states, of, lives and carried in place.
+        """
+        starts = at.take(todo)
+        if len(births):
+            whose = np.searchsorted(stop, births, "right")  # all are in `todo`: nothing of their connection was taken
+            starts = np.concatenate([starts, births])
+            which = np.concatenate([todo, whose])
+            order = np.lexsort((np.arange(len(which)), starts))
+            starts, which = starts[order], which[order]
+            born = order >= len(todo)
+        else:
+            which, born = todo, np.zeros(len(todo), bool)
+        stops = stop.take(which)
+        stops[:-1] = np.where(which[1:] == which[:-1], starts[1:], stops[:-1])
+        places = starts.copy()
+        roots = flows.take(which)
+        lanes = _Lanes(
+            self.td.take(roots, axis=0).reshape(-1, 4), self.misc.take(roots, axis=0).ravel(),
+            self.last.take(roots, axis=0), ct.status.take(roots), ct.deadline.take(roots), np.zeros(len(roots), bool),
+        )  # fmt: skip
+        new = np.flatnonzero(born)
+        if len(new):  # as `_born` has it
+            lanes.td.reshape(-1, 8)[new] = lanes.misc.reshape(-1, 10)[new] = lanes.last[new] = 0
+            syn = starts.take(new)
+            end = segments.end.take(syn)
+            lanes.td[2 * new, 0] = lanes.td[2 * new, 1] = end
+            lanes.td[2 * new, 2] = np.maximum(segments.win.take(syn), 1)
+            lanes.misc[10 * new], lanes.misc[10 * new + 2] = segments.scale.take(syn), segments.offers.take(syn)
+            lanes.misc[10 * new + 5] = I_NONE
+            lanes.status[new] &= _TRANSLATED
+            lanes.deadline[new] = 1 << 62
+        going = np.flatnonzero(places < stops)
+        while len(going) >= max(ABREAST, 1):
+            going = self._step(lanes, going, places.take(going), stops, segments, verdicts, states)
+            places[going] += 1
+            going = going.compress(places.take(going) < stops.take(going))
+            if len(going):  # what goes better in columns of one connection
+                here = places.take(going)
+                plain = np.minimum(segments.plain_to.take(here), stops.take(going)) - here
+                dull = (plain >= 8 * patience) & (lanes.misc.take(10 * going + 9) == ES)
+                going = going.compress(~dull)
+
+        good = np.ones(len(which), bool)
+        if len(new):  # did each begin when the one before it was over?
+            state, closing = lanes.misc[9::10], lanes.misc[2::10] | lanes.misc[3::10]
+            reset = (lanes.misc[5::10] == I_RST) & (lanes.misc[4::10] == 0)
+            over = (state >= TW) & (state <= CL) & (((closing & CLOSE_INIT) != 0) | reset)
+            good[new] = ((places == stops) & (lanes.gone | over))[new - 1]
+            first = np.flatnonzero(~born)
+            wrong = np.cumsum(~good)
+            good = wrong == np.repeat(wrong[first], np.diff(first, append=len(which)))
+        old = np.flatnonzero(~born)
+        self.td[roots[old]] = lanes.td.reshape(-1, 2, 4)[old]
+        self.misc[roots[old]], self.last[roots[old]] = lanes.misc.reshape(-1, 10)[old], lanes.last[old]
+        ct.status[roots[old]], ct.deadline[roots[old]] = lanes.status[old], lanes.deadline[old]
+        kept = np.flatnonzero(good)
+        at[which[kept]] = places[kept]  # of several the last one counts
+        for k in kept[born[kept]].tolist():
+            assert lives is not None
+            of[starts[k] : stops[k]] = flow = -1 - len(lives)
+            one = lanes.watched(k, flow)
+            lives.append(Life(one, int(roots[k]), int(rows[starts[k]])))
+            carried[int(which[k])] = one, bool(lanes.gone[k])
+        for k in old[lanes.gone[old] & (at.take(which[old]) == places[old])].tolist():
+            carried[int(which[k])] = self._watch(ct, roots[k : k + 1])[0], True
+
+    def _step(
+        self, lanes: _Lanes, going: Flows, places: Flows, stops: Flows, segments: _Segments, verdicts: I8, states: U8
+    ) -> Flows:
+        """One segment each of the connections `going`, as `_one` takes them. Those that it is not sure of wait.
+
+        places   intp[len(going)]  which segments            stops  intp[k]  where those of each lane end
+        returns  those of `going` that took theirs
+        """
+        side = segments.side.take(places)
+        own = 2 * going + side
+        far = own ^ 1
+        mine, theirs, base = 10 * going + 2 + side, 10 * going + 3 - side, 10 * going
+        misc = lanes.misc
+        flags, kind = segments.flags.take(places), segments.kind.take(places)
+        seq, ack, end = segments.seq.take(places), segments.ack.take(places), segments.end.take(places)
+        raw_win = segments.win.take(places)
+        status, last = lanes.status.take(going), lanes.last.take(going, axis=0)
+        seen, assured = (status & 2) != 0, (status & 4) != 0
+        old = misc.take(base + 9)
+        new = TRANSITIONS[side, kind, old]
+        my_traits, their_traits = misc.take(mine), misc.take(theirs)
+        kind_before, side_before = misc.take(base + 5), misc.take(base + 4)
+        s_end, s_edge, s_win, s_ack = np.ascontiguousarray(lanes.td.take(own, axis=0).T)
+        r_end, r_edge, r_win, r_ack = np.ascontiguousarray(lanes.td.take(far, axis=0).T)
+        syn, acks, reset = (flags & SYN) != 0, (flags & ACK) != 0, kind == I_RST
+
+        sure = _TAME[side, kind, old] & ((misc.take(base + 7) & (CHALLENGE | SIMULTANEOUS)) == 0)
+        sure &= ~(segments.odd.take(places) & ((their_traits & SACK_PERM) != 0))
+        closing = reset & (old >= FW) & (old <= CL)
+        if reset.any():
+            settled = (old == ES) & assured
+            known = ((their_traits & MAXACK) != 0) & (kind_before != I_SYN)
+            exact = ~settled | (seq == r_ack)
+            exact |= (kind_before == I_ACK) & (side_before == side) & (seq == last[:, 2])
+            exact &= self.ignore_invalid_rst | ~_before(seq, r_ack)
+            fresh = ~known & (kind_before == I_SYN) & ~(seen & (side_before != side))
+            sure &= ~reset | closing | fresh | (known & ((seq == 0) & ~settled | exact))
+            sure &= ~reset | seen | (places + 1 == stops.take(going))  # who is deleted hears no more
+        unseen = s_win == 0
+        some_unseen = bool(unseen.any())
+        sure &= ~(syn & np.where(unseen, ~acks, _before(s_end, end) & ((old == SS) | (old == SR))))
+        learns = unseen & syn
+        if some_unseen:
+            speaks = unseen & ~syn
+            s_end = np.where(unseen, end, s_end)
+            s_win = np.where(
+                unseen, np.maximum(raw_win << np.where(syn, 0, misc.take(base + side)).astype(np.uint32), 1), s_win
+            )
+            s_edge = np.where(unseen, np.where(syn, end, end + s_win), s_edge)
+            strange = speaks & (r_win == 0)
+            r_edge = np.where(strange, ack, r_edge)
+            r_end = np.where(strange | (speaks & (ack == r_end + np.uint32(1))), ack, r_end)
+            my_traits = np.where(learns, segments.offers.take(places) | (my_traits & LIBERAL), my_traits)
+        quiet = ~acks | (reset & (ack == 0))
+        ack = np.where(quiet, r_end, ack)
+        if reset.any():
+            nowhere = reset & (seq == 0) & (old == SS)
+            seq, end = np.where(nowhere, s_end, seq), np.where(nowhere, s_end, end)
+        one = np.uint32(1)
+        fits = _before(seq, s_edge + one) & _before(ack, r_end + one)
+        fits &= (r_win == 0) | _before(s_end - r_win - one, end)
+        fits &= _before(r_end - np.maximum(s_win, 66000) - one, ack)
+        sure &= fits | closing
+        if not sure.all():
+            yes = np.flatnonzero(sure)
+            if not len(yes):
+                return going[:0]
+            return self._step(lanes, going.take(yes), places.take(yes), stops, segments, verdicts, states)
+
+        scale = misc.take(base + side)
+        win = np.where(syn, raw_win, raw_win << scale.astype(np.uint32))
+        grew = _before(s_end, end)
+        beyond = (r_win != 0) & _before(s_edge, end)
+        further = _before(r_edge - one, ack + win)
+        r_win = np.where(beyond, r_win + (end - s_edge), r_win)
+        r_edge = np.where(further, ack + win + (win == 0), r_edge)
+        s_ack = np.where(acks & (((my_traits & MAXACK) == 0) | _before(s_ack, ack)), ack, s_ack)
+        caught_up = ack == r_end
+        td = np.stack([np.where(grew, end, s_end), s_edge, np.maximum(s_win, win), s_ack], 1)
+        far_td = np.stack([r_end, r_edge, r_win, r_ack], 1)
+        my_traits = my_traits | (grew * np.uint8(UNACKED)) | (acks * np.uint8(MAXACK))
+        their_traits = np.where(caught_up, their_traits & np.uint8(255 - UNACKED), their_traits)
+        if closing.any():
+            judged = np.flatnonzero(~closing)
+            my_traits[closing], their_traits[closing] = misc.take(mine[closing]), misc.take(theirs[closing])
+            lanes.td[own[judged]], lanes.td[far[judged]] = td[judged], far_td[judged]
+        else:
+            lanes.td[own], lanes.td[far] = td, far_td
+        my_traits = my_traits | ((new != old) & (new == FW)) * np.uint8(CLOSE_INIT)
+        misc[mine], misc[theirs] = my_traits, their_traits
+        if learns.any():
+            where = np.flatnonzero(learns)
+            misc[(base + side)[where]] = segments.scale.take(places.take(where))
+            alone = where[(side[where] == 1) & ((my_traits & their_traits & WSCALE) == 0)[where]]
+            misc[base[alone]] = misc[base[alone] + 1] = 0
+        plain = kind == I_ACK
+        again = misc.take(base + 8)
+        if plain.any():
+            said = np.stack([seq, ack, end, raw_win], 1)
+            same = (side_before == side) & (last == said).all(1)
+            again = np.where(plain, np.where(same, np.minimum(again.astype(np.int64) + 1, 255), 0), again)
+            misc[base + 8] = again
+            last = np.where(plain[:, None], said, last)
+            lanes.last[going] = last
+        misc[base + 5], misc[base + 4], misc[base + 9] = kind, side, new
+
+        longest = np.array(self.timeouts, np.int64).take(new)
+        pending = ((my_traits | their_traits) & UNACKED) != 0
+        timeout = np.where((last[:, 3] == 0) & (longest > self.max_retrans_timeout), self.max_retrans_timeout, longest)
+        timeout = np.where(pending & (longest > self.unacked_timeout), self.unacked_timeout, timeout)
+        timeout = np.where(reset, self.timeouts[CL], timeout)
+        tired = (again >= self.max_retrans) & (longest > self.max_retrans_timeout)
+        timeout = np.where(tired, self.max_retrans_timeout, timeout)
+        timeout = np.where(~seen & (new == ES), np.minimum(timeout, self.unacked_timeout), timeout)
+        verdict = np.where(~seen & (kind == I_SYN) & (old == SS), np.int8(UNTOUCHED), np.int8(ACCEPTED))
+        verdict = np.where(~seen & reset, np.int8(GONE), verdict)
+        lanes.gone[going] = verdict == GONE
+        settles = seen & ~assured & (new == ES) & ((old == SR) | (old == ES))
+        lanes.status[going] = status | settles * np.uint16(4) | (side == 1) * np.uint16(2)
+        taken = verdict == ACCEPTED
+        lanes.deadline[going] = np.where(taken, segments.now.take(places) + timeout, lanes.deadline.take(going))
+        verdicts[places] = verdict
+        states[places] = np.where((side == 1) | seen, np.uint8(ESTABLISHED), np.uint8(NEW))
+        return going
 
     def _alone(
         self, ct: Conntrack, todo: Flows, flows: Flows, at: Flows, stop: Flows, patience: int, pkts: Packets,
         rows: Rows, reply: Mask, reopen: Callable[[int, int], int], verdicts: I8, states: U8, of: Flows,
-        told: Mask | None, lives: list[Life] | None,
+        told: Mask | None, lives: list[Life] | None, carried: dict[int, tuple[Watched, bool]],
     ) -> None:  # fmt: skip
         """Segments of the connections `todo` one by one, until `patience` of each went and the next may be a plain one.
+
+        carried  those that stand otherwise than in the columns, and whether they are deleted
 
         Changes at, flows, verdicts, states, of and lives in place.
         """
@@ -580,9 +861,8 @@ class Tracker:
         went: list[int] = []
         gone: list[tuple[int, int, int]] = []
         for k, (which, lo, size) in enumerate(zip(todo.tolist(), begin.tolist(), many.tolist(), strict=True)):
-            one = watched[k]
+            one, over = carried.get(which, (watched[k], False))  # over: it is deleted
             segments, answers, known = all_segments[lo : lo + size], all_answers[lo : lo + size], knows[lo : lo + size]
-            over = False  # it is deleted
             j = 0
             while j < len(segments):
                 segment, answer = segments[j], answers[j]
@@ -651,9 +931,8 @@ class Tracker:
         n, k = len(rows), len(flows)
         place = np.arange(n)
         whose = np.repeat(np.arange(k), counts)
-        side = reply.astype(np.intp)  # 0: the original direction
-        own = 2 * whose + side  # the sender's number among the ends of all connections; the receiver's is far
-        far = own ^ 1
+        own = whose << 1  # the sender's number among the ends of all connections; the receiver's is the other of two
+        own |= reply
 
         # the ends, two a connection: how far it got, how far it may go, its window, what it last acknowledged
         td = self.td.take(flows, axis=0).reshape(-1, 4)
@@ -672,43 +951,52 @@ class Tracker:
 
         # the segments, relative to where the ends were
         seq, ack, raw_win = pkts.seq.take(rows), pkts.ack.take(rows), pkts.win.take(rows)
-        doff = pkts.doff.take(rows).astype(np.int32)
+        doff = pkts.doff.take(rows)
         payload = pkts.length.take(rows)
         payload -= pkts.ihl.take(rows)
         payload -= doff
         np.maximum(payload, 0, out=payload)
         end = seq + payload.view(np.uint32)
-        came = (end - end0.take(own)).view(np.int32).astype(np.int64)
-        heeds = (ack - end0.take(far)).view(np.int32).astype(np.int64)
-        win = raw_win.astype(np.int64)
+        came = (end - end0.take(own)).view(np.int32)
+        heeds = (ack - other0.take(own)).view(np.int32)
+        win = raw_win.astype(np.int32)
         if misc[:, :2].any():
             win <<= misc[:, :2].ravel().take(own)
-        edge = heeds + win
+        edge = np.add(heeds, win, dtype=np.int64)
         edge += win == 0
         edge += _SHIFT
-        good = fit.take(own)
-        good &= _PLAIN.take(pkts.flags.take(rows))
-        good &= (came < _NEAR) & (came > -_NEAR) & (heeds > -_NEAR)  # what is ahead of all that was sent is a misfit
+        good = (pkts.flags.take(rows) & _TURNS) == ACK
+        if not fit.all():
+            good &= fit.take(own)
+        # what is ahead of all that was sent is a misfit
+        if int(came.max()) >= _NEAR or int(came.min()) <= -_NEAR or int(heeds.min()) <= -_NEAR:
+            good &= (came < _NEAR) & (came > -_NEAR) & (heeds > -_NEAR)
         optional = np.flatnonzero(doff > 20)
         if len(optional):
-            optional = optional.compress((traits.take(far.take(optional)) & SACK_PERM) != 0)
+            optional = optional.compress((traits.take(own.take(optional) ^ 1) & SACK_PERM) != 0)
             good[optional] &= _only_timestamp(pkts, rows.take(optional), doff.take(optional).astype(np.int64))
 
         segment = whose << 32
-        mine = side * n + place
-        others = place + n - side * n
+        edges0 = np.maximum(edge0 + _SHIFT, 0).reshape(-1, 2).T
         tail = came  # what must lie in the window: the end where we know who sends the window, else the beginning
         if unseen.any():
             tail = came - payload * unseen.take(own)
         teaches: Mask | None = None  # which count in the maxima; None: all
         for attempt in range(4):
-            got = _running(np.maximum(came, 0) if teaches is None else np.maximum(came, 0) * teaches, mine, segment)
-            may = _running(edge if teaches is None else edge * teaches, others, segment)
-            my_end, their_end = got.take(mine), got.take(others)
-            inside = tail <= np.maximum(may.take(mine) - _SHIFT, edge0.take(own))
+            reached = np.maximum(came, 0)
+            got = _two(reached if teaches is None else reached * teaches, reply, np.int64)
+            may = _two(edge if teaches is None else edge * teaches, reply, np.int64)[::-1]
+            may[:, starts] = np.maximum(may[:, starts], edges0)
+            for rows_of_two in (got, may):  # running maxima of each connection
+                rows_of_two += segment
+                np.maximum.accumulate(rows_of_two, axis=1, out=rows_of_two)
+                rows_of_two -= segment
+            lead = (got[1] - got[0]) * reply
+            my_end, their_end = got[0] + lead, got[1] - lead
+            inside = tail <= may[0] + (may[1] - may[0]) * reply - _SHIFT
             fits = inside & (heeds <= their_end)
-            fits &= came >= my_end - reach.take(own)
-            fits &= heeds >= their_end - slack.take(own)
+            fits &= _within(my_end - came, reach, own)
+            fits &= _within(their_end - heeds, slack, own)
             if teaches is None and fits.all():
                 break
             guess = fits | ~trusted.take(own)
@@ -739,37 +1027,39 @@ class Tracker:
         states, answered, settled = heard((status & 2) != 0, reply, starts, stop)
 
         # what the ends are now
+        grew, caught_up = np.empty((2, n), bool), heeds == their_end
+        np.greater(got[:, 1:], got[:, :-1], out=grew[:, 1:])
+        grew[:, starts] = got[:, starts] > 0
         if teaches is None:
             lesson, lessons = last, place
-            counted_win, counted_heard = win, heeds + _SHIFT
+            heard_of = heeds + np.int32(_SHIFT)
         else:
             lesson = np.maximum.reduceat(np.where(teaches, place, -1), starts)
             lessons = np.flatnonzero(teaches)
-            counted_win, counted_heard = win * teaches, (heeds + _SHIFT) * teaches
-        at_last = np.stack([last, last + n], 1).ravel()
+            win *= teaches
+            heard_of = (heeds + np.int32(_SHIFT)) * teaches
+            grew &= teaches
+            caught_up &= teaches
         new = np.empty_like(td)
-        new[:, 0] = end0 + got.take(at_last).astype(np.uint32)
-        new[:, 1] = end0 + np.maximum(may.take(at_last) - _SHIFT, edge0).astype(np.uint32)
-        new[:, 2] = np.maximum(window, _most(counted_win, mine, starts))
-        new[:, 3] = other0 + np.maximum(_most(counted_heard, mine, starts) - _SHIFT, heard0).astype(np.uint32)
-        before_it = got.take(mine - 1)
-        before_it[starts] = 0
-        grew, caught_up = came > before_it, heeds == their_end
-        if teaches is not None:
-            grew, caught_up = grew & teaches, caught_up & teaches
-        events = np.zeros(2 * n, np.int64)  # what last happened to UNACKED of each end: odd numbers set it
-        events[mine] = (2 * place + 3) * grew
-        events[others] = (2 * place + 2) * caught_up
-        event = np.maximum.reduceat(events.reshape(2, n), starts, axis=1).T.ravel()
+        new[:, 0] = end0 + got[:, last].T.ravel().astype(np.uint32)
+        new[:, 1] = end0 + (may[:, last].T.ravel() - _SHIFT).astype(np.uint32)
+        new[:, 2] = np.maximum(window, _most(_two(win, reply), starts))
+        new[:, 3] = other0 + np.maximum(_most(_two(heard_of, reply), starts) - _SHIFT, heard0).astype(np.uint32)
+        # what last happened to UNACKED of each end: odd numbers set it
+        when = np.arange(2, 2 * n + 2, 2, dtype=np.int32)
+        events = grew * (when + np.int32(1)) + _two(caught_up * when, reply)[::-1]
+        event = _most(events, starts)
         traits = np.where(event > 0, traits & (255 - UNACKED) | (event & 1).astype(np.uint8) * UNACKED, traits)
         misc[:, 2:4] = traits.reshape(-1, 2)
 
         # the last word of each, and how often it was said
-        said = np.stack([seq, ack, end, raw_win.astype(np.uint32)])
+        def said(where: Flows) -> U32:
+            return np.stack([seq.take(where), ack.take(where), end.take(where), raw_win.take(where)])
+
         remembered = self.last.take(flows, axis=0)
-        misc[:, 8] = self._again(misc, remembered, said, side, lesson, lessons, starts)
+        misc[:, 8] = self._again(misc, remembered, said, reply, lesson, lessons, starts)
         taught = lesson >= 0
-        remembered = np.where(taught[:, None], said.take(np.maximum(lesson, 0), axis=1).T, remembered)
+        remembered = np.where(taught[:, None], said(np.maximum(lesson, 0)).T, remembered)
         misc[:, 4], misc[:, 5] = sent, I_ACK
 
         timeout = np.full(k, self.timeouts[ES], np.int64)
@@ -793,13 +1083,19 @@ class Tracker:
 
     @staticmethod
     def _again(
-        misc: U8, remembered: U32, said: U32, side: Flows, lesson: Flows, lessons: Flows, starts: Flows
+        misc: U8,
+        remembered: U32,
+        said: Callable[[Flows], U32],
+        reply: Mask,
+        lesson: Flows,
+        lessons: Flows,
+        starts: Flows,
     ) -> NDArray[np.integer]:
         """How often each connection has said the same again by now.
 
-        said     uint32[4, n] what each segment says
+        said     uint32[4, m] what these segments say
         lesson   intp[k] the last segment that counts of each connection, or -1
-        lessons  intp[m] all that count, ascending       side  intp[n]
+        lessons  intp[m] all that count, ascending       reply  bool[n]
         """
         if not len(lessons):
             return misc[:, 8]
@@ -807,24 +1103,34 @@ class Tracker:
         earlier = lessons.take(came - 1, mode="clip")
         known = (came > 0) & (earlier >= starts) & (lesson >= 0)
         at = np.maximum(lesson, 0)
-        before = np.where(known, said.take(earlier, axis=1), remembered.T)
-        direction = np.where(at > starts, side.take(at - 1), misc[:, 4])
-        same = (said.take(at, axis=1) == before).all(0) & (direction == side.take(at))
+        before = np.where(known, said(earlier), remembered.T)
+        direction = np.where(at > starts, reply.take(at - 1), misc[:, 4])
+        same = (said(at) == before).all(0) & (direction == reply.take(at))
         again = np.where(lesson < 0, misc[:, 8], 0).astype(np.int64)
         for k in np.flatnonzero(same & (lesson >= 0)).tolist():
             start, times, j = int(starts[k]), 0, int(came[k])
             while times < 255:
                 this = int(lessons[j])
-                if (side[this - 1] if this > start else misc[k, 4]) != side[this]:
+                if (reply[this - 1] if this > start else misc[k, 4]) != reply[this]:
                     break
+                words = said(lessons[max(j - 1, 0) : j + 1])
                 if j == 0 or lessons[j - 1] < start:
-                    times += 1 + int(misc[k, 8]) if (remembered[k] == said[:, this]).all() else 0
+                    times += 1 + int(misc[k, 8]) if (remembered[k] == words[:, -1]).all() else 0
                     break
-                if (said[:, lessons[j - 1]] != said[:, this]).any():
+                if (words[:, 0] != words[:, 1]).any():
                     break
                 times, j = times + 1, j - 1
             again[k] = min(times, 255)
         return again
+
+
+def _births(pkts: Packets, rows: Rows, state: U8, starts: Flows, counts: Flows, told: Mask) -> Flows:
+    """Places of SYNs that probably begin connections anew: there was a FIN or a reset before them, or the connection
+    was about to end (`state`, of each)."""
+    closing = np.concatenate(([0], np.cumsum((pkts.flags.take(rows) & (FIN | RST)) != 0)))
+    over = closing[:-1] > np.repeat(closing.take(starts), counts)
+    over |= np.repeat((state >= FW) & (state <= CL), counts)
+    return np.flatnonzero(told & over)
 
 
 def heard(seen: Mask, reply: Mask, starts: Flows, stop: Flows) -> tuple[U8, Mask, Mask]:
@@ -857,26 +1163,23 @@ def _swapped(ends: NDArray[T]) -> NDArray[T]:
     return ends.reshape(-1, 2)[:, ::-1].ravel()
 
 
-def _running(values: I64, where: Flows, segment: Flows) -> I64:
-    """int64[2 * n]: running maxima of two rows of n, those that count standing at `where`; 0 begins each segment.
-
-    values  int64[n], below 1 << 32      segment  intp[n]  number of the segment << 32
-    """
-    both = np.zeros(2 * len(values), np.int64)
-    both[where] = values
-    two = both.reshape(2, -1)
-    two += segment
-    np.maximum.accumulate(two, axis=1, out=two)
-    two -= segment
-    return both
+def _two(values: NDArray[np.integer], reply: Mask, dtype: type[np.integer] = np.int32) -> NDArray[np.integer]:
+    """[2, n]: what the original direction says, and what the reply direction says; 0 where the other one speaks."""
+    two = np.empty((2, len(values)), dtype)
+    np.multiply(values, reply, out=two[1])
+    np.subtract(values, two[1], out=two[0])
+    return two
 
 
-def _most(values: I64, where: Flows, starts: Flows) -> I64:
-    """int64[2 * k]: the largest of each segment and row, 0 where there is none; rows as in `_running`."""
-    both = np.zeros(2 * len(values), np.int64)
-    both[where] = values
-    most: I64 = np.maximum.reduceat(both.reshape(2, -1), starts, axis=1).T.ravel()
-    return most
+def _most(two: NDArray[np.integer], starts: Flows) -> I64:
+    """int64[2 * k]: the largest of each connection's two rows, end by end."""
+    return np.maximum.reduceat(two, starts, axis=1).T.ravel().astype(np.int64)
+
+
+def _within(distance: I64, most: I64, own: Flows) -> Mask:
+    """bool[n]: distances are at most what is allowed to the sender, whose number among the ends is `own`."""
+    fine: Mask = distance <= most.min()
+    return fine if fine.all() else distance <= most.take(own)
 
 
 def _option_bytes(pkts: Packets, row: int) -> bytes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from netemu.packets import DROPPED, I16, I32, U8, U32, U64, Mask, Packets, Rows
+from netemu.packets import DROPPED, I16, I32, I64, U8, U32, U64, Mask, Packets, Rows
 from netemu.paths import Noted, Paths, Step
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Trip:
         self.silent: list[int] = []  # rows whose sender is not told after all
         self.choices: dict[int, Choice] = {}  # how IPVS found the server of a row, while Ipvs.tell is on
         self.drew: Mask | None = None  # packets that something was drawn for
+        self.fickle: Mask | None = None  # packets that did not only meet what is steadfast (settled.py); None: unheeded
         self.remember: bool = parent is None or parent.remember  # keep each rewrite for the report
         # what depends on rules that netemu cannot judge (see doubt.py): row -> why; those of the walk under way, and
         # the rows that a rule behind the doubtful one has changed
@@ -110,6 +111,11 @@ class Trip:
         if len(self._trail) < self.pkts.n:
             self._trail = np.zeros(self.pkts.n, np.uint64)
 
+    def forget_steps(self, rows: Rows) -> None:
+        """Nothing was noted: it was of `rows` only."""
+        self._log = []
+        self._trail[rows] = 0
+
     def write(self, rows: Rows) -> None:
         """Put on the paths of `rows` what was noted. It is all of the rows that steps were noted of."""
         if self._log is None:
@@ -138,6 +144,24 @@ class Trip:
 
         if len(rows):
             self.pkts.path[rows] = self.paths.walked(self.pkts.path[rows], trail, again)
+
+    def trail(self, rows: Rows | slice) -> U64:
+        """uint64[n]: what `Paths.trail` made of the steps that these rows took in this run. For `write_later` only."""
+        return self._trail[rows]
+
+    def arrive(self, rows: Rows | slice) -> None:
+        """Their paths are written: forget the steps that were noted of them."""
+        self._trail[rows] = 0
+
+    def heed(self) -> None:
+        """From here on heed who wavers."""
+        if self.fickle is None:
+            self.fickle = np.zeros(self.pkts.n, bool)
+
+    def waver(self, rows: Rows) -> None:
+        """Something befalls these rows that need not befall another packet that looks like them."""
+        if self.fickle is not None:
+            self.fickle[rows] = True
 
     def rewrite(self, rows: Rows, field: str, new: NDArray[np.generic] | int, step: Step | I32) -> None:
         """Set a header column (src dst sport dport ttl tos mark icmp_id) of `rows`, and remember what it was."""
@@ -172,16 +196,8 @@ class Trip:
         if self.drew is None:
             self.drew = np.zeros(self.pkts.n, bool)
         self.drew[rows] = True
-        mixed: np.uint64 | U64
-        if isinstance(salt, int):
-            mixed = np.uint64((self.node.seed * 0x9E3779B97F4A7C15 + salt * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF)
-        else:
-            seed = np.uint64((self.node.seed * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
-            mixed = salt * np.uint64(0xD1B54A32D192ED03) + seed
-        x = self.pkts.serial[rows].view(np.uint64) * np.uint64(0xBF58476D1CE4E5B9) + mixed
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+        self.waver(rows)
+        return draws(self.node.seed, self.pkts.serial[rows], salt)
 
     def route_out(self, rows: Rows) -> Mask:
         """Look up the way out for the addresses, mark and TOS of `rows` as they are, and attach it; False: none."""
@@ -195,11 +211,26 @@ class Trip:
         verify     only about packets whose TCP, UDP or ICMP checksum is right
         routeless  there is no route: these have a limit of their own
         """
+        self.waver(rows)
         self.node.road.answers.icmp(self, rows, kind, code, info, verify=verify, routeless=routeless)
 
     def cause_reset(self, rows: Rows) -> None:
         """Make and send the TCP reset that answers each of `rows`."""
+        self.waver(rows)
         self.node.road.answers.reset(self, rows)
+
+
+def draws(seed: int, serials: I64, salt: int | U64) -> U64:
+    """uint64[n]: the draw of each packet with one of these serial numbers (see `Trip.random`)."""
+    mixed: np.uint64 | U64
+    if isinstance(salt, int):
+        mixed = np.uint64((seed * 0x9E3779B97F4A7C15 + salt * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF)
+    else:
+        mixed = salt * np.uint64(0xD1B54A32D192ED03) + np.uint64((seed * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
+    x = serials.view(np.uint64) * np.uint64(0xBF58476D1CE4E5B9) + mixed
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def split(rows: Rows, mask: Mask) -> tuple[Rows, Rows]:

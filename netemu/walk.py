@@ -102,7 +102,21 @@ class Line:
     asks    extensions that can say no, in order
     """
 
-    __slots__ = ("_step", "act", "asks", "chain", "kind", "links", "number", "rule", "says", "sub", "table", "tests")
+    __slots__ = (
+        "_step",
+        "_wavering",
+        "act",
+        "asks",
+        "chain",
+        "kind",
+        "links",
+        "number",
+        "rule",
+        "says",
+        "sub",
+        "table",
+        "tests",
+    )
 
     def __init__(self, table: str, chain: Chain, number: int, rule: Rule, names: list[str]) -> None:
         self.rule = rule
@@ -114,6 +128,7 @@ class Line:
         self.says = tuple(m.says if type(m).says is not Match.says else None for m in self.asks)
         self.table, self.chain = table, chain
         self._step: Step | None = None
+        self._wavering = (-1, -1)
         self.sub = rule.jump
         self.act = rule.target.act if rule.target is not None else None
         self.kind = (GOTO if rule.goto else JUMP) if rule.jump else NONE if rule.target is None else ACT
@@ -141,7 +156,10 @@ class Line:
             return NO_ROWS, mask
         else:
             hit = rows[mask]
-        for match in self.asks:
+        wavering = self.wavering(trip)
+        for k, match in enumerate(self.asks):
+            if k == wavering:
+                trip.waver(hit)
             said = match.mask(trip, hit)
             if said.all():
                 continue
@@ -160,13 +178,26 @@ class Line:
         for column, _, allowed in self.links:
             if not allowed[one[column] + 1]:
                 return NO_ROWS, None
-        for match, says in zip(self.asks, self.says, strict=True):
+        wavering = self.wavering(trip)
+        for k, (match, says) in enumerate(zip(self.asks, self.says, strict=True)):
+            if k == wavering:
+                trip.waver(rows)
             if says is not None:
                 if not says(trip, rows.item()):
                     return NO_ROWS, None
             elif not match.mask(trip, rows)[0]:
                 return NO_ROWS, None
         return rows, None
+
+    def wavering(self, trip: Trip) -> int:
+        """Place of the first of `asks` that is not steadfast, -1: none is there, or nobody wants to know."""
+        if trip.fickle is None or not self.asks:
+            return -1
+        era = trip.node.settled.era
+        if self._wavering[0] != era:
+            places = (k for k, match in enumerate(self.asks) if not match.steadfast(trip.node))
+            self._wavering = (era, next(places, -1))
+        return self._wavering[1]
 
 
 def base_tests(rule: Rule, names: list[str]) -> tuple[Tests, Links]:
@@ -348,6 +379,16 @@ class Stretch:
         self.ports = any(kind[3] or kind[4] for kind, _ in self.kinds)
         self._tables: list[_KindTable] | None = None
         self.program: Program | None = None
+        self._wavers = ((-1, False), False)
+
+    def wavers(self, trip: Trip) -> bool:
+        """Something here is not steadfast: in the lines, or in the chains that go by lanes."""
+        state = trip.node.settled.era, self.program is not None
+        if self._wavers[0] != state:
+            asked = (match for k in self.keyed if not k.plain for match in k.asks)
+            inside = () if self.program is None else self.program.matches
+            self._wavers = (state, not all(match.steadfast(trip.node) for match in (*asked, *inside)))
+        return self._wavers[1]
 
     # ---- one packet
 
@@ -524,6 +565,7 @@ class Walk:
         self.index_from = INDEX_FROM
         self._links: list[str] = []
         self._programs: list[Program] = []
+        self._counted: list[tuple[Chain | Rule, int, int]] | None = None  # see `draft`
 
     def __call__(self, trip: Trip, table: str, rows: Rows) -> NDArray[np.int8]:
         """Send `rows` through `table` at trip.hook.
@@ -541,8 +583,7 @@ class Walk:
         left = self._through(trip, table, code, rows, Look(trip.pkts, rows), ends)
         if len(left):
             chain = code.chain
-            chain.packets += len(left)
-            chain.bytes += _bytes(trip.pkts, left)
+            self._count(chain, len(left), _bytes(trip.pkts, left))
             trip.step(left, code.last)
             if chain.policy == DROP:
                 trip.end(left, code.reason)
@@ -558,6 +599,27 @@ class Walk:
         if trip.open_doubts:
             settle_walk(trip, rows, out)
         return out
+
+    def _count(self, what: Chain | Rule, packets: int, size: int) -> None:
+        what.packets += packets
+        what.bytes += size
+        if self._counted is not None:
+            self._counted.append((what, packets, size))
+
+    def draft(self) -> None:
+        """What is counted from here on may be forgotten again (`decide`)."""
+        self._counted = []
+        for program in self._programs:
+            program.draft()
+
+    def decide(self, *, keep: bool) -> None:
+        """It stands, or is forgotten."""
+        counted, self._counted = self._counted, None
+        for program in self._programs:
+            program.decide(keep=keep)
+        for what, packets, size in counted or () if not keep else ():
+            what.packets -= packets
+            what.bytes -= size
 
     def foresee(self, trip: Trip, table: str) -> None:
         """Take copies of packets through a table, to see what it will do. Nothing is counted."""
@@ -601,6 +663,8 @@ class Walk:
                 if at in stretches:
                     stretch = stretches[at]
                 if stretch is not None:
+                    if trip.fickle is not None and table != "nat" and stretch.wavers(trip):
+                        trip.waver(rows)
                     if look.one is None:
                         evaluated[rows] += at - since
                         rows = self._spread(trip, table, stretch, rows, ends, home)
@@ -660,10 +724,11 @@ class Walk:
     ) -> Rows:
         """Count the rows that match a line, do what it says, return those that go on to the next line."""
         rule = line.rule
-        rule.packets += len(hit)
-        rule.bytes += _bytes(trip.pkts, hit)
+        self._count(rule, len(hit), _bytes(trip.pkts, hit))
         trip.step(hit, line.step)
         if line.act is not None:
+            if trip.fickle is not None and rule.target is not None and not rule.target.steadfast(trip.node):
+                trip.waver(hit)
             if trip.open_doubts and rule.target is not None and rule.target.name not in _MOVES_NOTHING:
                 trip.moved.update(hit.tolist())
             verdict = line.act(trip, hit, line.step)
@@ -732,6 +797,8 @@ class Walk:
         program = None
         if len(rows) >= LANES_FROM and not trip.open_doubts:
             program = self._program(trip.paths, table, stretch)
+            if trip.fickle is not None and table != "nat" and stretch.wavers(trip):
+                trip.waver(rows)
 
         def send(some: Rows, at: NDArray[np.int64]) -> None:
             while len(some):
@@ -791,6 +858,8 @@ class Walk:
             stretch.program = Program(
                 paths, whole, chain, stretch.start, stretch.end, self.pure, lambda rule: base_tests(rule, self._links)
             )
+            if self._counted is not None:
+                stretch.program.draft()
             self._programs.append(stretch.program)
         return stretch.program
 

@@ -26,6 +26,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernel: asks a real kernel (root, network namespaces, Debian's packages)")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Kernels are asked by one worker each: what they play at a time is theirs to choose, and takes a core."""
+    for item in items:
+        for kernel in ("host_kernel", "uml_kernel"):
+            if kernel in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(kernel))
+
+
 def missing_for_host() -> str | None:
     """Why the running kernel cannot be asked, or None."""
     if os.name != "posix" or os.geteuid() != 0:

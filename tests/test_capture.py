@@ -445,6 +445,42 @@ def test_packets_longer_than_65535_bytes(small: None) -> None:
         assert got.column("number") == list(range(1, 304))
 
 
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("file", [pcap, pcapng])
+def test_pages_of_a_file_say_what_reading_it_says(file, order: str, tmp_path: Path, small: None) -> None:  # type: ignore[no-untyped-def]
+    """A file that nobody has written to for a while is not copied; one that shrinks all the same is read on."""
+    whole = file(noisy(random.Random(5), 600), order=order)
+    path = tmp_path / "trace"
+    for content in (whole, whole[:-7], whole[:60_000] + bytes(999) + whole[60_000:]):
+        path.write_bytes(content)
+        os.utime(path, (0, 0))
+        assert joined(read_capture(path)) == joined(read_capture(io.BytesIO(content)))
+    path.write_bytes(whole)
+    os.utime(path, (0, 0))
+    capture = read_capture(path)
+    chunks = iter(capture)
+    seen = [next(chunks) for _ in range(3)]
+    os.truncate(path, capture.position + 100)
+    seen += list(chunks)
+    rest = read_capture(io.BytesIO(whole[: path.stat().st_size]))
+    assert sum(len(f) for f in seen) == sum(len(f) for f in rest)
+    assert [p.what for p in capture.problems] == [p.what for p in rest.problems] != []
+
+
+def joined(capture: Capture) -> list[object]:
+    """Everything that a capture says, apart from how it was cut into chunks."""
+    columns: dict[str, list[object]] = {}
+    for frames in capture:
+        p = frames.parse()
+        for name in COLUMNS:
+            columns.setdefault(f"p.{name}", []).extend(getattr(p, name).tolist())
+        for name in frames.columns():
+            columns.setdefault(name, []).extend(getattr(frames, name).tolist())
+        columns.setdefault("bytes", []).extend(p.original(k) for k in range(len(p)))
+    del columns["at"], columns["p.at"]
+    return [columns, capture.counts, [(p.what, p.hint) for p in capture.problems], capture.interfaces, capture.frames]
+
+
 def test_memory_does_not_grow_with_the_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WINDOW", 1 << 16)
     monkeypatch.setattr(module, "CHUNK", 512)
@@ -863,7 +899,8 @@ def told(capture: Capture | Ahead) -> list[object]:
         out += [getattr(p, name).tolist() for name in COLUMNS if name != "at"]
         out += [getattr(frames, name).tolist() for name in frames.columns() if name != "at"]
         out += [p.original(k) for k in range(len(p))]
-    return [*out, capture.counts, capture.problems, capture.interfaces, capture.links, capture.frames, capture.packets]
+    problems = [(p.what, p.hint) for p in capture.problems]
+    return [*out, capture.counts, problems, capture.interfaces, capture.links, capture.frames, capture.packets]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -197,3 +197,11 @@ def test_expectations_end_with_their_time_and_their_master() -> None:
     n.run("conntrack -D -s 10.0.0.5")
     assert not n.dump("expectations")
     assert n.send(tcp(SERVER, 20, GATE, 1025, "S"), "eth0").state == "NEW"
+
+
+def test_a_reset_ends_one_of_two_connections_that_are_looked_into() -> None:
+    n = node()
+    for port in (5000, 5001):
+        n.send(tcp(CLIENT, port, SERVER, 21, "S", 1000), "lan0", 0.0)
+    assert n.send(tcp(CLIENT, 5000, SERVER, 21, "R", 1001), "lan0", 0.1).fate == "forwarded"
+    assert n.dump("conntrack").count("helper=ftp") == 1

@@ -10,10 +10,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "netemu"
 FLOORS = [  # a module may import from floors above its own line, and from earlier ones on it
     "errors packets hashing paths trip grammar words clock sysctl fragments sockets",
-    "routing ipset tcp protocols conntrack helpers conntracktool nat schedulers answers ipvsftp ipvs ipvsadm",
+    "routing ipset tcp protocols conntrack helpers conntracktool shown nat schedulers answers ipvsftp ipvs ipvsadm",
     "matches.base matches.headers matches.content matches.connections matches.places matches.rates",
     "matches targets listing doubt lanes walk tables",
-    "model capture ahead journey node",
+    "model capture ahead settled sweeps journey node",
     "flows kube scaling lint diff snapshot values profile player lab fuzz",
     "lines report cli __main__",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import re
 import socket
 import struct
@@ -31,6 +32,7 @@ from netemu.ipvs import (
     Choice,
     Destination,
     Index,
+    Servers,
     Service,
 )
 from netemu.ipvsadm import _dest_order, _merge_sorted
@@ -399,15 +401,16 @@ def test_many_packets_are_one_packet_repeated(
     names = sorted(SCHEDULERS)
     text, last = "", 0  # the port of TWO in the first service
     for name, kinds in (
-        (f"-t {VIP}:80", ["", "", " -p 60"]),
-        (f"-u {VIP}:80", ["", "", " -p 60", " -o"]),
-        (f"-t {VIP}:82", [""]),
-        ("-f 7", ["", "", " -p 60"]),
+        (f"-t {VIP}:80", ["", "", " -p 60", " -p 60 -M 255.255.255.0"]),
+        (f"-u {VIP}:80", ["", "", " -p 60", " -o", " -o -p 60"]),
+        (f"-t {VIP}:82", ["", " -p 1"]),
+        ("-f 7", ["", "", " -p 60", " -p 60 -M 255.255.255.0"]),
+        (f"-t {VIP}:0", [" -p 60", " -p 2 -M 255.255.255.0"]),
         (f"-t {VIP}:81", [""]),
     ):
         text += f"-A {name} -s {data.draw(st.sampled_from(names))}{data.draw(st.sampled_from(kinds))}\n"
         for server in (ONE, TWO) if not name.endswith("81") else ():
-            port = "0" if name == "-f 7" else "8080"
+            port = "0" if name.endswith((" 7", ":0")) else "8080"
             how = data.draw(st.sampled_from(["-m", "-m", "-m", "-g", "-i"]))
             more = data.draw(st.sampled_from(["", "", " -x 3 -y 1"]))
             last = last or (8080 if server == TWO and how == "-m" else 80 * (server == TWO))
@@ -418,7 +421,7 @@ def test_many_packets_are_one_packet_repeated(
     packet = st.one_of(
         st.builds(
             lambda c, s, v, p, f, t: ("eth0", tcp(c, s, v, p, f, ttl=t)),
-            client, port, vip, st.sampled_from([80, 80, 82, 81]), flags, st.sampled_from([64, 64, 64, 64, 1]),
+            client, port, vip, st.sampled_from([80, 80, 82, 81, 8080]), flags, st.sampled_from([64, 64, 64, 64, 1]),
         ),
         st.builds(lambda c, s, v: ("eth0", udp(c, s, v, 80)), client, port, vip),
         st.builds(lambda c, s, r, f: ("cni0", tcp(r, 8080, c, s, f)), client, port, st.sampled_from([ONE, TWO]), flags),
@@ -427,7 +430,14 @@ def test_many_packets_are_one_packet_repeated(
     packets = data.draw(st.lists(packet, min_size=2, max_size=60))
     knobs = {
         name: data.draw(st.sampled_from([0, 0, 1]))
-        for name in ("conn_reuse_mode", "sloppy_tcp", "nat_icmp_send", "conntrack", "expire_nodest_conn")
+        for name in (
+            "conn_reuse_mode",
+            "sloppy_tcp",
+            "nat_icmp_send",
+            "conntrack",
+            "expire_nodest_conn",
+            "expire_quiescent_template",
+        )
     }
     knobs["secure_tcp"] = data.draw(st.sampled_from([0, 3]))
     gap = data.draw(st.sampled_from([1_000_000, 1_000_000, 700_000_000]))
@@ -457,6 +467,47 @@ def test_many_packets_are_one_packet_repeated(
             assert list(map(str, got[k].steps)) == list(map(str, want.steps)), k
         for dump in ("ipvsadm-list", "ipvsadm-stats", "ipvsadm-connections", "conntrack"):
             assert sorted(many.dump(dump).splitlines()) == sorted(one.node.dump(dump).splitlines())
+
+
+@pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
+@pytest.mark.parametrize("threshold", ["", " -x 40 -y 10"])
+def test_a_crowd_of_persistent_clients_is_one_after_the_other(tmp_path: Path, scheduler: str, threshold: str) -> None:
+    """Hundreds of connections of a few dozen clients: who makes a template, and who only comes under it."""
+    text = ""
+    for name, how in (
+        (f"-t {VIP}:80", "-p 60"),
+        (f"-t {VIP}:81", "-p 2 -M 255.255.255.240"),
+        (f"-t {VIP}:82", ""),
+        (f"-t {VIP}:0", "-p 60"),
+        ("-f 7", "-p 60 -M 255.255.255.240"),
+        (f"-u {VIP}:80", "-p 1"),
+    ):
+        text += f"-A {name} -s {scheduler} {how}\n"
+        for k in range(4):
+            port = "0" if name.endswith((" 7", ":0")) else "8080"
+            text += f"-a {name} -r 10.244.0.{5 + k}:{port} {'-g' if k == 2 else '-m'} -w {k}{threshold}\n"
+    rng = random.Random(scheduler + threshold)
+    packets = []
+    for _ in range(900):
+        client, port = f"198.51.100.{rng.randrange(30)}", rng.randrange(1024, 4096)
+        vip = rng.choice([VIP, VIP, "10.96.0.11"])
+        if rng.random() < 0.2:
+            packets.append(udp(client, port, vip, 80))
+        else:
+            packets.append(tcp(client, port, vip, rng.choice([80, 80, 81, 82, 443]), rng.choice(["S", "S", "S", "A"])))
+    told = []
+    for run_length in (1, 100, None):
+        node = World(tmp_path, text, MARKED, sloppy_tcp=1, conntrack=1).node
+        file = io.BytesIO()
+        with CaptureWriter(file, node.routing.names) as writer:
+            for k, packet in enumerate(packets, 1):
+                writer.write("eth0", k * 9_000_000, packet)
+        got = node.replay(read_capture(io.BytesIO(file.getvalue())), run_length)
+        node.ipvs.check()
+        dumps = [sorted(node.dump(f"ipvsadm-{what}").splitlines()) for what in ("list", "stats", "connections")]
+        told.append(([(j.fate, j.out, list(map(str, j.steps))) for j in got], dumps))
+    assert told[0] == told[1]
+    assert told[0] == told[2]
 
 
 # ---- ipvsadm ----------------------------------------------------------------------------------------------------
@@ -571,7 +622,9 @@ def test_a_load_names_every_line_that_it_cannot_take(tmp_path: Path) -> None:
 def test_ipvsadm_sorts_by_subtraction() -> None:
     service = Service(6, 0, 80, 0)
     names = ["1.0.0.1", "128.0.0.1", "192.168.1.1", "10.0.0.1"]  # as recorded
-    dests = [Destination(k, service, int.from_bytes(socket.inet_aton(n), "big"), 80) for k, n in enumerate(names)]
+    addrs = [int.from_bytes(socket.inet_aton(name), "big") for name in names]
+    columns = Servers()
+    dests = [Destination(columns, k, service, addr, 80) for k, addr in enumerate(addrs)]
     assert [d.text for d in _merge_sorted(dests, _dest_order)] == [
         "192.168.1.1:80",
         "1.0.0.1:80",
@@ -598,20 +651,40 @@ def test_states_are_an_index() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3)), max_size=40))
 def test_an_index_shows_the_newest_of_those_with_one_key(events: list[tuple[bool, int]]) -> None:
-    index, older = Index(1), np.full(64, -1, np.int32)
+    index = Index(1)
+    index.hold(64)
     held: dict[int, list[int]] = {}
-    numbers: dict[int, int] = {}
     for c, (add, key) in enumerate(events):
         if add:
-            numbers[c], older[c] = index.push((key, 1), c)
+            index.push((key, 1), c)
             held.setdefault(key, []).append(c)
         elif held.get(key):
-            gone = held[key].pop(c % len(held[key]))
-            index.pull(numbers[gone], gone, older)
+            index.pull(held[key].pop(c % len(held[key])))
+        index.check()
         for k in range(4):
             assert index.find_one(k, 1) == (held[k][-1] if held.get(k) else -1)
     keys = np.arange(20, dtype=np.uint64) % np.uint64(4)
     assert index.find(keys, np.ones(20, np.uint64)).tolist() == [index.find_one(int(k), 1) for k in keys]
+
+
+def test_an_index_takes_many_as_one_after_the_other() -> None:
+    rng = np.random.default_rng(5)
+    one, many = Index(1), Index(1)
+    for index in (one, many):
+        index.hold(2000)
+    for begin in range(0, 2000, 100):
+        conns = np.arange(begin, begin + 100, dtype=np.int32)
+        keys = rng.integers(0, 150, 100).astype(np.uint64)
+        for c, key in zip(conns.tolist(), keys.tolist(), strict=True):
+            one.push((key, 7), c)
+        many.push_many(keys, np.full(100, 7, np.uint64), conns)
+        gone = np.flatnonzero(rng.random(begin + 100) < 0.1).astype(np.int32)
+        for c in gone.tolist():
+            one.pull(c)
+        many.pull_many(gone)
+        for index in (one, many):
+            index.check()
+        assert (one.older == many.older).all() and (one.younger == many.younger).all()
 
 
 # ---- what else it does --------------------------------------------------------------------------------------------

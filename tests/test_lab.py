@@ -172,6 +172,17 @@ def test_a_drawn_port_must_come_from_the_pool():
     assert found[0].field == "sport" and found[0].kernel == "1023"
 
 
+def test_a_drawn_port_may_have_come_into_a_set():
+    drawn = lab.Drawn()
+    sent, ours, theirs = (udp(src, port, "192.0.2.7", 53) for src, port in (
+        ("10.0.0.5", 5000), ("198.51.100.1", 4001), ("198.51.100.1", 4002)
+    ))  # fmt: skip
+    drawn.learn(sent, theirs, ours, ["nat:POSTROUTING:rule:1"])
+    assert drawn.member("add S 198.51.100.1,udp:4001 timeout ~") == "add S 198.51.100.1,udp:4002 timeout ~"
+    for other in ("add S 198.51.100.1,tcp:4001", "add S 198.51.100.2,udp:4001", "add S 198.51.100.1"):
+        assert drawn.member(other) == other
+
+
 def test_netemu_is_told_what_the_kernel_drew():
     half = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m statistic --mode random --probability 0.5 -j DROP\nCOMMIT\n"
     packet = udp("10.0.0.5", 1, "192.0.2.7", 2)
@@ -262,6 +273,50 @@ def test_missing_tools_are_named_with_their_packages(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     for kernel in ("host", "uml"):
         assert "ipset" in (lab.available(kernel) or "") and "apt-get install" in (lab.available(kernel) or "")
+
+
+def test_a_kernel_that_does_not_start_says_why(monkeypatch, capsys):
+    panic = """Kernel panic - not syncing: Requested init /init failed (error -2).
+CPU: 0 PID: 1 Comm: swapper Not tainted 6.1.176 #1
+Stack:
+ 606944ba 607e7fcd 7e48be40 6067bb96
+Call Trace:
+ [<606944ba>] ? _printk+0x0/0x94"""
+    monkeypatch.setattr(lab, "available", lambda _: None)
+    monkeypatch.setattr(lab, "_booting", lambda *_: ["printf", panic])
+    trace = str(ROOT / "traces/web-dnat.pcapng")
+    for kernel in ("uml", "auto"):
+        model = ROOT / "models" / ("web-dnat" if kernel == "uml" else "kube-ipvs")
+        assert cli.main(["verify", str(model), trace, "--kernel", kernel]) == 2
+        said = capsys.readouterr().err
+        assert "did not play to the end" in said and "Requested init /init failed" in said
+        assert "Call Trace" not in said and "--kernel host" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "wide"),
+    [("fpu vme avx512f amx_bf16 avx amx_tile amx_int8", True), ("fpu apx", True), ("fpu vme avx512f avx2", False)],
+)
+def test_processors_whose_registers_do_not_fit_are_known(flags, wide):
+    assert player.too_wide(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: amx_tile\n") is wide
+
+
+@pytest.mark.skipif(
+    os.uname().machine != "x86_64" or sys.platform != "linux", reason="the filter is for Linux on x86-64"
+)
+def test_register_sets_are_refused_and_nothing_else():
+    program = """import ctypes, sys
+from netemu import player
+def asked(what):
+    player.libc.ptrace(what, 0x7fffffff, 1, None)
+    return ctypes.get_errno()
+before = asked(0x4204), asked(12)
+assert player.no_register_sets()
+print(before, (asked(0x4204), asked(12)))
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "(3, 3) (5, 3)\n"  # no such process; an error in reading it
 
 
 # ---- with a kernel -------------------------------------------------------------------------------------------------

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import pytest
-from craft import ends, sums_right, tcp, udp
+from craft import ends, icmp, sums_right, tcp, udp
 from hypothesis import given
 from hypothesis import strategies as st
 from worlds import World, as_capture, play, replayed, worlds
 
 from netemu import Journey, Node, read_capture
+from netemu import tcp as tracker
 from netemu.ahead import Ahead
 from netemu.capture import Capture
 from netemu.conntrack import zone_id
@@ -64,6 +66,7 @@ addresses = ["10.0.0.1/24"]
 name = "cni0"
 addresses = ["10.244.0.1/24"]
 """
+DEFAULT = '[[route]]\nto = "default"\nvia = "10.0.0.254"\ndev = "eth0"\n'
 VIP, PODS, PORTS = "10.96.0.1", ("10.244.0.5", "10.244.0.6"), (40_000, 40_001, 40_002)
 #: what the nat table does with a new connection: nothing, one endpoint, one of two, also with the source
 NAT = (
@@ -174,6 +177,114 @@ def test_chunking_is_invisible_where_few_tuples_are_used_again_and_again(seed: i
             assert told(a) == told(b), f"packet {n + 1}, run length {run_length}"
         assert dumps(one) == dumps(node), f"run length {run_length}"
         node.check()
+
+
+#: what the nat table does with connections of pods: nothing, one address, few ports, a drawn endpoint
+POD_NAT = (
+    "",
+    "-A POSTROUTING -o eth0 -j MASQUERADE",
+    "-A POSTROUTING -o eth0 -j MASQUERADE --random-fully",
+    "-A POSTROUTING -o eth0 -p udp -j SNAT --to-source 10.0.0.1:50000-50003\n"
+    "-A POSTROUTING -o eth0 -p tcp -j SNAT --to-source 10.0.0.1:50000-50003",
+    "-A PREROUTING -d 10.96.0.1/32 -j DNAT --to-destination 10.0.0.50",
+    "-A PREROUTING -d 10.96.0.1/32 -m statistic --mode random --probability 0.5 -j DNAT --to-destination 10.0.0.50\n"
+    "-A PREROUTING -d 10.96.0.1/32 -j DNAT --to-destination 10.0.0.51\n-A POSTROUTING -o eth0 -j MASQUERADE",
+    "-A PREROUTING -d 10.96.0.1/32 -p tcp -j DNAT --to-destination 10.0.0.50:8000-8003 --random\n"
+    "-A POSTROUTING -o eth0 -j SNAT --to-source 10.0.0.1-10.0.0.3",
+)
+POD_FILTER = (
+    *FILTER,
+    "-A FORWARD -i cni0 -p udp -m udp --sport 40001 -j REJECT --reject-with icmp-port-unreachable",
+    "-A FORWARD -i cni0 -m conntrack --ctstate NEW -m statistic --mode random --probability 0.1 -j DROP",
+    "-A FORWARD -p udp -m mark --mark 0x0/0xff -j ACCEPT",
+)
+
+
+def short_lives(node: Node, draw: random.Random, size: int) -> list[tuple[float, str | None, bytes]]:
+    """Connections of few packets, few at a time, from few ports, answered as what the node sent on asks for."""
+    events: list[tuple[float, str | None, bytes]] = []
+    open_: list[Iterator[None]] = []
+    at, turn, wide = 0.0, 0, draw.choice([1, 1, 3, 8])
+    fresh = draw.random() < 0.5  # ports are hardly ever used again
+
+    def through(link: str, packet: bytes) -> list[bytes]:
+        if draw.random() < 0.01:
+            packet = packet[:-1] + bytes([packet[-1] ^ 1])  # a wrong checksum
+        events.append((at, link, packet))
+        return [out for _, out in node.send(packet, link, at).out]
+
+    def talk(isn: int) -> Iterator[None]:
+        client, port = f"10.244.0.{5 + draw.randrange(2)}", draw.choice(PORTS) if not fresh else 1024 + isn % 60000
+        server = draw.choice(["10.96.0.1", "10.0.0.50", "10.0.0.51", "10.0.0.1" if draw.random() < 0.1 else VIP])
+        kind = draw.choice(["udp", "udp", "tcp", "tcp", "icmp"])
+        back: tuple[str, int, str, int] | None = None  # what an answer must look like
+        seqs = [isn * 1000, isn * 7000]
+        stages = {
+            "udp": ["ask", "tell"] * draw.choice([1, 1, 2]),
+            "icmp": ["ask", "tell"] * draw.choice([1, 2]),
+            "tcp": ["S", *(["S"] if draw.random() < 0.1 else []), "sa", "A", *["PA", "pa"] * draw.randrange(3)],
+        }[kind]
+        if kind == "tcp":
+            stages += draw.choice([["FA", "fa", "A"], ["fa", "FA", "a"], ["RA"], ["ra"], []])
+        if draw.random() < 0.1:
+            stages = stages[: draw.randrange(1, len(stages) + 1)] + ["ra"] * (kind == "tcp")
+        for stage in stages:
+            asks = stage == "ask" or stage.isupper()
+            if not asks and back is None:
+                return  # nobody heard of it
+            src, sport, dst, dport = (client, port, server, 53) if asks else cast("tuple[str, int, str, int]", back)
+            if kind == "udp":
+                made = udp(src, sport, dst, dport)
+            elif kind == "icmp":
+                made = icmp(src, dst, 8 if asks else 0, number=sport if asks else dport)
+            else:
+                mine, flags = 0 if asks else 1, stage.upper()
+                data = b"x" * 10 * ("P" in flags)
+                made = tcp(src, sport, dst, dport, flags, seqs[mine], seqs[1 - mine] * ("A" in flags), data=data)
+                seqs[mine] += len(data) + ("S" in flags and (stage != "S" or back is None)) + ("F" in flags)
+            left = through("cni0" if asks else "eth0", made)
+            if asks and left:
+                sent = left[-1]
+                _, seen, seen_port, there, there_port = ends(sent)
+                if kind == "icmp":
+                    seen_port = there_port = int.from_bytes(sent[24:26], "big")
+                back = there, there_port, seen, seen_port
+            yield
+
+    while len(events) < size:
+        while len(open_) < wide:
+            turn += 1
+            open_.append(talk(turn))
+        which = draw.choice(open_)
+        at += draw.choice([0.0001, 0.001]) if draw.random() < 0.99 else 35.0
+        if next(which, 0) == 0:
+            open_.remove(which)
+    return events
+
+
+@pytest.mark.parametrize("abreast", [1, 24])
+@given(st.integers(0, 2**32))
+def test_chunking_is_invisible_where_connections_are_short(abreast: int, seed: int) -> None:
+    draw = random.Random(seed)
+    kernel, nat, rules = draw.choice(["6.1", "6.18"]), draw.choice(POD_NAT), draw.choice(POD_FILTER)
+    with tempfile.TemporaryDirectory() as d:
+        (Path(d) / "node.toml").write_text(NODE.format(kernel=kernel) + DEFAULT)
+        save = "*filter\n{}\nCOMMIT\n*nat\n{}\nCOMMIT\n" if nat else "*filter\n{}\nCOMMIT\n"
+        (Path(d) / "iptables.save").write_text(save.format(rules, nat))
+        one = Node.load(d, seed=seed % 5)
+        others = {n: Node.load(d, seed=seed % 5) for n in (2, 7, 64, None)}
+        events = short_lives(Node.load(d, seed=seed % 5), draw, 200)
+    reference = one.replay(read_capture(as_capture(one, events)), 1)
+    tracker.ABREAST, usual = abreast, tracker.ABREAST
+    try:
+        for run_length, node in others.items():
+            journeys = node.replay(read_capture(as_capture(node, events)), run_length)
+            for n, (a, b) in enumerate(zip(reference, journeys, strict=True)):
+                assert told(a) == told(b), f"packet {n + 1}, run length {run_length}"
+            assert dumps(one) == dumps(node), f"run length {run_length}"
+            node.check()
+    finally:
+        tracker.ABREAST = usual
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

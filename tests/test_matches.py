@@ -498,6 +498,45 @@ def test_many_is_one_repeated(name: str, data: st.DataObject) -> None:
     assert read(name, match.words(), kernel="6.1").words() == match.words() or name == "comment"
 
 
+@st.composite
+def alike(draw: st.DrawFn, protocols: list[int], flags: int) -> Trip:
+    """Packets of one direction of an established connection; of TCP's flags those that are in `flags` are the same."""
+    proto, tos, ttl, said = (draw(st.sampled_from(some)) for some in (protocols, (0, 0x1B), (1, 64), range(256)))
+    packets = []
+    for _ in range(6):
+        data, how = bytes(draw(st.sampled_from((0, 1, 700)))), {"tos": tos, "ttl": ttl, "frag": 0x4000}
+        if proto == 17:
+            packet = udp("10.0.0.5", 40_000, "10.244.0.7", 80, data, **how)
+        else:
+            options = draw(st.sampled_from((b"", b"\x02\x04\x05\xb4")))
+            seq = draw(st.integers(0, 2**32 - 1))
+            packet = tcp("10.0.0.5", 40_000, "10.244.0.7", 80, "A", seq, 7, data=data, options=options, **how)
+            loose = draw(st.integers(0, 255))
+            packet = packet[:33] + bytes([(said & flags) | (loose & ~flags & 255)]) + packet[34:]
+        packets.append(packet)
+    p = Packets.from_bytes(packets)
+    p.serial[:] = np.arange(6)
+    p.time[:] = np.cumsum([draw(st.sampled_from((0, 1_000_000, 3 * SECOND))) for _ in packets]) + 2 * SECOND
+    p.ct[:], p.state[:], p.reply[:] = draw(st.integers(0, WORLD_FLOWS - 1)), 2, draw(st.booleans())
+    p.link_in[:], p.link_out[:], p.mark[:] = 1, draw(st.integers(-1, 2)), draw(st.sampled_from((0, 1)))
+    trip = Trip(settled_world(), p)
+    trip.hook = "FORWARD"
+    return trip
+
+
+@pytest.mark.parametrize("name", MATCHES)
+@given(data=st.data())
+def test_a_steadfast_match_says_the_same_of_all_that_look_alike(name: str, data: st.DataObject) -> None:
+    match = read(name, data.draw(CONFIGURED[name]), kernel="6.1")
+    protocols = [p for p in (6, 17) if p in match.protocols or not match.protocols]
+    if match.tcp_flags:  # no rule asks others for them
+        protocols = [6]
+    if protocols and match.steadfast(settled_world()):
+        trip = data.draw(alike(protocols, match.tcp_flags))
+        assert len(set(match.mask(trip, np.arange(6)).tolist())) == 1
+        assert trip.hot is None
+
+
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 

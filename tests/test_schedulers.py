@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netemu.hashing import hash32
-from netemu.ipvs import Destination, Service
+from netemu.ipvs import Destination, Servers, Service
 from netemu.packets import TCP
 from netemu.schedulers import SCHEDULERS, SECOND, Asked
 
@@ -29,7 +29,7 @@ def service(name: str, *weights: int, flags: tuple[str, ...] = ()) -> Service:
 
 
 def add(s: Service, k: int, weight: int = 1) -> Destination:
-    dest = Destination(k, s, 0x0AF40000 + k, 80)
+    dest = Destination(Servers(), k, s, 0x0AF40000 + k, 80)
     dest.weight = dest.last_weight = weight
     s.destinations.insert(0, dest)
     s.scheduler.added(dest)

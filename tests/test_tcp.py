@@ -383,13 +383,13 @@ def test_many_segments_are_one_repeated(cases: list[Situation], liberal: bool) -
     rows, reply = np.arange(packets.n), np.array([r for *_, said in cases for _, r in said])
     sizes = np.array([len(said) for *_, said in cases])
     n = fresh()
-    tracker.WORTH, usual = 0, tracker.WORTH
+    tracker.WORTH, tracker.ABREAST, *usual = 0, 1, tracker.WORTH, tracker.ABREAST
     try:
         got, states, _ = n.conntrack.tcp.follow(
             n.conntrack, np.arange(len(cases)), sizes, packets, rows, reply, lambda *_: -1
         )
     finally:
-        tracker.WORTH = usual
+        tracker.WORTH, tracker.ABREAST = usual
     left = [state(n, f) for f in range(len(cases))]
     n = fresh()
     gone: set[int] = set()  # what comes after that is not theirs any more

@@ -218,6 +218,7 @@ def turned(answers: Mask, invert: bool) -> Mask:
 def drop_at_once(trip: Trip, rows: Rows) -> None:
     """Ask the walk to drop these rows here and now."""
     if len(rows):
+        trip.waver(rows)
         trip.hot = rows if trip.hot is None else np.concatenate((trip.hot, rows))
 
 

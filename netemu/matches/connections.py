@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 class Mark(Match, name="mark"):
     """--mark VALUE[/MASK]: the packet's mark, masked, equals VALUE."""
 
+    alike = True
     SPEC: ClassVar = {"--mark": Option(invert=True)}
     NEEDED = ("--mark",)
     value: int
@@ -84,6 +85,9 @@ class Connmark(Match, name="connmark"):
     @property
     def touches(self) -> frozenset[str]:
         return frozenset(("flow",))
+
+    def steadfast(self, node: Node) -> bool:
+        return not any(m.touch == "flow" and m.target for m in node.tables.memories)  # nobody writes the mark
 
     @classmethod
     def build(cls, o: dict[str, Given], rule: RuleContext) -> Self:
@@ -136,6 +140,7 @@ ASSURED, CONFIRMED, SRC_NAT, DST_NAT = 4, 8, 16, 32
 class State(Match, name="state"):
     """--state LIST: the older spelling of `conntrack --ctstate`, without SNAT and DNAT."""
 
+    alike = True
     SPEC: ClassVar = {"--state": Option(invert=True)}
     NEEDED = ("--state",)
     needs_conntrack = True
@@ -199,6 +204,9 @@ class ConntrackMatch(Match, name="conntrack"):
     @property
     def touches(self) -> frozenset[str]:
         return frozenset(("flow",)) if self.status or self.expire else NONE
+
+    def steadfast(self, node: Node) -> bool:
+        return self.expire is None
 
     @classmethod
     def build(cls, o: dict[str, Given], rule: RuleContext) -> Self:

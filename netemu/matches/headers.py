@@ -19,6 +19,7 @@ from netemu.packets import DCCP, ICMP, OFFSET_MASK, PORTED, SCTP, TCP, UDP, Mask
 from netemu.words import M32, bang, integer, read_loose_port, read_number, read_port, read_range, span
 
 if TYPE_CHECKING:
+    from netemu.node import Node
     from netemu.trip import Trip
 
 # ---- ports, flags, types --------------------------------------------------------------------------------------------
@@ -183,6 +184,13 @@ class Tcp(Match, name="tcp"):
     def _flags_matter(self) -> bool:
         return bool(self.flag_mask or self.flag_set or self.flag_invert)
 
+    @property
+    def tcp_flags(self) -> int:
+        return self.flag_mask
+
+    def steadfast(self, node: Node) -> bool:
+        return not self.option
+
     def exact_ports(self) -> tuple[int, int] | None:
         """(source port, destination port), -1 for any, when it asks for nothing else; None otherwise."""
         return None if self._flags_matter or self.option else _exact(self.sport, self.dport)
@@ -223,6 +231,7 @@ class Tcp(Match, name="tcp"):
 class Udp(Match, name="udp"):
     """--sport, --dport."""
 
+    alike = True
     SPEC: ClassVar = _PORT_OPTIONS
     protocols = (UDP,)
     sport: Ports = ANY_PORT
@@ -345,6 +354,7 @@ class Multiport(Match, name="multiport"):
     --ports: either port does. A range counts as two of the fifteen.
     """
 
+    alike = True
     SPEC: ClassVar = {
         "--sports": Option(invert=True, old=("--source-ports",), alone=("--dports", "--ports")),
         "--dports": Option(invert=True, old=("--destination-ports",), alone=("--sports", "--ports")),
@@ -443,6 +453,7 @@ class Length(Match, name="length"):
 class Ttl(Match, name="ttl"):
     """--ttl-eq N, --ttl-lt N, --ttl-gt N."""
 
+    alike = True
     SPEC: ClassVar = {
         "--ttl-lt": Option(alone=("--ttl-eq", "--ttl-gt")),
         "--ttl-gt": Option(alone=("--ttl-eq", "--ttl-lt")),
@@ -488,6 +499,7 @@ TOS_NAMES = {
 class Tos(Match, name="tos"):
     """--tos VALUE[/MASK] or a name: (tos & MASK) == VALUE."""
 
+    alike = True
     SPEC: ClassVar = {"--tos": Option(invert=True)}
     NEEDED = ("--tos",)
     value: int
@@ -530,6 +542,7 @@ DSCP_CLASSES |= {f"AF{n}{drop}": 8 * n + 2 * drop for n in range(1, 5) for drop 
 class Dscp(Match, name="dscp"):
     """--dscp VALUE or --dscp-class NAME: the upper six bits of the TOS byte."""
 
+    alike = True
     SPEC: ClassVar = {
         "--dscp": Option(invert=True, alone=("--dscp-class",)),
         "--dscp-class": Option(invert=True, alone=("--dscp",)),
@@ -566,6 +579,7 @@ class Dscp(Match, name="dscp"):
 class Ecn(Match, name="ecn"):
     """--ecn-tcp-cwr, --ecn-tcp-ece (TCP flags), --ecn-ip-ect N (the lower two bits of the TOS byte)."""
 
+    alike = True
     SPEC: ClassVar = {
         "--ecn-tcp-cwr": Option(0, invert=True),
         "--ecn-tcp-ece": Option(0, invert=True),
@@ -584,6 +598,10 @@ class Ecn(Match, name="ecn"):
         g = o.get("--ecn-ip-ect")
         ect = None if g is None else (read_number(cls.name, "--ecn-ip-ect", g.value, 3), g.invert)
         return cls(ece, cwr, ect)
+
+    @property
+    def tcp_flags(self) -> int:
+        return (0x40 if self.ece is not None else 0) | (0x80 if self.cwr is not None else 0)
 
     def check(self, rule: RuleContext) -> str:
         if (self.ece is not None or self.cwr is not None) and (rule.proto != TCP or rule.proto_inverted):

@@ -24,6 +24,7 @@ from netemu.words import M32, M64, bang, dotted, hex_masked, integer, read_names
 
 if TYPE_CHECKING:
     from netemu.ipset import Set
+    from netemu.node import Node
     from netemu.trip import Trip
 
 # ---- sets and addresses ---------------------------------------------------------------------------------------------
@@ -65,6 +66,10 @@ class SetMatch(Match, name="set"):
     @property
     def sets(self) -> tuple[str, ...]:
         return (self.set,)
+
+    def steadfast(self, node: Node) -> bool:
+        found = node.sets.get(self.set)
+        return found is not None and found.steadfast and not node.tables.written(self.set)
 
     @classmethod
     def _sorted_out(cls, given: list[Given]) -> dict[str, Given]:
@@ -161,6 +166,7 @@ class Addrtype(Match, name="addrtype"):
     With a limit an address is LOCAL (or BROADCAST) only on the link that has it, elsewhere UNICAST.
     """
 
+    alike = True
     SPEC: ClassVar = {
         "--src-type": Option(invert=True),
         "--dst-type": Option(invert=True),
@@ -261,6 +267,7 @@ class Physdev(Match, name="physdev"):
     netemu has no bridges' ports: such a packet matches only if everything that is asked is inverted.
     """
 
+    alike = True
     SPEC: ClassVar = {
         "--physdev-in": Option(invert=True),
         "--physdev-out": Option(invert=True),
@@ -309,6 +316,7 @@ class Physdev(Match, name="physdev"):
 class Iprange(Match, name="iprange"):
     """--src-range A-B, --dst-range A-B, ends included."""
 
+    alike = True
     SPEC: ClassVar = {"--src-range": Option(invert=True), "--dst-range": Option(invert=True)}
     src: tuple[int, int, bool] | None = None
     dst: tuple[int, int, bool] | None = None
@@ -517,6 +525,7 @@ _PACKET_TYPES = {
 class Pkttype(Match, name="pkttype"):
     """--pkt-type unicast|broadcast|multicast|otherhost: how the frame was addressed."""
 
+    alike = True
     SPEC: ClassVar = {"--pkt-type": Option(invert=True)}
     NEEDED = ("--pkt-type",)
     type: int
@@ -543,6 +552,7 @@ class Pkttype(Match, name="pkttype"):
 class Realm(Match, name="realm"):
     """--realm VALUE[/MASK]: the realm of the route. No route of a model has one, so the realm is 0."""
 
+    alike = True
     SPEC: ClassVar = {"--realm": Option(invert=True)}
     NEEDED = ("--realm",)
     value: int
@@ -581,6 +591,7 @@ class Realm(Match, name="realm"):
 class Rpfilter(Match, name="rpfilter"):
     """[--loose] [--validmark] [--accept-local] [--invert]: would an answer to the source leave by the input device?"""
 
+    alike = True
     SPEC: ClassVar = {
         "--loose": Option(0),
         "--validmark": Option(0),
@@ -632,6 +643,7 @@ class Policy(Match, name="policy"):
     elements   what each transformation of the policy must be, as printed
     """
 
+    alike = True
     SPEC: ClassVar = {
         "--dir": Option(),
         "--pol": Option(),
@@ -737,6 +749,7 @@ class Devgroup(Match, name="devgroup"):
     sides   (input or output, group as written, value, mask, inverted)
     """
 
+    alike = True
     SPEC: ClassVar = {"--src-group": Option(invert=True), "--dst-group": Option(invert=True)}
     sides: tuple[tuple[str, str, int, int, bool], ...]
 

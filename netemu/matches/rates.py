@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from netemu.clock import SECOND, jiffies
 from netemu.grammar import Bad, Given, RuleContext
@@ -55,12 +56,42 @@ class Comment(Match, name="comment"):
 # ---- chance and rate ------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Leads:
+    """Where rules that share out new connections send them: address << 16 | port.
+
+    own   this rule       later   those behind it in its chain
+    """
+
+    own: int
+    later: frozenset[int]
+
+
+def as_shown(trip: Trip, rows: Rows, drawn: Mask, leads: list[Leads | None], which: NDArray[np.intp]) -> Mask:
+    """bool[len(rows)]: what was drawn, but for connections of which the capture shows where they went.
+
+    leads, which   whither the rules lead, and which of them each row stands before
+    """
+    shown = trip.node.nat.shown
+    if shown is None or shown.pkts is not trip.pkts:
+        return drawn
+    ends = shown.ends(rows)
+    for k in np.flatnonzero(ends >= 0).tolist():
+        lead, end = leads[which[k]], int(ends[k])
+        if lead is not None and (end == lead.own) != (end in lead.later):
+            drawn[k] = end == lead.own
+    return drawn
+
+
 @dataclass(eq=False)
 class Statistic(Memory, name="statistic"):
     """--mode random --probability P, or --mode nth --every N --packet K.
 
     nth: packets K+1, K+1+N, ... that come to this rule, each rule counting for itself. random: a draw for each packet
     that depends on the node's seed and on where the match stands; a packet that comes by twice draws the same twice.
+
+    leads   where the rule and those behind it in its chain send new connections, if the capture may show which one was
+            drawn: see `Leads` and shown.py
     """
 
     SPEC: ClassVar = {
@@ -76,6 +107,7 @@ class Statistic(Memory, name="statistic"):
     invert: bool = False
     salt: int = field(default=0, init=False)
     count: int = field(default=0, init=False)
+    leads: Leads | None = field(default=None, init=False)
 
     @property
     def touches(self) -> frozenset[str]:
@@ -127,7 +159,8 @@ class Statistic(Memory, name="statistic"):
             self.start(trip.node, self._place)
         n = len(rows)
         if self.mode == "random":
-            return turned((trip.random(rows, self.salt) >> np.uint64(33)) < self.threshold, self.invert)
+            drawn = turned((trip.random(rows, self.salt) >> np.uint64(33)) < self.threshold, self.invert)
+            return as_shown(trip, rows, drawn, [self.leads], np.zeros(n, np.intp)) if self.leads else drawn
         # the counter counts up to every - 1 and a packet matches when it comes back to 0
         hit = (self.count + 1 + np.arange(n)) % self.every == 0
         self.count = (self.count + n) % self.every
@@ -135,7 +168,7 @@ class Statistic(Memory, name="statistic"):
 
     def ask(self, trip: Trip, row: int) -> bool:
         if self.mode == "random":
-            return bool((trip.random(np.array([row]), self.salt)[0] >> np.uint64(33)) < self.threshold) != self.invert
+            return bool(self.many(trip, np.array([row]))[0])
         self.count = 0 if self.count == self.every - 1 else self.count + 1
         return (self.count == 0) != self.invert
 

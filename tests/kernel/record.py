@@ -58,6 +58,7 @@ class Story:
     events: list[lab.Event] = field(default_factory=list)
     left: list[list[tuple[str, bytes]]] = field(default_factory=list)
     node: Node | None = None
+    serial: int = 0
 
     def texts(self) -> dict[str, str]:
         knobs = {f"net.ipv4.conf.{n}.send_redirects": 0 for n in ("all", "default", "eth0", "lan0")} | self.sysctl
@@ -361,6 +362,24 @@ def tcp_odd_beginnings(kernel: str) -> Story:
     s.sends("eth0", tcp(OUT, 80, SRV, 7000, "S", 900))
     s.sends("lan0", tcp(SRV, 7000, OUT, 80, "SA", 100, 901))
     s.sends("eth0", tcp(OUT, 80, SRV, 7000, "SA", 900, 101))
+    return s
+
+
+@story()
+def picked_up_and_opened_anew(kernel: str) -> Story:
+    s = Story(
+        "found/picked-up-and-opened-anew",
+        kernel,
+        """A connection that was met in the middle begins anew, as its ends agree: whoever sent the SYN is held to its
+        windows from then on, whoever answered is still believed.""",
+        iptables=STATES,
+    )
+    for port, far in ((5000, (800_000_000, "FA")), (5001, (2_000_000, "A")), (5002, (0, "A"))):
+        s.sends("lan0", tcp(SRV, port, OUT, 80, "PA", 3_000_000_000, 3_900_000_000, data=b"x"))
+        s.sends("lan0", tcp(SRV, port, OUT, 80, "S", 1_000_000, win=100))
+        s.sends("eth0", tcp(OUT, 80, SRV, port, "SA", 3_000_000, 1_000_001))
+        s.sends("eth0", tcp(OUT, 80, SRV, port, far[1], 3_000_001 + far[0], 1_000_001))
+        s.sends("lan0", tcp(SRV, port, OUT, 80, "A", 1_000_001 + far[0], 3_000_001))
     return s
 
 
@@ -855,6 +874,28 @@ def fragments_that_do_not_fit(kernel: str) -> Story:
     s.sends("lan0", piece(100, 128, 40, False))
     s.sends("lan0", piece(101, 64, 40, False, "10.0.0.6"))
     s.sends("lan0", piece(100, 0, 128, True))
+    return s
+
+
+@story()
+def fragments_that_may_not_be_cut(kernel: str) -> Story:
+    s = Story(
+        "fragments/that-may-not-be-cut",
+        kernel,
+        """Pieces with DF, the largest ones or others, of one size or of several. They leave as they came, and lose DF
+        on the way; but where the first has less than a TCP header, they are cut anew, and keep it.""",
+        iptables="filter FORWARD -m conntrack --ctstate NEW,ESTABLISHED,INVALID -j ACCEPT",
+    )
+    whole = tcp(SRV, 4000, OUT, 80, "S", data=bytes(range(100)), options=b"")[20:]
+    for proto, body in ((17, udp(SRV, 4000, OUT, 53, bytes(range(112)))[20:]), (6, whole)):
+        for sizes in ((8, 24, 40, 48), (16, 16, 16, 72), (24, 24, 72), (40, 40, 40), (40, 80), (80, 40)):
+            for marked in ((0,), (1,), range(len(sizes)), ()):
+                s.serial += 1
+                at = 0
+                for k, size in enumerate(sizes):
+                    word = at // 8 | (0x2000 if at + size < len(body) else 0) | (0x4000 if k in marked else 0)
+                    s.sends("lan0", ip(SRV, OUT, proto, body[at : at + size], ident=s.serial, frag=word))
+                    at += size
     return s
 
 

@@ -586,3 +586,23 @@ def conntrack_by_hand_in_zones(kernel: str) -> Story:
     s.runs("conntrack -D -w 6")
     s.runs("conntrack -D --orig-zone 6")
     return s
+
+
+@story()
+def found_a_reset_ends_one_of_two_that_are_looked_into(kernel: str) -> Story:
+    s = Story(
+        "found/reset-of-one-of-two-looked-into",
+        kernel,
+        """Two connections have a helper, and a reset ends the first before it is answered: the reset itself goes on,
+        and the other is looked into as before.""",
+        iptables="raw PREROUTING -p tcp -m tcp --dport 21 -j CT --helper ftp",
+    )
+    for port in (4000, 4001):
+        s.sends("eth0", tcp(OUT, port, SRV, 21, "S", 1000))
+    s.sends("eth0", tcp(OUT, 4000, SRV, 21, "R", 1001))
+    s.answered(1)
+    s.sends("eth0", tcp(OUT, 4001, SRV, 21, "A", 1001, 8013346))
+    s.sends("eth0", tcp(OUT, 4001, SRV, 21, "PA", 1001, 8013346, data=b"USER me\r\n"))
+    s.sends("eth0", tcp(OUT, 4001, SRV, 21, "PA", 1010, 8013346, data=b"PORT 192,0,2,7,4,1\r\n"))
+    s.sends("lan0", tcp(SRV, 20, OUT, 1025, "S", 77))
+    return s
