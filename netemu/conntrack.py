@@ -13,16 +13,15 @@ from __future__ import annotations
 import re
 import struct
 import time
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Unsupported
-from netemu.hashing import Table
+from netemu.hashing import Table, repeats, span
 from netemu.packets import (
     ACK,
     ANSWERS,
@@ -32,6 +31,7 @@ from netemu.packets import (
     GRE,
     HOST,
     I16,
+    I32,
     I64,
     ICMP,
     ICMP_ERRORS,
@@ -45,6 +45,9 @@ from netemu.packets import (
     SYN,
     TCP,
     U8,
+    U16,
+    U32,
+    U64,
     UDP,
     UDPLITE,
     UNTRACKED,
@@ -67,6 +70,8 @@ if TYPE_CHECKING:
 # status bits, as `ctstatus` names them
 EXPECTED, SEEN_REPLY, ASSURED, CONFIRMED, SRC_NAT, DST_NAT, SEQ_ADJUST = 1, 2, 4, 8, 16, 32, 64
 SRC_NAT_DONE, DST_NAT_DONE, DYING, FIXED_TIMEOUT = 128, 256, 512, 1024
+MAPPED = 2048  # netemu's own: it stands among `Conntrack.mapped`
+NOT_MAPPED = -2  # in the place of where it stands there
 
 #: ICMP query type -> the type that answers it; only these make a tuple
 PAIRED = {8: 0, 0: 8, 13: 14, 14: 13, 15: 16, 16: 15, 17: 18, 18: 17}
@@ -86,6 +91,7 @@ FULL = -2  # what `_open` says where there is no room
 MANY = 12  # fewer than this begin one by one
 _COMMON = np.isin(np.arange(256), (TCP, UDP, UDPLITE, ICMP))
 _NONE = np.zeros(0, np.intp)
+_HALF = np.uint64(32)
 
 Tuple = tuple[int, int, int, int, int]  # src, dst, sport, dport, proto
 FOREVER = 1 << 62
@@ -109,6 +115,20 @@ def key(t: Tuple, zone: int = 0, direction: int = 0) -> tuple[int, int]:
     src, dst, sport, dport, proto = t
     word = zone_id(zone, direction) | 1 + direction << 24 if zone >> 16 else zone
     return src << 32 | dst, sport << 48 | dport << 32 | proto << 16 | word
+
+
+def key_words(src: U32, dst: U32, sport: U16, dport: U16, proto: NDArray[np.integer]) -> tuple[U64, U64]:
+    """The same of many, in zone 0, which takes the lowest bits of the second word."""
+    addresses = src.astype(np.uint64)
+    addresses <<= _HALF
+    addresses |= dst
+    ports = sport.astype(np.uint32)
+    ports <<= np.uint32(16)
+    ports |= dport
+    low = ports.astype(np.uint64)
+    low <<= _HALF
+    low |= proto.astype(np.uint32) << np.uint32(16)
+    return addresses, low
 
 
 def inverse(t: Tuple) -> Tuple:
@@ -151,6 +171,268 @@ _COLUMNS = {
     "helper": "u1", "parent": "u1", "policy": "u1",
     "omen": "u8",
 }  # fmt: skip
+
+
+class Numbers:
+    """A stack of flow numbers."""
+
+    def __init__(self, numbers: NDArray[np.integer] = _NONE) -> None:
+        self._all: I32 = numbers.astype(np.int32)
+        self._n = len(numbers)
+
+    def __len__(self) -> int:
+        return self._n
+
+    def push(self, number: int) -> None:
+        if self._n == len(self._all):
+            self._room(1)
+        self._all[self._n] = number
+        self._n += 1
+
+    def extend(self, numbers: NDArray[np.integer]) -> None:
+        """The last of them comes out first."""
+        if self._n + len(numbers) > len(self._all):
+            self._room(len(numbers))
+        self._all[self._n : self._n + len(numbers)] = numbers
+        self._n += len(numbers)
+
+    def below(self, numbers: NDArray[np.integer]) -> None:
+        """They come out when all others did."""
+        self._all = np.concatenate([numbers.astype(np.int32), self.all()])
+        self._n = len(self._all)
+
+    def pop(self) -> int:
+        self._n -= 1
+        return self._all.item(self._n)
+
+    def take(self, n: int) -> Flows:
+        """The next n, as `pop` would give them."""
+        self._n -= n
+        return self._all[self._n : self._n + n][::-1].astype(np.intp)
+
+    def all(self) -> I32:
+        """Those that there are, the one that comes out first last."""
+        return self._all[: self._n]
+
+    def clear(self) -> None:
+        self._n = 0
+
+    def cut(self, n: int) -> None:
+        """Only the first n that came are left."""
+        self._n = n
+
+    def remove(self, number: int) -> None:
+        """One that is there is to be no more."""
+        place = int(np.flatnonzero(self.all() == number)[0])
+        self._all[place : self._n - 1] = self._all[place + 1 : self._n]
+        self._n -= 1
+
+    def _room(self, more: int) -> None:
+        self._all = np.concatenate([self._all, np.zeros(max(more, len(self._all), 16), np.int32)])
+
+
+class Sources:
+    """Which flows had their source rewritten, newest first of each source (protocol, address, port, zone).
+
+    Flows stand in chains, one for each value of a hash of their source, linked both ways by columns of flow numbers:
+
+        newest[hash] --> flow --older--> flow --older--> -1
+                              <--newer--
+    """
+
+    def __init__(self, ct: Conntrack) -> None:
+        self.ct = ct
+        self._n = 0
+        self._newest = np.full(64, -1, np.int32)
+        self._older = self._newer = np.zeros(0, np.int32)  # by flow, as soon as there is one
+
+    def __len__(self) -> int:
+        return self._n
+
+    def of(self, t: Tuple, zone: int) -> Iterator[int]:
+        """Flows whose original tuple, of that zone, has the source of `t`."""
+        src, sport, proto = np.array([t[0]], np.uint32), np.array([t[2]], np.uint16), np.array([t[4]], np.uint8)
+        there = zone_id(zone, 0)
+        flow = self._newest.item(self._hash(src, sport, proto, np.array([there], np.uint32)).item())
+        ct = self.ct
+        while flow >= 0:
+            if (
+                ct.osrc.item(flow) == t[0] and ct.osport.item(flow) == t[2] and ct.proto.item(flow) == t[4]
+                and zone_id(ct.zone.item(flow), 0) == there
+            ):  # fmt: skip
+                yield flow
+            flow = self._older.item(flow)
+
+    def known(self, src: U32, sport: U16, proto: U8, zone: U32) -> Mask:
+        """bool[n]: is there a flow of this source?   zone  uint32[n], none of them split"""
+        out = np.zeros(len(src), bool)
+        if not self._n:
+            return out
+        at = self._newest.take(self._hash(src, sport, proto, zone & np.uint32(0xFFFF)))
+        left = np.flatnonzero(at >= 0)
+        ct = self.ct
+        while len(left):
+            flow = at.take(left)
+            same = (ct.osrc[flow] == src[left]) & (ct.osport[flow] == sport[left]) & (ct.proto[flow] == proto[left])
+            same &= self._zone(flow) == zone[left]
+            out[left[same]] = True
+            left = left[~same]
+            at[left] = self._older[at[left]]
+            left = left[at[left] >= 0]
+        return out
+
+    def add(self, flows: NDArray[np.integer]) -> None:
+        """Flows whose source was rewritten, the oldest first."""
+        if not len(flows):
+            return
+        if len(self._older) < self.ct.capacity:
+            self._older, self._newer = (
+                np.concatenate([c, np.full(self.ct.capacity - len(c), -1, np.int32)])
+                for c in (self._older, self._newer)
+            )
+        if self._n + len(flows) > 2 * len(self._newest):
+            self._spread(self._n + len(flows))
+        self._n += len(flows)
+        if len(flows) > 1:
+            self._link(flows)
+            return
+        flow, chain = int(flows[0]), self._of(flows).item()
+        before = self._newest.item(chain)
+        self._older[flow], self._newer[flow] = before, -1
+        if before >= 0:
+            self._newer[before] = flow
+        self._newest[chain] = flow
+
+    def _link(self, flows: NDArray[np.integer]) -> None:
+        hashes = self._of(flows)
+        while len(flows):  # those of one chain one after the other: the first of each, the second of each ...
+            again = repeats((hashes.view(np.uint64),))
+            one = np.ones(len(flows), bool)
+            one[again] = False
+            some, chain = flows[one], hashes[one]
+            before = self._newest[chain]
+            self._older[some], self._newer[some] = before, -1
+            self._newer[before[before >= 0]] = some[before >= 0]
+            self._newest[chain] = some
+            flows, hashes = flows[again], hashes[again]
+
+    def remove(self, flows: NDArray[np.integer]) -> None:
+        """Flows that are there and are to be no more."""
+        if not len(flows):
+            return
+        self._n -= len(flows)
+        if not self._n:
+            self._newest.fill(-1)
+            return
+        if len(flows) < MANY:
+            for flow in flows.tolist():
+                self._unlink(flow)
+            return
+        gone = np.zeros(len(self._older), bool)
+        gone[flows] = True
+        hashes = self._of(flows)
+        older, newer = self._older, self._newer
+        first = self._newest[hashes]
+        hashes = hashes[gone[first]]  # (those of one chain come several times, and find the same)
+        self._newest[hashes] = self._left(first[gone[first]], older, gone)
+        heads = self._newest[hashes]
+        newer[heads[heads >= 0]] = -1
+        # who stood before one that is gone, and behind it
+        near = newer[flows]
+        near = near[near >= 0]
+        near = near[~gone[near]]
+        far = self._left(older[near], older, gone)
+        older[near] = far
+        newer[far[far >= 0]] = near[far >= 0]
+
+    def _unlink(self, flow: int) -> None:
+        older, newer = self._older.item(flow), self._newer.item(flow)
+        if older >= 0:
+            self._newer[older] = newer
+        if newer >= 0:
+            self._older[newer] = older
+        else:
+            self._newest[self._of(np.array([flow]))] = older
+
+    def place(self, flow: int) -> int:
+        """Where it stands among those of its source: the next older one of them, -1 none."""
+        ct, older = self.ct, self._older.item(flow)
+        own = ct.original(flow)
+        there = zone_id(int(ct.zone[flow]), 0)
+        while older >= 0:
+            other = ct.original(older)
+            if (other[0], other[2], other[4], zone_id(int(ct.zone[older]), 0)) == (own[0], own[2], own[4], there):
+                break
+            older = self._older.item(older)
+        return older
+
+    def put_back(self, flow: int, place: int) -> None:
+        """A flow that was removed stands where it stood."""
+        chain = self._of(np.array([flow])).item()
+        if place < 0:  # the oldest of its source: behind all others
+            newer, older = -1, self._newest.item(chain)
+            while older >= 0:
+                newer, older = older, self._older.item(older)
+        else:
+            newer, older = self._newer.item(place), place
+            self._newer[place] = flow
+        self._older[flow], self._newer[flow] = older, newer
+        if newer >= 0:
+            self._older[newer] = flow
+        else:
+            self._newest[chain] = flow
+        self._n += 1
+
+    @staticmethod
+    def _left(flows: I32, older: I32, gone: Mask) -> I32:
+        """The first of each flow and those behind it that is not gone, -1: all are."""
+        flows = flows.copy()
+        some = np.flatnonzero(flows >= 0)
+        while len(some):
+            some = some[gone[flows[some]]]
+            flows[some] = older[flows[some]]
+            some = some[flows[some] >= 0]
+        return flows
+
+    def _spread(self, n: int) -> None:
+        """Room for n: more chains. Each of the new ones has flows of one of the old ones only."""
+        levels = []
+        here = self._newest[self._newest >= 0]
+        while len(here):
+            levels.append(here)
+            here = self._older[here]
+            here = here[here >= 0]
+        self._newest = np.full(2 * (1 << n.bit_length()), -1, np.int32)
+        for level in reversed(levels):
+            self._link(level)
+
+    def _of(self, flows: NDArray[np.integer]) -> Flows:
+        ct = self.ct
+        return self._hash(ct.osrc[flows], ct.osport[flows], ct.proto[flows], self._zone(flows))
+
+    def _zone(self, flows: NDArray[np.integer]) -> U32:
+        """`zone_id` of many, in the original direction."""
+        zone = self.ct.zone[flows]
+        whole: U32 = (zone & np.uint32(0xFFFF)) * (zone >> np.uint32(16) <= 1)
+        return whole
+
+    def _hash(self, src: U32, sport: U16, proto: U8, zone: U32) -> Flows:
+        h = src * np.uint32(0x9E3779B1) ^ (sport.astype(np.uint32) << np.uint32(16) | sport) * np.uint32(0x85EBCA77)
+        h ^= (zone << np.uint32(8) | proto) * np.uint32(0xC2B2AE3D)
+        h ^= h >> np.uint32(15)
+        h *= np.uint32(0x2C1B3C6D)
+        return (h >> np.uint32(33 - len(self._newest).bit_length())).astype(np.intp)
+
+    def check(self) -> None:
+        """Are the chains whole, and are the flows in them those whose source was rewritten?"""
+        found = list[int]()
+        for k, flow in enumerate(self._newest.tolist()):
+            before = -1
+            while flow >= 0:
+                assert self._newer[flow] == before and self._of(np.array([flow])).item() == k, "chains"
+                found.append(flow)
+                before, flow = flow, self._older.item(flow)
+        assert len(found) == self._n == len(set(found)), "how many"
 
 
 class Conntrack:
@@ -199,20 +481,20 @@ class Conntrack:
         self.capacity = capacity
         for name, dtype in _COLUMNS.items():
             setattr(self, name, np.zeros(capacity, dtype))
-        self.packets = np.zeros((capacity, 2), np.int64)
-        self.bytes = np.zeros((capacity, 2), np.int64)
+        self._counters: tuple[I64, I64] | None = None  # see `packets` and `bytes`
         self.fares = np.zeros(2 * capacity, np.int32)
         self.tcp = Tracker(capacity)
         self.table = Table(2, seed=node.seed)
-        self._free: list[int] = list(range(capacity - 1, -1, -1))
-        self._fresh: list[int] = []  # begun in this run, not yet confirmed
+        self._free = Numbers(np.arange(capacity)[::-1])
+        self._fresh = Numbers()  # begun in this run, not yet confirmed
         self._ended: list[tuple[int, int]] = []  # (serial, flow): what packets of this run ended
-        self._dead: list[int] = []  # deleted in this run; packets under way may still hold them
+        self._dead = Numbers()  # deleted in this run; packets under way may still hold them
         self.too_early = FOREVER  # the first packet (serial) that changed what one before it saw, as far as noticed
         self.killed: list[tuple[int, int]] | None = None  # what was findable and is not any more: see `take_back`
-        self.mapped: dict[int, list[int]] = {}  # flows whose source was rewritten, by (protocol, source, port)
+        self.mapped = Sources(self)
         self._oldest: list[tuple[int, int]] = []  # (born, flow) of those that may be thrown out first
-        self._elders: deque[tuple[int, int]] = deque()  # and of the others, in this order
+        self._elders = Numbers()  # flows that stood next to be thrown out when this was put together,
+        self._elders_born: I64 = np.zeros(0, np.int64)  # and when each flow on the stack began
         self.next_sweep = 0
         self._scratch = np.zeros(capacity, np.int32)
         self._ahead: tuple[Packets, int, int, NDArray[np.int32]] | None = None  # see look_ahead
@@ -350,37 +632,52 @@ class Conntrack:
         """How many more flows there is room for."""
         return self.max - (self.capacity - len(self._free) - len(self._dead)) if self.max else 1 << 62
 
+    @property
+    def packets(self) -> I64:
+        """int64[capacity, 2]: how many packets each flow had, original and reply. There from when somebody counts."""
+        return self._counted()[0]
+
+    @property
+    def bytes(self) -> I64:
+        """int64[capacity, 2]: and how many bytes they were."""
+        return self._counted()[1]
+
+    def _counted(self) -> tuple[I64, I64]:
+        if self._counters is None:
+            self._counters = np.zeros((self.capacity, 2), np.int64), np.zeros((self.capacity, 2), np.int64)
+        return self._counters
+
     def _allocate_many(self, n: int) -> Flows:
         while len(self._free) < n:
             self._grow()
-        flows = self._free[len(self._free) - n :][::-1]
-        del self._free[len(self._free) - n :]
+        flows = self._free.take(n)
         self._fresh.extend(flows)
-        out = np.array(flows, np.intp)
-        self.fares.reshape(-1, 2)[out] = 0
-        return out
+        self.fares.reshape(-1, 2)[flows] = 0
+        return flows
 
     def _allocate(self) -> int:
         if not self._free:
             self._grow()
         flow = self._free.pop()
-        self._fresh.append(flow)
+        self._fresh.push(flow)
         self.fares[2 * flow : 2 * flow + 2] = 0
         return flow
 
     def _grow(self) -> None:
         old, self.capacity = self.capacity, self.capacity * 2
-        for name, dtype in _COLUMNS.items():
-            new = np.zeros(self.capacity, dtype)
-            new[:old] = getattr(self, name)
-            setattr(self, name, new)
-        for name in ("packets", "bytes"):
-            wide = np.zeros((self.capacity, 2), np.int64)
-            wide[:old] = getattr(self, name)
-            setattr(self, name, wide)
-        self.fares = np.concatenate((self.fares, np.zeros(2 * old, np.int32)))
+
+        def longer(column: NDArray[Any]) -> NDArray[Any]:
+            new = np.zeros((self.capacity, *column.shape[1:]), column.dtype)
+            new[:old] = column
+            return new
+
+        for name in _COLUMNS:
+            setattr(self, name, longer(getattr(self, name)))
+        if self._counters is not None:
+            self._counters = longer(self._counters[0]), longer(self._counters[1])
+        self.fares = longer(self.fares.reshape(-1, 2)).ravel()
         self.tcp.grow(self.capacity)
-        self._free[:0] = range(self.capacity - 1, old - 1, -1)
+        self._free.below(np.arange(old, self.capacity)[::-1])
 
     def begin(self, t: Tuple, now: int, zone: int = 0, born: int = -1) -> int:
         """A new flow that nobody can find yet; its reply tuple is the plain inverse."""
@@ -393,7 +690,8 @@ class Conntrack:
         self.masq[f], self.stored[f], self.counted[f], self.omen[f] = -1, False, self.accounting, 0
         self.stamped[f] = self.stamping
         self.helper[f] = self.parent[f] = self.policy[f] = 0
-        self.packets[f] = self.bytes[f] = 0
+        if self._counters is not None:
+            self.packets[f] = self.bytes[f] = 0
         return f
 
     def original(self, flow: int) -> Tuple:
@@ -499,6 +797,8 @@ class Conntrack:
 
     def until_repeated(self, flows: NDArray[np.integer]) -> int:
         """How many of them stand there before one that was there already."""
+        if isinstance(span(flows), slice):
+            return len(flows)
         if len(self._scratch) < self.capacity:
             self._scratch = np.zeros(self.capacity, np.int32)
         places = np.arange(len(flows), dtype=np.int32)
@@ -512,77 +812,91 @@ class Conntrack:
     def store_many(self, flows: NDArray[np.integer]) -> int:
         """`store` for flows that are not stored, in their order, up to the first of which it must be asked itself:
         another flow seems to hold one of its tuples. Returns how many were stored."""
-        zone = self.zone[flows]
-        if self.split or (zone >> 16).any():
+        if self.split:
             return 0
         n = self.until_repeated(flows)
-        flows, zone = flows[:n], zone[:n]
-        proto = self.proto[flows].astype(np.uint64) << np.uint64(16) | zone
-        ids = np.empty(2 * n, np.int64)
+        f = flows = span(flows[:n])
+        if isinstance(f, slice):
+            ids = np.arange(2 * f.start, 2 * f.stop)
+        else:
+            ids = np.repeat(2 * f.astype(np.intp), 2)
+            ids[1::2] += 1
+        zone = self.zone[f]
+        if zone.any() and (zone >> 16).any():
+            return 0
+        proto = self.proto[f]
         words = np.empty((2, 2 * n), np.uint64)
         for d, (src, dst, sport, dport) in enumerate((
             (self.osrc, self.odst, self.osport, self.odport), (self.rsrc, self.rdst, self.rsport, self.rdport)
         )):  # fmt: skip
-            ids[d::2] = 2 * flows + d
-            words[0, d::2] = src[flows].astype(np.uint64) << np.uint64(32) | dst[flows]
-            ports = sport[flows].astype(np.uint64) << np.uint64(48) | dport[flows].astype(np.uint64) << np.uint64(32)
-            words[1, d::2] = ports | proto
+            words[0, d::2], words[1, d::2] = key_words(src[f], dst[f], sport[f], dport[f], proto)
+        if zone.any():
+            words[1] |= np.repeat(zone, 2)
         lost = np.flatnonzero(self.table.add((words[0], words[1]), ids) != ids)
         if len(lost):
             n = int(lost[0]) // 2
             self.table.remove(ids[2 * n :])
-        self.stored[flows[:n]] = True
+        self.stored[ids[: 2 * n : 2] >> 1 if len(lost) else flows] = True
         return n
 
     def kill(self, flow: int) -> None:
         """The flow is not there any more; its number stays taken until the run ends."""
         if self.killed is not None and self.stored[flow]:
-            mapped = self.mapped.get(self._map_key(flow), [])
-            self.killed.append((flow, mapped.index(flow) if flow in mapped else -1))
+            self.killed.append((flow, self.mapped.place(flow) if self.status[flow] & MAPPED else NOT_MAPPED))
         if self.stored[flow]:
             self.table.remove_one(2 * flow + 1)
             if self.original(flow) != self.reply(flow) or self.zone[flow] >> 16:
                 self.table.remove_one(2 * flow)
             self.stored[flow] = False
         if not self.status[flow] & DYING:
-            self.status[flow] |= DYING
-            self._dead.append(flow)
-            self._unmap(flow)
+            self._dead.push(flow)
+            if self.status[flow] & MAPPED:
+                self.mapped.remove(np.array([flow]))
+            self.status[flow] = (self.status[flow] | (MAPPED | DYING)) ^ MAPPED
             if self.helper[flow] or self.status[flow] & SEQ_ADJUST:
                 self.node.helpers.forget(flow)
 
-    def _map_key(self, flow: int) -> int:
-        return self.source_key(self.original(flow), int(self.zone[flow]))
+    def kill_many(self, flows: NDArray[np.integer]) -> None:
+        """The same of many, none of them twice."""
+        if len(flows) < MANY or self.killed is not None:
+            for flow in flows.tolist():
+                self.kill(flow)
+            return
+        there = flows[self.stored[flows]]
+        if len(there):
+            two = self.zone[there] >> 16 != 0
+            for one, back in ("osrc", "rsrc"), ("odst", "rdst"), ("osport", "rsport"), ("odport", "rdport"):
+                two |= getattr(self, one)[there] != getattr(self, back)[there]
+            ids = np.stack([2 * there, 2 * there + 1], 1)
+            which = np.stack([two, np.ones(len(two), bool)], 1)
+            self.table.remove(ids[which])
+            self.stored[there] = False
+        status = self.status[flows]
+        dying = (status & DYING) != 0
+        if dying.any():
+            flows, status = flows[~dying], status[~dying]
+        self.mapped.remove(flows[(status & MAPPED) != 0])
+        self.status[flows] = (status | (MAPPED | DYING)) ^ MAPPED
+        for flow in flows[(self.helper[flows] != 0) | ((status & SEQ_ADJUST) != 0)].tolist():
+            self.node.helpers.forget(flow)
+        self._dead.extend(flows[::-1])
 
-    @staticmethod
-    def source_key(t: Tuple, zone: int) -> int:
-        """What `mapped` knows a flow by: protocol, source address, source port, and zone of the original tuple."""
-        return zone_id(zone, 0) << 56 | t[4] << 48 | t[0] << 16 | t[2]
-
-    def remember_source(self, flow: int) -> None:
-        """Later flows of the same source may be given the same source address and port."""
-        self.mapped.setdefault(self._map_key(flow), []).append(flow)
-
-    def _unmap(self, flow: int) -> None:
-        k = self._map_key(flow)
-        flows = self.mapped.get(k)
-        if flows and flow in flows:
-            flows.remove(flow)
-            if not flows:
-                del self.mapped[k]
+    def remember_sources(self, flows: NDArray[np.integer]) -> None:
+        """Later flows of the same source may be given the same source address and port. flows: the oldest first"""
+        self.status[flows] |= MAPPED
+        self.mapped.add(flows)
 
     def take_back(self, begun: int, ended: int, killed: list[tuple[int, int]]) -> None:
         """Only so many flows were begun and ended in this run, and those that were killed since are there again.
 
-        killed  (flow, place in `mapped` or -1) of what was findable: `killed`, as it was written since
+        killed  (flow, `Sources.place` or NOT_MAPPED) of what was findable: `killed`, as it was written since
         """
-        flows = np.array(self._fresh[begun:], np.intp)
-        del self._fresh[begun:], self._ended[ended:]
+        flows = self._fresh.all()[begun:].astype(np.intp)
+        self._fresh.cut(begun)
+        del self._ended[ended:]
         mask = np.zeros(self.capacity, bool)
         mask[flows] = True
-        self.kill_where(mask)
-        for flow in flows.tolist():
-            self.kill(flow)
+        self.kill_many(flows)
         killed = [(flow, place) for flow, place in killed if not mask[flow]]
         for flow, place in reversed(killed):
             zone, there, back = int(self.zone[flow]), self.original(flow), self.reply(flow)
@@ -592,17 +906,17 @@ class Conntrack:
             self.stored[flow] = True
             self.status[flow] &= ~np.uint16(DYING)
             self._dead.remove(flow)
-            if place >= 0:
-                self.mapped.setdefault(self._map_key(flow), []).insert(place, flow)
+            if place != NOT_MAPPED:
+                self.status[flow] |= MAPPED
+                self.mapped.put_back(flow, place)
 
     def end_run(self) -> None:
         """No packet is under way: forget flows that never were confirmed, and reuse the numbers of the dead."""
-        fresh = np.array(self._fresh, np.intp)
-        for flow in fresh[(self.status[fresh] & (CONFIRMED | DYING)) == 0].tolist():
-            self.kill(flow)
+        fresh = self._fresh.all()
+        self.kill_many(fresh[(self.status[fresh] & (CONFIRMED | DYING)) == 0].astype(np.intp))
         self._fresh.clear()
         self._ended.clear()
-        self._free.extend(self._dead)
+        self._free.extend(self._dead.all())
         self._dead.clear()
         if self.node.helpers.leaving:
             self.node.helpers.end_run()
@@ -616,21 +930,7 @@ class Conntrack:
     def kill_where(self, mask: Mask) -> int:
         """Delete the stored flows of `mask` (bool[capacity]); how many there were."""
         flows = np.flatnonzero(self.stored & mask)
-        if len(flows) < 16:
-            for flow in flows.tolist():
-                self.kill(flow)
-            return len(flows)
-        for flow in flows[(self.status[flows] & SRC_NAT) != 0].tolist():
-            self._unmap(flow)
-        two = self.zone[flows] >> 16 != 0
-        for there, back in ("osrc", "rsrc"), ("odst", "rdst"), ("osport", "rsport"), ("odport", "rdport"):
-            two |= getattr(self, there)[flows] != getattr(self, back)[flows]
-        self.table.remove(np.concatenate([2 * flows + 1, 2 * flows[two]]))
-        for flow in flows[(self.helper[flows] != 0) | ((self.status[flows] & SEQ_ADJUST) != 0)].tolist():
-            self.node.helpers.forget(flow)
-        self.stored[flows] = False
-        self.status[flows] |= DYING
-        self._dead.extend(flows.tolist())
+        self.kill_many(flows)
         return len(flows)
 
     def _make_room(self, draw: int) -> bool:
@@ -640,12 +940,13 @@ class Conntrack:
         self._oldest = [flow for flow in self._oldest if fit(flow)]
         if not self._oldest and not self._elders:
             flows = np.flatnonzero(self.stored & ((self.status & (ASSURED | CONFIRMED)) == CONFIRMED))
-            flows = flows[np.lexsort((flows, self.born[flows]))]
-            self._elders.extend(zip(self.born[flows].tolist(), flows.tolist(), strict=True))
+            flows = flows[np.lexsort((flows, self.born[flows]))][::-1]
+            self._elders, self._elders_born = Numbers(flows), self.born[flows]
         while len(self._oldest) < 64 and self._elders:
-            flow = self._elders.popleft()
-            if fit(flow):
-                self._oldest.append(flow)
+            flow = self._elders.pop()
+            one = self._elders_born.item(len(self._elders)), flow
+            if fit(one):
+                self._oldest.append(one)
         if not self._oldest:
             return False
         self.kill(self._oldest.pop(draw % len(self._oldest))[1])
@@ -659,32 +960,21 @@ class Conntrack:
 
     def keys(self, p: Packets, rows: Rows) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """The two key words of each packet's tuple (ICMP: id in the place of the port, type and code beside it)."""
-        part = stretch(rows)
-        proto = p.proto[part]
-        low, high = p.sport[part], p.dport[part]
+        at = stretch(rows)
+        proto = p.proto[at]
+        low, high = p.sport[at], p.dport[at]
         first = proto.item(0)
-        alike = first in (TCP, UDP) and bool((proto == first).all())
-        if not alike:
-            odd = ~_PLAIN[proto]
+        if first not in (TCP, UDP) or not (proto == first).all():
+            odd = ~_PLAIN.take(proto)
             if odd.any():
                 low, high = low * self.ported[proto], high * self.ported[proto]
                 for k in np.flatnonzero(odd & (proto == GRE)).tolist():
                     low[k], high[k] = self._ports(p, int(rows[k]))
             icmp = proto == ICMP
             if icmp.any():
-                low = np.where(icmp, p.icmp_id[part], low)
-                high = np.where(icmp, (p.icmp_type[part].astype(np.uint16) << 8) | p.icmp_code[part], high)
-        # numbers of one width at a time: numpy is three times as quick with them
-        ends = p.src[part].astype(np.uint64)
-        ends <<= np.uint64(32)
-        ends |= p.dst[part].astype(np.uint64)
-        ports = low.astype(np.uint32)
-        ports <<= np.uint32(16)
-        ports |= high.astype(np.uint32)
-        rest = ports.astype(np.uint64)
-        rest <<= np.uint64(32)
-        rest |= np.uint64(first << 16) if alike else proto.astype(np.uint64) << np.uint64(16)
-        return ends, rest
+                low = np.where(icmp, p.icmp_id[at], low)
+                high = np.where(icmp, (p.icmp_type[at].astype(np.uint16) << 8) | p.icmp_code[at], high)
+        return key_words(p.src[at], p.dst[at], low, high, proto)
 
     def look_up(self, p: Packets, rows: Rows, wishes: I16 | None = None) -> NDArray[np.int32]:
         """int32[len(rows)]: 2 * flow + direction of the flow each packet's tuple belongs to, -1 for none.
@@ -813,14 +1103,14 @@ class Conntrack:
         of every flow together.
         """
         p = trip.pkts
-        part = stretch(rows)
-        bare = (p.ct[part] < 0) & (p.state[part] != UNTRACKED)
-        todo = rows if bare.all() else rows[bare]
+        at = span(rows)
+        unknown = (p.ct[at] < 0) & (p.state[at] != UNTRACKED)
+        todo = rows if unknown.all() else rows[unknown]
         if not len(todo):
             return rows
         arrived = trip.hook == "PREROUTING"
         good = self.well_formed(p, todo, arrived and self.verify_checksums)
-        icmp = p.proto[stretch(todo)] == ICMP
+        icmp = p.proto[span(todo)] == ICMP
         if icmp.any():
             error = good & icmp & _ERROR[p.icmp_type[todo]]
             for k in np.flatnonzero(error):
@@ -831,17 +1121,17 @@ class Conntrack:
             self._track_plain(trip, plain)
         if trip.template is not None:
             trip.template[todo] = 0
-        part = stretch(todo)
-        if p.fate[part].any():
+        at = span(todo)
+        if p.fate[at].any():
             todo, rows = trip.travelling(todo), trip.travelling(rows)
             if not len(todo):
                 return rows
-            part = stretch(todo)
-        states = p.state[part]
-        kinds = distinct(states)
-        for state in kinds:
-            trip.step(todo if len(kinds) == 1 else todo[states == state], _STEPS[state])
-        trip.found[part] = states
+            at = span(todo)
+        states = p.state[at]
+        for state in distinct(states):
+            these = states == state
+            trip.step(todo if these.all() else todo[these], _STEPS[state])
+        trip.found[at] = states
         return rows
 
     def _track_plain(self, trip: Trip, rows: Rows) -> None:
@@ -859,15 +1149,16 @@ class Conntrack:
         fresh = begun = np.flatnonzero(ids < 0)
         followed = _NONE
         if len(fresh) >= MANY and self.places >= len(fresh) and (trip.template is None or not trip.template.any()):
-            common = _COMMON[p.proto[rows[fresh]]]
-            ids[fresh[common]], went = self._open_many(p, rows[fresh[common]])
-            followed = fresh[common][went]
+            common = _COMMON.take(p.proto.take(rows.take(fresh)))
+            these = fresh if common.all() else fresh[common]
+            ids[these], went = self._open_many(p, rows.take(these))
+            followed = these if went.all() else these[went]
             fresh = fresh[~common]
         for new in fresh.tolist():
             ids[new] = self._open(trip, int(rows[new]))
         if self.steady and len(begun):
-            begun = begun[ids[begun] >= 0]
-            self.omen[ids[begun] >> 1] = looks(p, rows[begun])
+            begun = begun.compress(ids.take(begun) >= 0)
+            self.omen[span(ids.take(begun) >> 1)] = looks(p, rows.take(begun))
         known = ids >= 0
         known[followed] = False
         if not known.all():
@@ -933,38 +1224,47 @@ class Conntrack:
         returns  int32[n]  ids, -1 where the protocol does not let it begin one
                  bool[n]   the packet was followed, too (`_follow`); of the others the states are to be moved still
         """
-        proto = p.proto[rows]
+        n = len(rows)
+        at = span(rows)
+        proto = p.proto[at]
         icmp = proto == ICMP
-        opens = ~icmp | _OPENING[p.icmp_type[rows]]
-        ids = np.full(len(rows), -1, np.int32)
-        followed = np.zeros(len(rows), bool)
-        which = np.flatnonzero(opens)
-        rows, proto, icmp = rows[which], proto[which], icmp[which]
-        low, high = p.sport[rows], p.dport[rows]
+        any_icmp = bool(icmp.any())
+        ids, followed = np.full(n, -1, np.int32), np.zeros(n, bool)
+        which: Any = slice(0, n)
+        if any_icmp:
+            which = np.flatnonzero(~icmp | _OPENING[p.icmp_type[at]])
+            rows, proto, icmp = rows[which], proto[which], icmp[which]
+            at = rows
+        low, high = p.sport[at], p.dport[at]
         back_low, back_high = high, low
-        if icmp.any():
+        if any_icmp:
             kind, code = p.icmp_type[rows], p.icmp_code[rows].astype(np.uint16)
             low, high = np.where(icmp, p.icmp_id[rows], low), np.where(icmp, kind.astype(np.uint16) << 8 | code, high)
             back_low = np.where(icmp, low, back_low)
             back_high = np.where(icmp, _PAIRED[kind].astype(np.uint16) << 8 | code, back_high)
-        f = self._allocate_many(len(rows))
-        self.osrc[f], self.odst[f], self.osport[f], self.odport[f] = p.src[rows], p.dst[rows], low, high
-        self.rsrc[f], self.rdst[f], self.rsport[f], self.rdport[f] = p.dst[rows], p.src[rows], back_low, back_high
+        flows = self._allocate_many(len(rows))
+        f = span(flows)
+        src, dst = p.src[at], p.dst[at]
+        self.osrc[f], self.odst[f], self.osport[f], self.odport[f] = src, dst, low, high
+        self.rsrc[f], self.rdst[f], self.rsport[f], self.rdport[f] = dst, src, back_low, back_high
         self.proto[f] = proto
         self.zone[f] = self.status[f] = self.mark[f] = self.helper[f] = self.parent[f] = self.policy[f] = 0
-        self.deadline[f], self.created[f], self.born[f] = FOREVER, p.time[rows], p.serial[rows]
+        self.deadline[f], self.created[f], self.born[f] = FOREVER, p.time[at], p.serial[at]
         self.masq[f], self.stored[f], self.counted[f] = -1, False, self.accounting
-        self.stamped[f] = self.stamping
-        self.packets[f] = self.bytes[f] = self.omen[f] = 0
-        ids[which] = 2 * f
-        tcp = np.flatnonzero(proto == TCP)
+        self.stamped[f], self.omen[f] = self.stamping, 0
+        if self._counters is not None:
+            self.packets[f] = self.bytes[f] = 0
+        ids[which] = 2 * flows
+        which, tcp = np.arange(n)[which], np.flatnonzero(proto == TCP)
         if len(tcp):
-            may, went = self.tcp.begin(self, f[tcp], p, rows[tcp])
-            for flow in f[tcp[~may]].tolist():
-                self.kill(flow)
-            ids[which[tcp[~may]]] = -1
-            followed[which[tcp[went]]] = True
-            row, flow = rows[tcp[went]], f[tcp[went]]
+            may, went = self.tcp.begin(self, flows[tcp], p, rows[tcp])
+            refused = ~may
+            if refused.any():
+                self.kill_many(flows[tcp[refused]])
+                ids[which[tcp[refused]]] = -1
+            begun = tcp if went.all() else tcp[went]
+            followed[which[begun]] = True
+            row, flow = rows[begun], flows[begun]
             p.ct[row], p.state[row], p.reply[row] = flow, NEW, False
             if self.accounting:
                 self.packets[flow, 0], self.bytes[flow, 0] = 1, p.length[row]
@@ -1141,24 +1441,17 @@ class Conntrack:
         for name in _COLUMNS:
             column = getattr(self, name)
             column[before], column[numbers] = column[roots], column[root]
-        for columns in (self.packets, self.bytes, self.tcp.td, self.tcp.misc, self.tcp.last):
+        for columns in (*(self._counters or ()), self.tcp.td, self.tcp.misc, self.tcp.last):
             columns[before] = columns[roots]
-        for column in (
-            self.mark,
-            self.packets,
-            self.bytes,
-            self.helper,
-            self.parent,
-            self.policy,
-            self.fares.reshape(-1, 2),
-        ):
+        kept = self.mark, self.helper, self.parent, self.policy, self.fares.reshape(-1, 2), *(self._counters or ())
+        for column in kept:
             column[numbers] = 0
         self.created[numbers], self.born[numbers] = p.time[rows], p.serial[rows]
         self.stamped[numbers], self.masq[numbers], self.counted[numbers] = self.stamping, -1, self.accounting
         self.status[numbers] = [life.watched.status & (SRC_NAT | DST_NAT) for life in lives]
         self.stored[flows] = False
         self.status[flows] |= DYING
-        self._dead.extend(flows.tolist())
+        self._dead.extend(flows)
         final = [lives[k].watched for k in last.tolist()]
         for one, flow in zip(final, root[last].tolist(), strict=True):
             one.flow = flow
@@ -1207,25 +1500,27 @@ class Conntrack:
         if self.node.helpers.attended or self.node.helpers.leaving:
             rows = self.node.helpers.attend(trip, rows)
         p = trip.pkts
-        ct = p.ct[rows]
-        mine = np.flatnonzero((ct >= 0) & ~p.reply[rows])
+        ct = p.ct.take(rows)
+        mine = np.flatnonzero((ct >= 0) & ~p.reply[span(rows)])
         if not len(mine):
             return rows
-        flows = ct[mine]
-        new = np.flatnonzero((self.status[flows] & (CONFIRMED | DYING)) == 0)
+        flows = ct.take(mine)
+        new = np.flatnonzero((self.status[span(flows)] & (CONFIRMED | DYING)) == 0)
         if self.steady and len(new):
-            moved = (self.status[flows[new]] & SRC_NAT) != 0
+            moved = (self.status[span(flows.take(new))] & SRC_NAT) != 0
             if trip.drew is not None:
-                moved |= trip.drew[rows[mine[new]]]
+                moved |= trip.drew.take(rows.take(mine.take(new)))
             self.omen[flows[new[moved]]] = 0
         there = self.stored[flows[new]]
         self.status[flows[new[there]]] |= CONFIRMED
         new = new[~there]
         lost: list[int] = []
         while len(new):
-            f = flows[new]
-            done = self.store_many(f) if len(new) >= MANY else 0
-            self.status[f[:done]] |= CONFIRMED
+            f = flows.take(new)
+            there = self.stored[span(f)]
+            many = len(new) >= MANY and not there.any()
+            done = self.store_many(f) if many else len(f) * bool(there.all())
+            self.status[span(f[:done])] |= CONFIRMED
             new = new[done:]
             for k in new[: 1 if len(new) >= MANY else MANY].tolist():
                 flow, row = int(flows[k]), int(rows[mine[k]])
@@ -1380,15 +1675,17 @@ class Conntrack:
             self.kill(flow)
             return
         if status & SRC_NAT:
-            self.remember_source(flow)
+            self.remember_sources(np.array([flow]))
         if helper:
             self.node.helpers.attach(flow, helper, learning=True)
 
     def check(self) -> None:
         """Do the columns and the hash table say the same?"""
         self.table.check()
-        used = self.capacity - len(self._free)
-        assert len(set(self._free)) == len(self._free) and used == int(self.stored.sum()), "a flow number was lost"
+        used, free = self.capacity - len(self._free), self._free.all().tolist()
+        assert len(set(free)) == len(free) and used == int(self.stored.sum()), "a flow number was lost"
+        self.mapped.check()
+        assert len(self.mapped) == np.count_nonzero(self.stored & ((self.status & MAPPED) != 0)), "mapped sources"
         for flow in np.flatnonzero(self.stored).tolist():
             zone = int(self.zone[flow])
             assert self.table.find_one(*key(self.original(flow), zone, 0)) >> 1 == flow
@@ -1418,13 +1715,17 @@ def looks(p: Packets, rows: Rows) -> NDArray[np.uint64]:
 
     0 for other packets, and for those that are not simply passed on.
     """
-    out = p.arrived[rows].astype(np.uint64)
-    fine = (p.ihl[rows] == 20) & (p.arrived[rows] >= 0) & (p.pkttype[rows] == HOST) & (p.proto[rows] == TCP)
-    fine &= p.flags[rows] & np.uint8(SYN | ACK | RST) == SYN
-    dont = (p.frag[rows] & DONT_FRAGMENT) != 0
-    sizes = p.length[rows].astype(np.uint64) << np.uint64(5) | p.doff[rows].astype(np.uint64) >> np.uint64(2)
-    for bits, field in ((8, p.tos[rows]), (8, p.ttl[rows]), (8, p.flags[rows]), (1, dont), (21, sizes)):
-        out = out << np.uint64(bits) | field
+    at = span(rows)
+    arrived, length, ihl, flags = p.arrived[at], p.length[at], p.ihl[at], p.flags[at]
+    fine = (ihl == 20) & (arrived >= 0) & (p.pkttype[at] == HOST) & (p.proto[at] == TCP)
+    fine &= flags & np.uint8(SYN | ACK | RST) == SYN
+    out: NDArray[np.uint64] = arrived.astype(np.uint64)
+    for bits, field in (
+        (8, p.tos[at]), (8, p.ttl[at]), (8, flags), (1, (p.frag[at] & DONT_FRAGMENT) != 0), (16, length),
+        (5, p.doff[at] >> np.uint8(2)),
+    ):  # fmt: skip
+        out <<= np.uint64(bits)
+        out |= field.astype(np.uint64)
     out *= fine
     return out
 

@@ -439,7 +439,7 @@ class ConntrackTool:
                 return ""
             failed("Operation failed: Such conntrack exists, try -U to update")
         if ct.status[flow] & SRC_NAT:
-            ct.remember_source(flow)
+            ct.remember_sources(np.array([flow]))
         return ""
 
     def _translate(self, flow: int, given: Given) -> None:

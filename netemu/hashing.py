@@ -24,7 +24,7 @@ from netemu.packets import I32, U32, U64, Mask
 M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 _TOMB = 1  # a slot whose entry is gone: the search goes on
 _FIRST = 2  # entries 0 and 1 are what slots without a key point at: they match nothing. That of number 0 is the third
-_CLAIM = 1 << 31  # and above it: lanes of a batch, while they look for slots of their own
+_CLAIM = 1 << 31  # and above it: lanes of a batch that look for slots, where their entries are not known yet
 _HALF = np.uint64(32)
 _SCALAR = 12  # batches up to this size are quicker one by one, in Python integers
 _CHUNK = 1 << 16  # keys looked up together: their scratch stays in the cache
@@ -391,7 +391,9 @@ class Table:
         if ids is not None:
             entry = ids.astype(np.intp) + _FIRST
             self._wanted(entry)
-        first = self._claim(columns, pos)
+        given = None if entry is None else span(entry)
+        base = given.start if isinstance(given, slice) else _CLAIM
+        first = self._claim(columns, pos, base)
         fresh = np.flatnonzero(first == np.arange(len(lanes))) if first is not None else None
         if entry is None:
             entry = self._give_many(len(lanes) if fresh is None else len(fresh)) + _FIRST
@@ -406,7 +408,8 @@ class Table:
         to = span(entry)
         for stored, key in zip(self._keys, columns, strict=True):
             stored[to] = key
-        self._slots[pos] = entry
+        if base == _CLAIM:
+            self._slots[pos] = entry
         self._used[to] = True
         self.version += 1
         self._live += len(entry)
@@ -433,10 +436,11 @@ class Table:
         if not free:
             raise ValueError("a number is in use")
 
-    def _claim(self, columns: Columns, pos: Places) -> Places | None:
+    def _claim(self, columns: Columns, pos: Places, base: int) -> Places | None:
         """Reserve a slot for each distinct key, none of which is in the table.
 
         pos      the empty slot where the search for each ended; becomes the slot that it has
+        base     what the first lane writes into its slot; the next lanes write the next numbers
         returns  for each lane the first lane with its key; None: all keys are different
 
         All lanes write themselves into the slots before which they stand, last one first, and see who stayed: the
@@ -444,7 +448,7 @@ class Table:
         so the lowest lane that wins a slot is also the first one with its key.
         """
         n = len(pos)
-        claims = np.arange(_CLAIM, _CLAIM + n, dtype=np.uint32)
+        claims = np.arange(base, base + n, dtype=np.uint32)
         first: Places | None = None
         left: Places | None = None  # the lanes that have no slot yet; None: all
         at, mine = pos, claims
@@ -460,7 +464,7 @@ class Table:
                 stayed = self._slots.take(at)
                 lost = np.flatnonzero(stayed != mine)
                 now = stayed.take(lost)
-            winner = (now - np.uint32(_CLAIM)).astype(np.intp)
+            winner = (now - np.uint32(base)).astype(np.intp)
             lanes = lost if left is None else left.take(lost)
             same = np.ones(len(lanes), bool)
             for column in columns:
@@ -550,6 +554,7 @@ class Table:
 
 def span(numbers: NDArray[np.integer]) -> Any:
     """Numbers as a slice, where they lie side by side in ascending order: to read there is to look, to write to copy.
+    Others as intp, which numpy reads by most quickly.
 
     >>> span(np.array([4, 5, 6])), span(np.array([4, 6, 5]))
     (slice(4, 7, None), array([4, 6, 5]))
@@ -560,7 +565,7 @@ def span(numbers: NDArray[np.integer]) -> Any:
     first = int(numbers[0])
     if int(numbers[-1]) - first == n - 1 and bool((numbers[1:] > numbers[:-1]).all()):
         return slice(first, first + n)
-    return numbers
+    return numbers.astype(np.intp, copy=False)
 
 
 def repeats(columns: Columns) -> Places:
@@ -572,19 +577,19 @@ def repeats(columns: Columns) -> Places:
     >>> repeats((np.array([5, 7, 5, 5, 9], np.uint64),))
     array([2, 3])
     """
-    n = len(columns[0])
-    size = _power(max(n, 1) * 4)
-    pos = _Mixer(len(columns), n).many(columns)
-    pos >>= np.uint64(64 - (size - 1).bit_length())
-    at = pos.view(np.intp)
-    slots = np.zeros(size, np.int32)
-    places = np.arange(n, dtype=np.int32)
-    slots[at] = places
-    shared = np.zeros(size, bool)
-    shared[at.compress(slots.take(at) != places)] = True
-    some = np.flatnonzero(shared.take(at))
-    if not len(some):
-        return some
+    some = np.arange(len(columns[0]))
+    h = _Mixer(len(columns), 0).many(columns)
+    for factor in _OTHER_BITS:  # those that share a slot with others: by some bits, then by other ones
+        bits = (_power(max(len(some), 1) * 4) - 1).bit_length()
+        at = h if len(some) == len(h) else h.take(some)
+        at = (at * factor >> np.uint64(64 - bits)).view(np.intp)
+        slots, shared = np.zeros(1 << bits, np.int32), np.zeros(1 << bits, bool)
+        places = np.arange(len(some), dtype=np.int32)
+        slots[at] = places
+        shared[at.compress(slots.take(at) != places)] = True
+        some = some.compress(shared.take(at))
+        if not len(some):
+            return some
     keys = [column.take(some) for column in columns]
     order = np.lexsort((some, *keys))
     same = np.ones(len(some) - 1, bool)
@@ -631,6 +636,9 @@ def _splitmix(x: int) -> int:
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & M64
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & M64
     return x ^ (x >> 31)
+
+
+_OTHER_BITS = tuple(np.uint64(_splitmix(k) | 1) for k in range(3))
 
 
 # ---- hash functions that show ------------------------------------------------------------------------------------

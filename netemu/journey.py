@@ -133,6 +133,7 @@ class Road:
         self.wary = self.failed = 0  # for how many runs they do not, and how often in a row that was in vain
         self.joining: Mask | None = None  # of the next run: which packets go in a second sweep
         self.resets = 0  # see _find_resets
+        self._resets_of = -1  # version of the rules that they were found in
         self.moved = False  # see _find_movers
         self.routes = -1  # version of the routes when it was last asked
         self.up = np.zeros(0, bool)
@@ -172,7 +173,8 @@ class Road:
                     )
             self.stops[hook] = line
         self._memories()
-        self.resets = self._find_resets()
+        if self._resets_of != node.tables.version:
+            self.resets, self._resets_of = self._find_resets(), node.tables.version
         self.moved = self._find_movers()
         node.conntrack.foretell(self._steady())
         bound = node.tables.memories and any(m.touch != "flow" for m in node.tables.memories)

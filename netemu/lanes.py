@@ -13,6 +13,7 @@ in which order packets come to its rules. All others are walked rule by rule (wa
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from netemu.matches.connections import Mark
 from netemu.matches.headers import Ports, Tcp, Udp
 from netemu.matches.rates import Statistic, as_shown
 from netemu.nat import Wishes
-from netemu.packets import I32, Mask, Rows
+from netemu.packets import I32, I64, Mask, Rows, distinct
 from netemu.paths import Paths, Step
 from netemu.targets import ACCEPT, Accept, Drop, Return, SetMark, Translation
 
@@ -55,6 +56,7 @@ _COLUMNS = {
     "proto_value": np.uint32, "link_in_value": np.uint32, "link_out_value": np.uint32,
     "link_in_any": np.intp, "link_out_any": np.intp,
 }  # fmt: skip
+_VALUE, _MASK = [name + "_value" for name in COLUMN_NAMES], [name + "_mask" for name in COLUMN_NAMES]
 M32 = 0xFFFFFFFF
 
 
@@ -98,76 +100,78 @@ class Program:
         self.table, self._pure, self._tests = table, pure, tests
         self._simple: dict[str, bool] = {}
         self._rules: list[Rule | None] = []
-        self._where: list[tuple[Chain, int]] = []
-        self._asks: list[tuple[int, ...]] = []
-        self._forms: dict[tuple[Any, ...], int] = {}
+        self._starts: list[int] = []  # places where chains begin,
+        self._chains: list[tuple[Chain, int]] = []  # and which they are, each with the number of its first rule there
+        self._values: dict[str, tuple[list[int], list[Any]]] = {name: ([], []) for name in _COLUMNS}  # where they stand
+        self._asks: list[tuple[list[int], list[int]]] = []  # places, and which match is asked there first, second, ...
+        self._forms: dict[tuple[Any, ...], int] = {(): 0}  # 0 is nobody's: where no rule stands, nothing is asked
         self._askers: dict[tuple[type, bool], _Asker] = {}
         self._links: dict[tuple[bool, ...], int] = {}
         self._wishes: dict[Translation, int] = {}
-        values: dict[str, tuple[list[int], list[Any]]] = {name: ([], []) for name in _COLUMNS}  # places, values there
-        placed = self._lay_out(values, chain, start, end)
-        calls, names = values["goes"]
-        values["goes"] = calls, [placed[name] for name in names]
+        ops, forms = self._lay_out(chain, start, end)
+        n = len(self._rules)
         for name, dtype in _COLUMNS.items():
-            column = np.zeros(len(self._rules), dtype)
-            places, there = values[name]
+            places, there = self._values[name]
+            column = np.zeros(n, dtype)
             column[places] = there
             setattr(self, name, column)
-        self.which = [
-            np.array([asks[k] if len(asks) > k else 0 for asks in self._asks], np.intp)
-            for k in range(max(map(len, self._asks), default=0))
-        ]
+        self.op[:], self.form[:] = ops, forms
+        self.which = []
+        for places, there in self._asks:
+            which = np.zeros(n, np.intp)
+            which[places] = there
+            self.which.append(which)
+        del self._values, self._asks
         self.forms = [_Form(self, key) for key in self._forms]
         self.links = np.array(list(self._links) or [()], bool)
         self.wishes = Wishes([target.choice for target in self._wishes])
         self.manip = next(iter(self._wishes)).manip if self._wishes else ""
         for asker in self._askers.values():
             asker.compile()
-        n = len(self._rules)
         self.in_lane = self.op[: end - start + 1] != WALK
         self.steps = np.arange(n, dtype=np.int32) + np.int32(paths.steps.reserve(n, self.step))
+        self.words = paths.words(self.steps)
         self._counted: list[tuple[Places, I32]] = []  # places that packets matched at, and the packets' lengths
         self._waiting = 0
+        self._sums: tuple[I64, I64] | None = None  # packets and bytes by place, of those that do not wait any more
         self._draft: int | None = None  # how many of those there were when a draft began
 
     # ---- compiling ---------------------------------------------------------------------------------------------
 
-    def _lay_out(
-        self, columns: dict[str, tuple[list[int], list[Any]]], chain: Chain, start: int, end: int
-    ) -> dict[str, int]:
-        calls: list[str] = []
+    def _lay_out(self, chain: Chain, start: int, end: int) -> tuple[list[int], list[int]]:
+        """Fill `_rules`, `_values` and `_asks`; what is done (op) and asked (form) at each place."""
+        rules, ops, forms = self._rules, list[int](), list[int]()
+        calls: list[tuple[int, str]] = []  # places, and the chains that they call
 
-        def put(chain: Chain, number: int, rule: Rule | None, **values: Any) -> None:
-            place = len(self._rules)
-            self._rules.append(rule)
-            self._where.append((chain, number))
-            self._asks.append(values.pop("asks", ()))
-            for name, value in values.items():
-                places, there = columns[name]
-                places.append(place)
-                there.append(value)
+        def place(chain: Chain, first: int, some: list[Rule]) -> None:
+            self._starts.append(len(rules))
+            self._chains.append((chain, first))
+            rules.extend(some)
+            rules.append(None)
 
-        for number, rule in enumerate(chain.rules[start:end], start + 1):
-            if not self._acts(rule):
-                put(chain, number, rule, op=WALK)
-                continue
-            put(chain, number, rule, **self._deed(rule))
-            if rule.jump:
-                calls.append(rule.jump)
-        put(chain, end + 1, None, op=WALK)
+        place(chain, start + 1, chain.rules[start:end])
+        for at, rule in enumerate(chain.rules[start:end]):
+            ops.append(self._deed(rule, at, calls) if self._acts(rule) else WALK)
+        ops.append(WALK)
+        forms += [0] * len(ops)
         placed: dict[str, int] = {}
-        while calls:
-            name = calls.pop()
+        todo = 0
+        while todo < len(calls):
+            name = calls[todo][1]
+            todo += 1
             if name in placed:
                 continue
-            placed[name] = len(self._rules)
+            at = placed[name] = len(ops)
             chain = self.table.chains[name]
-            for number, rule in enumerate(chain.rules, 1):
-                put(chain, number, rule, **self._deed(rule), **self._question(rule))
-                if rule.jump:
-                    calls.append(rule.jump)
-            put(chain, len(chain.rules) + 1, None, op=END)
-        return placed
+            place(chain, 1, chain.rules)
+            for rule in chain.rules:
+                ops.append(self._deed(rule, at, calls))
+                forms.append(self._question(rule, at))
+                at += 1
+            ops.append(END)
+            forms.append(0)
+        self._values["goes"] = [at for at, _ in calls], [placed[name] for _, name in calls]
+        return ops, forms
 
     def _chain_is_simple(self, name: str) -> bool:
         known = self._simple.get(name)
@@ -186,31 +190,43 @@ class Program:
             return not rule.goto and self._chain_is_simple(rule.jump)
         return rule.target is None or isinstance(rule.target, Accept | Drop | Return | SetMark | Translation)
 
-    def _deed(self, rule: Rule) -> dict[str, Any]:
+    def _put(self, name: str, place: int, value: Any) -> None:
+        places, there = self._values[name]
+        places.append(place)
+        there.append(value)
+
+    def _deed(self, rule: Rule, place: int, calls: list[tuple[int, str]]) -> int:
+        """What the rule does."""
         target = rule.target
         if rule.jump:
-            return {"op": CALL, "goes": rule.jump}
-        if isinstance(target, SetMark):
-            return {"op": MARK, "a": ~target.mask & M32, "b": target.value}
+            calls.append((place, rule.jump))
+            return CALL
+        if target is None:
+            return NEXT
         if isinstance(target, Translation):
-            return {"op": NAT, "a": self._wishes.setdefault(target, len(self._wishes))}
-        return {"op": NEXT if target is None else _DOES[type(target)]}
+            self._put("a", place, self._wishes.setdefault(target, len(self._wishes)))
+            return NAT
+        if isinstance(target, SetMark):
+            self._put("a", place, ~target.mask & M32)
+            self._put("b", place, target.value)
+            return MARK
+        return _DOES[type(target)]
 
-    def _question(self, rule: Rule) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        form: list[Any] = []
+    def _question(self, rule: Rule, place: int) -> int:
+        """The number of the form of what the rule asks. That of a rule that asks for nothing is not 0 either."""
+        form: list[Any] = [None]
         tests, links = self._tests(rule)
         for column, mask, value, want in tests:
             name = COLUMN_NAMES[column]
             form.append((name, mask == -1, want))
-            values[name + "_value"] = value & M32
+            self._put(_VALUE[column], place, value & M32)
             if mask != -1:
-                values[name + "_mask"] = mask & M32
+                self._put(_MASK[column], place, mask & M32)
         for column, _, allowed in links:
             name = COLUMN_NAMES[column]
             form.append((name, None, True))
-            values[f"{name}_any"] = self._links.setdefault(tuple(allowed), len(self._links))
-        asks = []
+            self._put(f"{name}_any", place, self._links.setdefault(tuple(allowed), len(self._links)))
+        nth = 0
         for match in rule.matches:
             if not match.always:
                 kind = type(match), _in_columns(match)
@@ -218,10 +234,13 @@ class Program:
                 if asker is None:
                     asker = self._askers[kind] = _Asker(*kind)
                 form.append(asker)
-                asks.append(asker.number(match))
-        values["asks"] = tuple(asks)
-        values["form"] = self._forms.setdefault(tuple(form), len(self._forms))
-        return values
+                if nth == len(self._asks):
+                    self._asks.append(([], []))
+                places, there = self._asks[nth]
+                places.append(place)
+                there.append(asker.number(match))
+                nth += 1
+        return self._forms.setdefault(tuple(form), len(self._forms))
 
     @property
     def matches(self) -> list[Match]:
@@ -230,15 +249,28 @@ class Program:
 
     def step(self, place: int) -> Step:
         """What is written on the path of a packet that matches there."""
-        chain, number = self._where[place]
-        return rule_step(self.table.name, chain, number, self._rules[place])
+        k = bisect_right(self._starts, place) - 1
+        chain, first = self._chains[k]
+        return rule_step(self.table.name, chain, first + place - self._starts[k], self._rules[place])
 
     def count(self, places: Places, lengths: I32) -> None:
         """Packets matched there."""
         self._counted.append((places, lengths))
         self._waiting += len(places)
-        if self._waiting > max(len(self._rules), 1 << 20) and self._draft is None:
-            self.settle()
+        if self._waiting > max(len(self._rules), 1 << 19) and self._draft is None:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        places, lengths = (np.concatenate(parts) for parts in zip(*self._counted, strict=True))
+        self._counted, self._waiting = [], 0
+        n = len(self._rules)
+        packets = np.bincount(places, minlength=n)
+        first = lengths.item(0)
+        size = packets * first if (lengths == first).all() else np.bincount(places, lengths, n).astype(np.int64)
+        if self._sums is not None:
+            packets += self._sums[0]
+            size += self._sums[1]
+        self._sums = packets, size
 
     def draft(self) -> None:
         """What is counted from here on may be forgotten again (`decide`)."""
@@ -253,17 +285,18 @@ class Program:
 
     def settle(self) -> None:
         """Write the counts to the rules."""
-        if not self._counted:
+        if self._counted:
+            self._add_up()
+        if self._sums is None:
             return
-        places, lengths = (np.concatenate(parts) for parts in zip(*self._counted, strict=True))
-        self._counted, self._waiting = [], 0
-        packets = np.bincount(places)
-        size = np.bincount(places, lengths).astype(np.int64)
-        for place in np.flatnonzero(packets).tolist():
+        packets, size = self._sums
+        self._sums = None
+        places = np.flatnonzero(packets)
+        for place, n, m in zip(places.tolist(), packets[places].tolist(), size[places].tolist(), strict=True):
             rule = self._rules[place]
             if rule is not None:
-                rule.packets += packets.item(place)
-                rule.bytes += size.item(place)
+                rule.packets += n
+                rule.bytes += m
 
     # ---- running -----------------------------------------------------------------------------------------------
 
@@ -272,71 +305,83 @@ class Program:
 
         Returns how: int8[len(rows)] of TAKEN, KILLED (those are ended), BEHIND or HOME.
         """
-        return _Run(self, trip, rows, places).all()
+        return _Run(self, trip, rows).all(places)
 
 
 class _Run:
-    """One run of a program: columns by lane.
+    """One run of a program: columns by lane. The lanes under way, and the place of each, stand in two shorter ones.
 
-    pc     the place of each lane             depth   how many chains it will come back from
-    fate   how it ended, 0: it has not
+    fate       how it ended, 0: it has not     evaluated   rules that it came to, once it has ended
+    depth      how many chains it will come back from
     """
 
-    def __init__(self, program: Program, trip: Trip, rows: Rows, places: Places) -> None:
+    def __init__(self, program: Program, trip: Trip, rows: Rows) -> None:
         self.program, self.trip, self.rows = program, trip, rows
         n = len(rows)
-        self.pc = places.copy()
-        self.length = trip.pkts.length[rows]
+        self.length = trip.pkts.length.take(rows)
         self.evaluated = np.zeros(n, np.int32)
         self.fate = np.zeros(n, np.int8)
-        self.depth = np.zeros(n, np.intp)
+        self.depth = np.zeros(n, np.int8)
+        self._round = 0
+        self._open = n
         self._stack: list[Places] = []
         self._columns: dict[str, NDArray[np.uint32]] = {}
 
-    def column(self, name: str) -> NDArray[np.uint32]:
-        """A header column by lane. Constant during a walk."""
+    def column(self, name: str, lanes: Places) -> NDArray[np.uint32]:
+        """A header column of these lanes. Constant during a walk."""
         got = self._columns.get(name)
         if got is None:
-            got = self._columns[name] = getattr(self.trip.pkts, name)[self.rows].astype(np.uint32)
-        return got
+            got = self._columns[name] = getattr(self.trip.pkts, name).take(self.rows).astype(np.uint32)
+        return got if len(lanes) == len(got) else got.take(lanes)
 
-    def all(self) -> NDArray[np.int8]:
-        """Rounds, until no lane is open."""
-        op = self.program.op
-        self._match(np.arange(len(self.rows)))
-        open_ = np.flatnonzero(self.fate == 0)
-        while len(open_):
-            pc = self.pc[open_]
-            at_end = op[pc] == END
-            if at_end.any():
-                over = open_[at_end]
-                self.trip.step(self.rows[over], self.program.steps[pc[at_end]])
-                self._leave(over)
-                open_, pc = open_[~at_end], pc[~at_end]
-            if len(open_):
-                self.evaluated[open_] += 1
-                matched = self._ask(open_, pc)
-                if matched is not None:
-                    self.pc[open_[~matched]] += 1
-                    open_ = open_[matched]
-                if len(open_):
-                    self._match(open_)
-            open_ = np.flatnonzero(self.fate == 0)
+    def all(self, places: Places) -> NDArray[np.int8]:
+        """Each matches the rule at its place: rounds, until no lane is under way."""
+        forms = self.program.form
+        lanes = np.arange(len(self.rows))
+        pc = self._match(lanes, places)
+        lanes, pc = self._under_way(lanes, pc)
+        while len(lanes):
+            form = forms.take(pc)
+            if not form.all():  # nothing is asked at the end of a chain
+                over = np.flatnonzero(form == 0)
+                pc[over] = self._end(lanes.take(over), pc.take(over))
+                lanes, pc = self._under_way(lanes, pc)
+                continue
+            self._round += 1
+            matched = self._ask(lanes, pc, form)
+            if matched is None:
+                pc = self._match(lanes, pc)
+            else:
+                hit = np.flatnonzero(matched)
+                moved = self._match(lanes.take(hit), pc.take(hit)) if len(hit) else hit
+                pc += 1
+                pc[hit] = moved
+            lanes, pc = self._under_way(lanes, pc)
         self.trip.pkts.evaluated[self.rows] += self.evaluated
         return self.fate
 
-    def _ask(self, lanes: Places, pc: Places) -> Mask | None:
+    def _under_way(self, lanes: Places, pc: Places) -> tuple[Places, Places]:
+        """Those that have not ended."""
+        if self._open == len(lanes):
+            return lanes, pc
+        still = np.flatnonzero(self.fate.take(lanes) == 0)
+        return lanes.take(still), pc.take(still)
+
+    def _finish(self, lanes: Places, fate: int | NDArray[np.int8]) -> None:
+        self.fate[lanes], self.evaluated[lanes] = fate, self._round
+        self._open -= len(lanes)
+
+    def _ask(self, lanes: Places, pc: Places, form: NDArray[np.uint16]) -> Mask | None:
         """bool[len(lanes)]: do they match the rule before which they stand? None: all do."""
         forms = self.program.forms
-        which = self.program.form[pc]
-        first = which.item(0)
-        if (which == first).all():
+        first = form.item(0)
+        if (form == first).all():
             out = forms[first].ask(self, lanes, pc)
         else:
             out = np.ones(len(lanes), bool)
-            for form in np.flatnonzero(np.bincount(which)).tolist():
-                some = np.flatnonzero(which == form)
-                said = forms[form].ask(self, lanes[some], pc[some])
+            for kind in np.flatnonzero(np.bincount(form)).tolist():
+                some = np.flatnonzero(form == kind)
+                said = forms[kind].ask(self, lanes.take(some), pc.take(some))
                 if said is not None:
                     out[some] = said
         if self.trip.hot is not None:
@@ -350,70 +395,79 @@ class _Run:
         self.trip.hot = None
         for lane, place in zip(lanes[hot].tolist(), pc[hot].tolist(), strict=True):
             self.trip.end(self.rows[lane : lane + 1], f"{self.program.step(place).text} malformed packet")
-        self.fate[lanes[hot]] = KILLED
+        self._finish(lanes[hot], KILLED)
 
-    def _match(self, lanes: Places) -> None:
-        """They match: count, write the step, do what the rule says."""
+    def _step(self, lanes: Places, pc: Places) -> None:
+        rows = self.rows if len(lanes) == len(self.rows) else self.rows.take(lanes)
+        self.trip.steps(rows, self.program.steps.take(pc), self.program.words.take(pc))
+
+    def _match(self, lanes: Places, pc: Places) -> Places:
+        """They match: count, write the step, do what the rule says. Where each that has not ended then stands."""
         program = self.program
-        pc = self.pc[lanes]
-        program.count(pc, self.length[lanes])
-        self.trip.step(self.rows[lanes], program.steps[pc])
-        ops = program.op[pc]
+        program.count(pc, self.length if len(lanes) == len(self.rows) else self.length.take(lanes))
+        self._step(lanes, pc)
+        ops = program.op.take(pc)
         first = ops.item(0)
         if (ops == first).all():
-            self._act(first, lanes, pc)
-            return
+            return self._act(first, lanes, pc)
+        moved = pc.copy()
         for op in np.flatnonzero(np.bincount(ops)).tolist():
             some = np.flatnonzero(ops == op)
-            self._act(op, lanes[some], pc[some])
+            moved[some] = self._act(op, lanes.take(some), pc.take(some))
+        return moved
 
-    def _act(self, op: int, lanes: Places, pc: Places) -> None:
+    def _act(self, op: int, lanes: Places, pc: Places) -> Places:
         program, trip = self.program, self.trip
         if op == CALL:
             self._call(lanes, pc)
-        elif op == TAKE:
-            self.fate[lanes] = TAKEN
+            return program.goes.take(pc)
+        if op == TAKE:
+            self._finish(lanes, TAKEN)
         elif op == KILL:
-            self.fate[lanes] = KILLED
+            self._finish(lanes, KILLED)
             for place in np.unique(pc).tolist():
                 trip.end(self.rows[lanes[pc == place]], f"{program.step(place).text} DROP")
         elif op == BACK:
-            self._leave(lanes)
+            return self._leave(lanes)
         elif op == NAT:
-            verdict = trip.node.nat.wish(
-                trip, self.rows[lanes], program.manip, program.wishes, program.a[pc].astype(np.intp)
-            )
-            self.fate[lanes] = np.where(verdict == ACCEPT, np.int8(TAKEN), np.int8(KILLED))
+            rows = self.rows if len(lanes) == len(self.rows) else self.rows.take(lanes)
+            verdict = trip.node.nat.wish(trip, rows, program.manip, program.wishes, program.a.take(pc).astype(np.intp))
+            self._finish(lanes, np.where(verdict == ACCEPT, np.int8(TAKEN), np.int8(KILLED)))
         else:
             if op == MARK:
                 rows = self.rows[lanes]
                 mark = (trip.pkts.mark[rows] & program.a[pc]) ^ program.b[pc]
                 trip.rewrite(rows, "mark", mark, program.steps[pc])
-            self.pc[lanes] += 1
-            self.fate[lanes[self.depth[lanes] == 0]] = BEHIND
+            self._finish(lanes.compress(self.depth.take(lanes) == 0), BEHIND)
+            return pc + 1
+        return pc
 
     def _call(self, lanes: Places, pc: Places) -> None:
-        depth = self.depth[lanes]
-        for d in np.flatnonzero(np.bincount(depth)).tolist():
+        depth = self.depth.take(lanes)
+        for d in distinct(depth):
             if d == len(self._stack):
-                self._stack.append(np.zeros(len(self.rows), np.intp))
-            some = depth == d
+                self._stack.append(np.empty(len(self.rows), np.intp))
+            some = slice(None) if len(lanes) == 1 or (depth == d).all() else depth == d
             self._stack[d][lanes[some]] = pc[some] + 1
         self.depth[lanes] = depth + 1
-        self.pc[lanes] = self.program.goes[pc]
 
-    def _leave(self, lanes: Places) -> None:
-        """Back to where their chain was called."""
-        depth = self.depth[lanes] - 1
+    def _end(self, lanes: Places, pc: Places) -> Places:
+        """They came to the end of their chain."""
+        self._step(lanes, pc)
+        return self._leave(lanes)
+
+    def _leave(self, lanes: Places) -> Places:
+        """Back to where their chain was called: there they stand, if they have not ended."""
+        depth = self.depth.take(lanes) - 1
         self.depth[lanes] = depth
-        self.fate[lanes[depth < 0]] = HOME
-        self.fate[lanes[depth == 0]] = BEHIND
-        inside = depth > 0
-        if inside.any():
-            lanes, depth = lanes[inside], depth[inside]
-            for d in np.flatnonzero(np.bincount(depth)).tolist():
-                some = lanes[depth == d]
-                self.pc[some] = self._stack[d][some]
+        self._finish(lanes.compress(depth < 0), HOME)
+        self._finish(lanes.compress(depth == 0), BEHIND)
+        back = lanes.copy()
+        for d in distinct(depth):
+            if d > 0:
+                some = depth == d
+                back[some] = self._stack[d].take(lanes.compress(some))
+        return back
 
 
 class _Form:
@@ -432,21 +486,21 @@ class _Form:
         """bool[len(lanes)], or None where all match."""
         mask: Mask | None = None
         for name, exact, want, values, wild in self.tests:
-            column = run.column(name)[lanes]
+            column = run.column(name, lanes)
             if exact is None:
-                said = self.program.links[values[pc], (column + np.uint32(1)).astype(np.intp)]
+                said = self.program.links[values.take(pc), (column + np.uint32(1)).astype(np.intp)]
             else:
                 if wild is not None:
-                    column = column & wild[pc]
-                said = column == values[pc] if want else column != values[pc]
+                    column = column & wild.take(pc)
+                said = column == values.take(pc) if want else column != values.take(pc)
             mask = said if mask is None else mask & said
         for asker, which in zip(self.askers, self.program.which, strict=False):
             if mask is None:
-                mask = asker.ask(run.trip, run.rows[lanes], which[pc])
+                mask = asker.ask(run.trip, run.rows.take(lanes), which.take(pc))
                 continue
             left = np.flatnonzero(mask)
             if len(left):
-                mask[left] = asker.ask(run.trip, run.rows[lanes[left]], which[pc[left]])
+                mask[left] = asker.ask(run.trip, run.rows.take(lanes.take(left)), which.take(pc.take(left)))
         return mask
 
 
@@ -505,14 +559,18 @@ def _ports(matches: Sequence[Tcp | Udp]) -> Ask:
         )
 
     sides = [("sport", columns([m.sport for m in matches])), ("dport", columns([m.dport for m in matches]))]
+    exact = all(side is None or not ((side[0] != side[1]) | side[2]).any() for _, side in sides)
 
     def ask(trip: Trip, rows: Rows, which: Places) -> Mask:
         yes = np.ones(len(rows), bool)
         for name, side in sides:
             if side is not None:
-                port = getattr(trip.pkts, name)[rows]
+                port = getattr(trip.pkts, name).take(rows)
                 lo, hi, invert = side
-                yes &= ((port >= lo[which]) & (port <= hi[which])) != invert[which]
+                if exact:
+                    yes &= port == lo.take(which)
+                else:
+                    yes &= ((port >= lo.take(which)) & (port <= hi.take(which))) != invert.take(which)
         return yes
 
     return ask
@@ -532,7 +590,9 @@ def _draws(matches: Sequence[Statistic]) -> Ask:
     leads = [m.leads for m in matches]
 
     def ask(trip: Trip, rows: Rows, which: Places) -> Mask:
-        yes: Mask = ((trip.random(rows, salt[which]) >> np.uint64(33)) < threshold[which]) != invert[which]
+        drawn = trip.random(rows, salt.take(which))
+        drawn >>= np.uint64(33)
+        yes: Mask = (drawn < threshold.take(which)) != invert.take(which)
         return as_shown(trip, rows, yes, leads, which)
 
     return ask

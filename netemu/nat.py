@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +27,10 @@ from netemu.conntrack import (
     SRC_NAT_DONE,
     Tuple,
     inverse,
+    key_words,
     quoted_tuple,
 )
-from netemu.hashing import jhash2
+from netemu.hashing import jhash2, repeats, span
 from netemu.packets import (
     DCCP,
     GRE,
@@ -40,6 +42,8 @@ from netemu.packets import (
     SCTP,
     SYN,
     TCP,
+    U16,
+    U32,
     U64,
     UDP,
     UDPLITE,
@@ -58,6 +62,8 @@ if TYPE_CHECKING:
     from netemu.conntrack import Conntrack
     from netemu.helpers import Expectation
     from netemu.node import Node
+
+T = TypeVar("T", bound=np.generic)
 
 ACCEPT, DROP = 1, 0
 DESTINATION, SOURCE = "dst", "src"
@@ -91,7 +97,10 @@ class Range:
 
 
 class Wishes:
-    """Wishes in columns, by number: kind (its place in KINDS), and what `Range` says; -1 for None."""
+    """Wishes in columns, by number: kind (its place in KINDS), and what `Range` says; -1 for None.
+
+    plain   all name one address (or leave it to be found), and one port or none: nothing is to be chosen
+    """
 
     KINDS = ("range", "masquerade", "redirect", "netmap")
 
@@ -107,37 +116,82 @@ class Wishes:
         self.port_lo, self.port_hi, self.base = column("port_lo"), column("port_hi"), column("base")
         self.random, self.persistent = column("random") > 0, column("persistent") > 0
         self.net, self.mask = column("net"), column("mask")
+        one = (self.port_lo == self.port_hi) & (self.base < 0) & ~self.random
+        one &= (self.kind != 0) | ((self.lo == self.hi) & (self.lo >= 0))
+        self.plain, self.named = bool(one.all()), not self.kind.any()
+        self.address, self.port = self.lo.astype(np.uint32), self.port_lo.astype(np.uint16)
+        self.has_port = self.port_lo >= 0
+
+    @classmethod
+    def joined(cls, several: Sequence[Wishes]) -> Wishes:
+        """One after the other."""
+        return several[0] if len(several) == 1 else cls([r for wishes in several for r in wishes.ranges])
 
 
 class _Asked:
-    """What was wished for during one walk, by row of the run; `given` is False where no target wished for anything."""
+    """What was wished for during one walk, by row of the run.
+
+    number   int32[n]   which wish, of all that rules had; -1: no target wished for anything
+    address  uint32[n]  what takes the place of the address that the wish does not name; None: all name one
+    """
 
     def __init__(self, n: int) -> None:
-        self.given = np.zeros(n, bool)
-        self.lo, self.hi = np.full(n, -1, np.int64), np.full(n, -1, np.int64)
-        self.port_lo, self.port_hi = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
-        self.base = np.full(n, -1, np.int32)
-        self.random, self.persistent = np.zeros(n, bool), np.zeros(n, bool)
+        self.number = np.full(n, -1, np.int32)
+        self.address: U32 | None = None
+        self._several: list[Wishes] = []
+        self._starts: dict[int, int] = {}
+        self._n = 0
 
     def put(self, rows: Rows, wishes: Wishes, which: NDArray[np.intp]) -> None:
-        self.given[rows] = True
-        self.lo[rows], self.hi[rows] = wishes.lo[which], wishes.hi[which]
-        self.port_lo[rows], self.port_hi[rows] = wishes.port_lo[which], wishes.port_hi[which]
-        self.base[rows] = wishes.base[which]
-        self.random[rows], self.persistent[rows] = wishes.random[which], wishes.persistent[which]
+        start = self._starts.get(id(wishes))
+        if start is None:
+            start = self._starts[id(wishes)] = self._n
+            self._several.append(wishes)
+            self._n += len(wishes.ranges)
+        self.number[rows] = which + start if start else which
 
-    def address(self, rows: Rows, address: NDArray[np.integer]) -> None:
-        self.lo[rows] = self.hi[rows] = address
+    def found(self, rows: Rows, address: NDArray[np.integer]) -> None:
+        """What the addresses are that the wishes of these rows do not name."""
+        if self.address is None:
+            self.address = np.zeros(len(self.number), np.uint32)
+        self.address[rows] = address
+
+    @cached_property
+    def wishes(self) -> Wishes:
+        """All wishes, by number: to be asked for when the walk is over."""
+        return Wishes.joined(self._several)
+
+    def columns(self, rows: Rows) -> tuple[I64, I64, I64, I64, I64, Mask, Mask]:
+        """What these rows wish for: lo, hi, port_lo, port_hi (the lesser port first), base; -1 for nothing; random,
+        persistent."""
+        number = self.number.take(rows).astype(np.intp)
+        given = number >= 0
+        wishes, of = self.wishes, np.where(given, number, 0)
+        if not given.any():
+            none, no = np.full(len(rows), -1, np.int64), np.zeros(len(rows), bool)
+            return none, none, none, none, none, no, no
+        lo, hi = wishes.lo[of], wishes.hi[of]
+        if self.address is not None:
+            unnamed = wishes.kind[of] != 0
+            lo = np.where(unnamed, self.address[rows], lo)
+            hi = np.where(unnamed, lo, hi)
+        a, b = wishes.port_lo[of], wishes.port_hi[of]
+        lo, hi, a, b, base = (
+            np.where(given, c, -1) for c in (lo, hi, np.minimum(a, b), np.maximum(a, b), wishes.base[of])
+        )
+        return lo, hi, a, b, base, wishes.random[of] & given, wishes.persistent[of] & given
 
     def of(self, row: int) -> Range | None:
-        """The same as a Range."""
-        if not self.given[row]:
+        """The wish of a row, its address filled in."""
+        number = self.number.item(row)
+        if number < 0:
             return None
-        lo, hi, port_lo, port_hi, base = (
-            None if value < 0 else value
-            for value in (c.item(row) for c in (self.lo, self.hi, self.port_lo, self.port_hi, self.base))
-        )
-        return Range("range", lo, hi, port_lo, port_hi, base, bool(self.random[row]), bool(self.persistent[row]))
+        wish = self.wishes.ranges[number]
+        if wish.kind == "range":
+            return wish
+        assert self.address is not None
+        address = self.address.item(row)
+        return replace(wish, kind="range", lo=address, hi=address)
 
 
 class Nat:
@@ -157,21 +211,22 @@ class Nat:
         p, ct = trip.pkts, self.node.conntrack
         manip = DESTINATION if trip.hook in ("PREROUTING", "OUTPUT") else SOURCE
         done = _BITS[manip][1]
-        with_flow = rows[p.ct[rows] >= 0]
+        tracked = p.ct[span(rows)] >= 0
+        with_flow = rows if tracked.all() else rows[tracked]
         if not len(with_flow):
             return rows
-        flows = p.ct[with_flow]
-        status = ct.status[flows]
-        state = p.state[with_flow]
+        at = span(with_flow)
+        flows = span(p.ct[at])
+        state = p.state[at]
         related = state == RELATED
-        errors = related & (p.proto[with_flow] == ICMP)
-        asking = ((state == NEW) | (related & ~errors)) & ((status & done) == 0)
+        errors = related & (p.proto[at] == ICMP)
+        asking = ((state == NEW) | (related & ~errors)) & ((ct.status[flows] & done) == 0)
         died = False
         if asking.any():
             died = self._ask(trip, with_flow[asking], manip)
         if manip == SOURCE and trip.hook == "POSTROUTING":
-            elsewhere = ~asking & ~errors & ~p.reply[with_flow]
-            elsewhere &= (ct.masq[flows] >= 0) & (ct.masq[flows] != p.link_out[with_flow])
+            elsewhere = ~asking & ~errors & ~p.reply[at]
+            elsewhere &= (ct.masq[flows] >= 0) & (ct.masq[flows] != p.link_out[at])
             if elsewhere.any():
                 died = True
                 trip.waver(with_flow[elsewhere])
@@ -181,7 +236,7 @@ class Nat:
         if errors.any():
             for row in with_flow[errors].tolist():
                 died |= not self._translate_error(trip, row, manip)
-        plain = trip.travelling(with_flow[~errors])
+        plain = trip.travelling(with_flow[~errors] if errors.any() else with_flow)
         if len(plain):
             died |= self._translate(trip, plain, manip)
         return trip.travelling(rows) if died else rows
@@ -200,9 +255,10 @@ class Nat:
         self._wished, self._asked = {}, _Asked(p.n) if len(rows) >= MANY else None
         verdict = self.node.tables.walk(trip, "nat", rows)
         on = trip.travelling(rows[verdict == ACCEPT])
+        flows = p.ct.take(on)  # a connection that began in another one's place is decided as that one was
+        there = span(flows)
+        decided = ((ct.status[there] & DYING) != 0) | ct.stored[there]
         died = len(on) < len(rows)
-        flows = p.ct[on]  # a connection that began in another one's place is decided as that one was
-        decided = ((ct.status[flows] & DYING) != 0) | ct.stored[flows]
         if decided.any():
             ct.status[flows[decided]] |= _BITS[manip][1]
             on = on[~decided]
@@ -248,8 +304,14 @@ class Nat:
                 out[some] = self.choose(trip, rows[some], manip, wishes.ranges[n], _TRANSLATED)
             return out
         p = trip.pkts
+        wanted = p.ct.take(rows) >= 0
+        if wishes.named:
+            if wanted.all():
+                asked.put(rows, wishes, which)
+            else:
+                asked.put(rows[wanted], wishes, which[wanted])
+            return out
         kind = wishes.kind[which]
-        wanted = p.ct[rows] >= 0
         masquerade = kind == 1
         if masquerade.any():
             wanted &= ~masquerade | (p.src[rows] != 0)
@@ -264,7 +326,7 @@ class Nat:
             mine = np.flatnonzero(kind == k)
             if len(mine):
                 found, address = self._addresses(trip, rows[mine], k, manip, wishes, which[mine])
-                asked.address(rows[mine], address)
+                asked.found(rows[mine], address)
                 if not found.all():
                     lost = mine[~found]
                     trip.end(rows[lost], f"nat: {Wishes.KINDS[k]} found no address")
@@ -345,7 +407,7 @@ class Nat:
         # at the last hooks nothing but the confirmation follows, so the tuple is taken from now on, or the flow is lost
         last = trip.hook in ("POSTROUTING", "INPUT")
         if (not last or ct.store(flow, int(trip.pkts.time[row]))) and chosen != current:
-            ct.remember_source(flow)
+            ct.remember_sources(np.array([flow]))
 
     def follow(self, trip: Trip, row: int, flow: int, e: Expectation) -> None:
         """A new connection that a helper expected goes the way of its master's packets, both ends rewritten."""
@@ -388,10 +450,11 @@ class Nat:
         first row whose try is taken, be it by a flow of old or by one of this stretch; that one chooses by itself.
         """
         ct = self.node.conntrack
-        status = ct.status[trip.pkts.ct[rows]]
-        rows = rows[(status & (CONFIRMED | DYING)) == 0]
+        open_ = (ct.status[span(trip.pkts.ct.take(rows))] & (CONFIRMED | DYING)) == 0
+        rows = rows if open_.all() else rows[open_]
         lo, width, alone, broad = 0, len(rows), 1, 256
-        if ct.split or (ct.zone[trip.pkts.ct[rows]] >> 16).any():  # tuples that only one direction keeps from others
+        zone = ct.zone[span(trip.pkts.ct.take(rows))]
+        if ct.split or (zone >> 16).any():  # tuples that only one direction keeps from others
             for row in rows.tolist():
                 self._set_up(trip, row, manip, asked.of(row))
             return
@@ -418,20 +481,20 @@ class Nat:
     def _first_tries(self, trip: Trip, rows: Rows, manip: str, asked: _Asked) -> int:
         """Give rows the tuple that they try first, until one of them finds it taken; how many got theirs."""
         ct = self.node.conntrack
-        flows = trip.pkts.ct[rows]
+        flows = span(trip.pkts.ct.take(rows))
         now = _current(ct, flows)
-        address, port, wishing = self._tries(trip, rows, now, manip, asked)
+        address, port, wishing = self._tries(trip, rows, flows, now, manip, asked)
         changed = (address != now.address(manip)) | (port != now.port(manip))
         tried = now.with_side(manip, address, port)
         back = tried.answer()
         if manip == SOURCE:
-            clash = ct.stored[flows]
+            clash = ct.stored[flows].copy()
             if wishing.any():
                 clash[self._mapped_before(now, ct.zone[flows], wishing)] = True
         else:
             clash = ct.table.find(back.keys(ct.zone[flows])) >= 0
         n = int(clash.argmax()) if clash.any() else len(rows)
-        return self._give(flows[:n], manip, now, back, changed)
+        return self._give(trip.pkts.ct.take(rows[:n]), manip, now, back, changed)
 
     def _give(self, flows: NDArray[np.integer], manip: str, now: _Tuples, back: _Tuples, changed: Mask) -> int:
         """Answers to these flows will come as `back` where that is something else; how many got theirs.
@@ -440,19 +503,27 @@ class Nat:
         """
         ct, n = self.node.conntrack, len(flows)
         bit, done = _BITS[manip]
+        numbers = flows
+        before = now.answer().upto(n).copy() if manip == SOURCE else None
         moved = np.flatnonzero(changed[:n])
-        before = now.answer()
-        self._write(flows[moved], back.take(moved))
+        if len(moved) == n:
+            self._write(span(numbers), back.upto(n))
+        else:
+            self._write(numbers[moved], back.take(moved))
         if manip == SOURCE and n:
             # nothing but the confirmation follows, so the tuples are taken from now on
-            stored = ct.store_many(flows)
-            undone = moved[moved >= stored]
-            self._write(flows[undone], before.take(undone))
-            n, moved = stored, moved[moved < stored]
-            for flow in flows[moved].tolist():
-                ct.remember_source(flow)
-        ct.status[flows[moved]] |= bit
-        ct.status[flows[:n]] |= done
+            stored = ct.store_many(numbers)
+            if stored < n:
+                assert before is not None
+                undone = moved[moved >= stored]
+                self._write(numbers[undone], before.take(undone))
+                n, moved, numbers = stored, moved[moved < stored], numbers[:stored]
+            ct.remember_sources(numbers[moved])
+        if len(moved) == n:
+            ct.status[span(numbers)] |= bit | done
+        else:
+            ct.status[numbers[moved]] |= bit
+            ct.status[span(numbers)] |= done
         return n
 
     def _in_turn(self, trip: Trip, rows: Rows, asked: _Asked) -> int:
@@ -470,13 +541,12 @@ class Nat:
         zone, time, born = ct.zone[flows], p.time[rows], ct.born[flows]
         n = len(rows)
         here, port = now.src.astype(np.int64), now.sport.astype(np.int64)
-        wanted = asked.lo[rows] >= 0
-        lo, hi = np.where(wanted, asked.lo[rows], here), np.where(wanted, asked.hi[rows], here)
-        port_lo, port_hi = np.sort(np.stack([asked.port_lo[rows], asked.port_hi[rows]]).astype(np.int64), axis=0)
-        random, ranged, portable = asked.random[rows], port_lo >= 0, _PORTABLE[now.proto]
+        lo, hi, port_lo, port_hi, _, random, persistent = asked.columns(rows)
+        lo, hi = np.where(lo >= 0, lo, here), np.where(lo >= 0, hi, here)
+        ranged, portable = port_lo >= 0, _PORTABLE[now.proto]
         fits = ~ranged | ((port_lo <= port) & (port <= port_hi))
         inside = (lo <= here) & (here <= hi) & (fits | ~portable)
-        address = self._spread_over(trip, rows, now, lo, hi, asked)
+        address = self._spread_over(trip, rows, now, lo, hi, persistent)
         simple = ~random & self._maps_alike(now, flows, zone, time, lo, hi, port_lo, port_hi) | random
         low, high = _port_range(now.proto, port)
         low, high = np.where(ranged, port_lo, low), np.where(ranged, port_hi, high)
@@ -581,41 +651,42 @@ class Nat:
         for column in (now.dst, now.dport, lo, hi, port_lo, port_hi):
             out &= column == column[first][group]
         odd = np.bincount(group, ~out) > 0
-        for k, key in enumerate(source[first].tolist()) if ct.mapped else ():
-            mapped = ct.mapped.get(key)
-            if mapped and not odd[k]:
-                row, flow = int(first[k]), mapped[-1]
+        for k, row in enumerate(first.tolist()) if ct.mapped else ():
+            t = now.src.item(row), 0, now.sport.item(row), 0, now.proto.item(row)
+            flow = -1 if odd[k] else next(ct.mapped.of(t, 0), -1)
+            if flow >= 0:
                 was = ct.reply(flow)
                 alike = was[0] == now.dst[row] and was[2] == now.dport[row] and lo[row] <= was[1] <= hi[row]
                 alike &= port_lo[row] < 0 or port_lo[row] <= was[3] <= port_hi[row]
                 odd[k] = not alike or now.proto[row] == ICMP or ct.deadline[flow] <= time[first[k] :].max()
         return out & ~odd[group]
 
-    def _write(self, flows: NDArray[np.integer], back: _Tuples) -> None:
+    def _write(self, flows: NDArray[np.integer] | slice, back: _Tuples) -> None:
         """Answers to these flows will come as `back`."""
         ct = self.node.conntrack
         ct.rsrc[flows], ct.rdst[flows], ct.rsport[flows], ct.rdport[flows] = back.src, back.dst, back.sport, back.dport
 
     def _tries(
-        self, trip: Trip, rows: Rows, now: _Tuples, manip: str, asked: _Asked
-    ) -> tuple[NDArray[np.uint32], NDArray[np.uint16], Mask]:
+        self, trip: Trip, rows: Rows, flows: NDArray[np.integer] | slice, now: _Tuples, manip: str, asked: _Asked
+    ) -> tuple[U32, U16, Mask]:
         """(address, port, bool: the wish is not met yet) that each row tries first: what `_unique` begins with."""
-        here, port = now.address(manip).astype(np.int64), now.port(manip).astype(np.int64)
-        given = asked.given[rows]
+        number = asked.number.take(rows)
+        given = number >= 0
         if not given.any():
             return now.address(manip), now.port(manip), np.zeros(len(rows), bool)
-        lo = np.where(asked.lo[rows] >= 0, asked.lo[rows], here)
-        hi = np.where(asked.lo[rows] >= 0, asked.hi[rows], here)
-        port_a, port_b = asked.port_lo[rows].astype(np.int64), asked.port_hi[rows].astype(np.int64)
-        port_lo, port_hi = np.minimum(port_a, port_b), np.maximum(port_a, port_b)
-        random, base = asked.random[rows], asked.base[rows].astype(np.int64)
+        wishes, of = asked.wishes, number.astype(np.intp)
+        if wishes.plain:
+            return self._plain_tries(rows, of, given, now, manip, asked)
+        here, port = now.address(manip).astype(np.int64), now.port(manip).astype(np.int64)
+        lo, hi, port_lo, port_hi, base, random, persistent = asked.columns(rows)
+        lo, hi = np.where(lo >= 0, lo, here), np.where(lo >= 0, hi, here)
         has_ports = given & (port_lo >= 0)
         portable = _PORTABLE[now.proto]
         fits = ~has_ports | ((port_lo <= port) & (port <= port_hi))
         wishing = given
         if manip == SOURCE:
             wishing = given & (random | ~((lo <= here) & (here <= hi) & (fits | ~portable)))
-        address = np.where(wishing, self._spread_over(trip, rows, now, lo, hi, asked), here)
+        address = np.where(wishing, self._spread_over(trip, rows, now, lo, hi, persistent), here)
         search = wishing & portable & (random | (has_ports & ((base >= 0) | ~fits)))
         if manip == DESTINATION:
             search &= has_ports | (now.proto == ICMP)
@@ -629,7 +700,7 @@ class Nat:
             wishing = wishing & ~random
         return address.astype(np.uint32), port.astype(np.uint16), wishing
 
-    def _spread_over(self, trip: Trip, rows: Rows, now: _Tuples, lo: I64, hi: I64, asked: _Asked) -> I64:
+    def _spread_over(self, trip: Trip, rows: Rows, now: _Tuples, lo: I64, hi: I64, persistent: Mask) -> I64:
         """The address of lo..hi that is each row's."""
         address = lo.copy()
         spread = np.flatnonzero(lo != hi)
@@ -637,9 +708,30 @@ class Nat:
             src, dst = now.src[spread].byteswap(), now.dst[spread].byteswap()
             zero = np.zeros(len(spread), np.uint32)
             dst ^= self.node.conntrack.zone[trip.pkts.ct[rows[spread]]] & np.uint32(0xFFFF)
-            h = jhash2((src, zero, zero, zero), np.where(asked.persistent[rows[spread]], zero, dst)).astype(np.int64)
+            h = jhash2((src, zero, zero, zero), np.where(persistent[spread], zero, dst)).astype(np.int64)
             address[spread] += (h * (hi[spread] - lo[spread] + 1)) >> 32
         return address
+
+    def _plain_tries(
+        self, rows: Rows, of: NDArray[np.intp], given: Mask, now: _Tuples, manip: str, asked: _Asked
+    ) -> tuple[U32, U16, Mask]:
+        """`_tries`, where no wish leaves anything to be chosen.   of  intp[n]: which wish"""
+        wishes, here, own = asked.wishes, now.address(manip), now.port(manip)
+        address = wishes.address.take(of, mode="clip")
+        if asked.address is not None:
+            address = np.where(wishes.kind.take(of, mode="clip") != 0, asked.address.take(rows), address)
+        port, named = own, wishes.has_port.take(of, mode="clip")
+        if named.any():
+            named &= _PORTABLE.take(now.proto)
+            port = wishes.port.take(of, mode="clip")
+            if not named.all():
+                port = np.where(named, port, own)
+        wishing = given
+        if not given.all():
+            address, port = np.where(given, address, here), np.where(given, port, own)
+        if manip == SOURCE:
+            wishing = given & ((address != here) | (port != own))
+        return address, port, wishing
 
     def _first_port(
         self, trip: Trip, rows: Rows, to: _Tuples, manip: str, random: Mask, lo: I64, hi: I64, base: I64
@@ -685,14 +777,10 @@ class Nat:
     def _mapped_before(self, now: _Tuples, zone: NDArray[np.uint32], wishing: Mask) -> NDArray[np.intp]:
         """Those of the rows whose wish is not met whose source was mapped before: they may be given the same again."""
         where = np.flatnonzero(wishing)
-        source = now.proto[where].astype(np.int64) << 48 | now.src[where].astype(np.int64) << 16 | now.sport[where]
-        _, first = np.unique(source, return_index=True)
-        again = np.ones(len(where), bool)
-        again[first] = False
-        again |= zone[where] != 0  # what follows is the source_key of zone 0
-        mapped = self.node.conntrack.mapped
-        if mapped:
-            again |= np.fromiter((key in mapped for key in source.tolist()), bool, len(where))
+        src, sport, proto, zone = now.src[where], now.sport[where], now.proto[where], zone[where]
+        again = self.node.conntrack.mapped.known(src, sport, proto, zone)
+        u = np.uint64
+        again[repeats((src.astype(u) << u(32) | sport.astype(u) << u(16) | proto, zone.astype(u)))] = True
         return where[again]
 
     # ---- one choice --------------------------------------------------------------------------------------------
@@ -705,7 +793,7 @@ class Nat:
         if manip == SOURCE and not wish.random:
             if _inside(current, manip, wish) and not ct.taken(inverse(current), flow, now):
                 return current
-            for other in reversed(ct.mapped.get(ct.source_key(current, int(ct.zone[flow])), [])):
+            for other in ct.mapped.of(current, int(ct.zone[flow])):
                 if int(ct.deadline[other]) <= now or other == flow:
                     continue
                 was = inverse(ct.reply(other))
@@ -815,35 +903,47 @@ class Nat:
     def _translate(self, trip: Trip, rows: Rows, manip: str) -> bool:
         """Write the other direction's addresses into packets whose flow is rewritten there. True if one died."""
         p, ct = trip.pkts, self.node.conntrack
-        flows = p.ct[rows]
-        reply = p.reply[rows]
+        at = span(rows)
+        flows = span(p.ct[at])
+        reply = p.reply[at]
         status = ct.status[flows]
         mine, others = (DST_NAT, SRC_NAT) if manip == DESTINATION else (SRC_NAT, DST_NAT)
-        moved = np.where(reply, (status & others) != 0, (status & mine) != 0)
+        moved = np.where(reply, (status & others) != 0, (status & mine) != 0) if reply.any() else (status & mine) != 0
         if not moved.any():
             return False
-        rows, flows, reply = rows[moved], flows[moved], reply[moved]
-        proto = p.proto[rows]
-        short = (proto == GRE) & (p.length[rows] < p.ihl[rows] + 8)
+        if not moved.all():
+            rows, reply = rows[moved], reply[moved]
+            at = rows
+            flows = span(p.ct.take(rows))
+        proto = p.proto[at]
+        short = (proto == GRE) & (p.length[at] < p.ihl[at] + 8)
         if short.any():
+            flows = p.ct.take(rows)
             trip.end(rows[short], "nat: a GRE header too short to be rewritten")
             rows, flows, reply, proto = rows[~short], flows[~short], reply[~short], proto[~short]
+        answers = bool(reply.any())
+
+        def said(original: NDArray[T], answer: NDArray[T]) -> NDArray[T]:
+            """What the tuple of the other direction has to say."""
+            out: NDArray[T] = np.where(reply, original[flows], answer[flows]) if answers else answer[flows]
+            return out
+
         if manip == DESTINATION:
-            address = np.where(reply, ct.osrc[flows], ct.rsrc[flows])
-            port = np.where(reply, ct.osport[flows], ct.rsport[flows])
-            trip.rewrite(rows, "dst", address, _TRANSLATED)
+            port = said(ct.osport, ct.rsport)
+            trip.rewrite(rows, "dst", said(ct.osrc, ct.rsrc), _TRANSLATED)
             column = "dport"
         else:
-            address = np.where(reply, ct.odst[flows], ct.rdst[flows])
-            port = np.where(reply, ct.odport[flows], ct.rdport[flows])
-            trip.rewrite(rows, "src", address, _TRANSLATED)
+            port = said(ct.odport, ct.rdport)
+            trip.rewrite(rows, "src", said(ct.odst, ct.rdst), _TRANSLATED)
             column = "sport"
         icmp = proto == ICMP
         if icmp.any():
-            ids = np.where(reply, ct.osport[flows], ct.rsport[flows])
+            ids = said(ct.osport, ct.rsport)
             trip.rewrite(rows[icmp], "icmp_id", ids[icmp], _TRANSLATED)
-        ported = ct.ported[proto]
-        if ported.any():
+        ported = ct.ported.take(proto)
+        if ported.all():
+            trip.rewrite(rows, column, port, _TRANSLATED)
+        elif ported.any():
             trip.rewrite(rows[ported], column, port[ported], _TRANSLATED)
         return bool(short.any())
 
@@ -963,6 +1063,14 @@ class _Tuples:
             self.src, address, np.where(icmp, port, self.sport), np.where(icmp, self.dport, port), self.proto
         )
 
+    def upto(self, n: int) -> _Tuples:
+        """The first n."""
+        return _Tuples(self.src[:n], self.dst[:n], self.sport[:n], self.dport[:n], self.proto[:n])
+
+    def copy(self) -> _Tuples:
+        """Of columns of their own."""
+        return _Tuples(self.src.copy(), self.dst.copy(), self.sport.copy(), self.dport.copy(), self.proto)
+
     def take(self, which: NDArray[np.intp]) -> _Tuples:
         return _Tuples(self.src[which], self.dst[which], self.sport[which], self.dport[which], self.proto[which])
 
@@ -978,9 +1086,10 @@ class _Tuples:
 
     def keys(self, zone: NDArray[np.uint32]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """The two words under which conntrack keeps them."""
-        u = np.uint64
-        ports = self.sport.astype(u) << u(48) | self.dport.astype(u) << u(32)
-        return self.src.astype(u) << u(32) | self.dst, ports | self.proto.astype(u) << u(16) | zone
+        words = key_words(self.src, self.dst, self.sport, self.dport, self.proto)
+        if zone.any():
+            np.bitwise_or(words[1], zone, out=words[1])
+        return words
 
 
 def _port_range(proto: NDArray[np.uint8], port: I64) -> tuple[I64, I64]:
@@ -1003,7 +1112,7 @@ def _originals(ct: Conntrack, flows: NDArray[np.integer]) -> _Tuples:
     return _Tuples(ct.osrc[flows], ct.odst[flows], ct.osport[flows], ct.odport[flows], ct.proto[flows])
 
 
-def _current(ct: Conntrack, flows: NDArray[np.integer]) -> _Tuples:
+def _current(ct: Conntrack, flows: NDArray[np.integer] | slice) -> _Tuples:
     """What packets of the original direction look like now: the inverse of the reply tuple."""
     return _Tuples(ct.rsrc[flows], ct.rdst[flows], ct.rsport[flows], ct.rdport[flows], ct.proto[flows]).answer()
 

@@ -6,9 +6,11 @@ back as `Journeys`, columns by batch, out of which one `Journey` at a time can b
 
 from __future__ import annotations
 
+import gc
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -261,6 +263,18 @@ def arrived_columns(p: Packets) -> dict[str, NDArray[Any]]:
     return {name: getattr(p, name).copy() for name in BEFORE}
 
 
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """A node is made of a million things of which none is garbage: nobody is to look through them again and again."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
 # ---- the node -------------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +300,8 @@ class Rewritten:
         self.destinations: list[tuple[int, int]] = []
         self.sources: list[tuple[int, int]] = []
         self.draws = self.narrow = wished = False
-        own = sorted({a.ip for link in node.routing.links for a in link.addresses})
+        self.of = self.depends(node)
+        _, own, servers = self.of
         for wish, manip in wishes(node.tables):
             wished = True
             if manip == "dst":
@@ -302,12 +317,18 @@ class Rewritten:
                 side.extend((a, a) for a in own)
                 if wish.kind == "redirect":
                     side.append((0x7F000001, 0x7F000001))
-        servers = {d.addr for service in node.ipvs.services for d in service.destinations}
         self.dnat = bool(self.destinations)
         self.destinations.extend((a, a) for a in servers)
-        self.servers = np.array(sorted(servers), np.uint64)
+        self.servers = np.array(servers, np.uint64)
         self.none = not wished and not servers
         self._tables = [self._merged(self.destinations), self._merged(self.sources)]
+
+    @staticmethod
+    def depends(node: Node) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        """All that it follows from: the version of the rules, the node's own addresses, the real servers of IPVS."""
+        own = {a.ip for link in node.routing.links for a in link.addresses}
+        servers = {d.addr for service in node.ipvs.services for d in service.destinations}
+        return node.tables.version, tuple(sorted(own)), tuple(sorted(servers))
 
     @staticmethod
     def _merged(ranges: list[tuple[int, int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -373,6 +394,7 @@ class Node:
         self.settled = Settled(self)
         self.road = Road(self)
         self.shortest_timeout = SECOND
+        self.rewritten = Rewritten(self)
         self.routing.on_link_down.append(self._link_down)
         self.routing.on_address_removed.append(self._address_removed)
         problems: list[Problem] = []
@@ -404,13 +426,14 @@ class Node:
         if unsupported == UNCERTAIN:
             problems = put_aside(model, problems)
         node: Node | None = None
-        try:
-            node = cls(model, seed, unsupported)
-        except (Refused, Unsupported) as error:
-            problems.extend(error.problems)
-        raise_all(problems)
-        assert node is not None
-        node.tables.walk.prepare(node.paths, node.routing.names)
+        with _without_collection():
+            try:
+                node = cls(model, seed, unsupported)
+            except (Refused, Unsupported) as error:
+                problems.extend(error.problems)
+            raise_all(problems)
+            assert node is not None
+            node.tables.walk.prepare(node.paths, node.routing.names)
         return node
 
     def _fill(self, model: Model, problems: list[Problem]) -> None:
@@ -438,7 +461,8 @@ class Node:
         self.conntrack.read_sysctls()
         self.conntrack.switch(self.tables.conntrack_needed or self.ipvs.conntrack_needed)
         self.shortest_timeout = min(SECOND, self.conntrack.shortest_timeout())
-        self.rewritten = Rewritten(self)
+        if self.rewritten.of != Rewritten.depends(self):
+            self.rewritten = Rewritten(self)
         self.settled.changes += 1
         self.road.compile()
 

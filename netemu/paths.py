@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netemu.hashing import Table
-from netemu.packets import Packets
+from netemu.packets import I32, U64, Packets
 
 TABLES = ("raw", "mangle", "nat", "filter", "security")
 
@@ -161,6 +161,15 @@ class Paths:
         if word is None:
             word = self._words[step] = _word(np.array([step], np.uint64))[0]
         trail += word
+
+    def words(self, steps: I32) -> U64:
+        """What `trail` mixes in for each of these steps, for those who take them often."""
+        return _word(steps.astype(np.uint64))
+
+    def mix(self, trail: U64, words: U64) -> None:
+        """`trail`, each word's step given by `words` of it."""
+        trail *= _TRAIL
+        trail += words
 
     def walked(
         self, before: NDArray[np.int32], trail: NDArray[np.uint64], log: Callable[[NDArray[np.intp]], Noted]

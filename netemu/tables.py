@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from netemu import listing
 from netemu.doubt import stand_in, unmodelled_match, unmodelled_target
@@ -175,8 +176,7 @@ class Rule:
             yield from getattr(extension, "sets", ())
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a rule was written: file ("" for a command), 1-based line, the text."""
 
     file: str = ""
@@ -206,12 +206,18 @@ class Chain:
         return new
 
 
+#: for each chain that a packet can reach: the hooks it is reached from, and in how many ways (2: more than one)
+Reached = tuple[dict[str, frozenset[str]], dict[str, int]]
+
+
 class Table:
     """The chains of one table, by name; built-in chains first, in the order of their hooks."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.chains = {hook: Chain(hook, ACCEPT) for hook in HOOKS[name]}
+        self.reached: Reached | None = None  # see _reach; of a table in force, which is not changed any more
+        self.ordered: list[Chain] = []  # and its chains in order
 
     def copy(self) -> Table:
         """A draft to change: chains of its own, the same rules in them."""
@@ -290,42 +296,68 @@ class Tables:
         """(table, chain, number from 1, rule) of every rule, as printed."""
         self.walk.settle()
         for name in self.order:
-            for chain in self.tables[name].in_order():
+            for chain in self._in_order(name):
                 for number, rule in enumerate(chain.rules, 1):
                     yield name, chain, number, rule
+
+    def _in_order(self, name: str) -> list[Chain]:
+        table = self.tables[name]
+        if not table.ordered:
+            table.ordered = table.in_order()
+        return table.ordered
+
+    def _reached(self, name: str) -> Reached:
+        table = self.tables[name]
+        if table.reached is None:
+            table.reached = _reach(table)
+        return table.reached
+
+    def _needs(self, what: str) -> bool:
+        """Does an extension of some rule say so of itself?"""
+        asked = set[int]()  # rules share extensions
+        for *_, rule in self.rules():
+            for extension in (*rule.matches, rule.target):
+                if extension is not None and id(extension) not in asked:
+                    asked.add(id(extension))
+                    if getattr(extension, what):
+                        return True
+        return False
 
     @property
     def conntrack_needed(self) -> bool:
         """Some rule needs connection tracking: it is on."""
         if self._needed[0] != self.version:
-            needed = any(ext.needs_conntrack for _, _, _, rule in self.rules() for ext in rule.extensions)
-            self._needed = (self.version, needed)
+            self._needed = (self.version, self._needs("needs_conntrack"))
         return self._needed[1]
 
     @property
     def defrag_needed(self) -> bool:
         """Some rule needs whole packets: fragments are put together even without connection tracking."""
         if self._defrag[0] != self.version:
-            needed = any(ext.needs_defrag for _, _, _, rule in self.rules() for ext in rule.extensions)
-            self._defrag = (self.version, needed)
+            self._defrag = (self.version, self._needs("needs_defrag"))
         return self._defrag[1]
 
     @property
     def memories(self) -> tuple[Memory, ...]:
         """Every rule with memory that a packet can reach (see Memory). A set that nothing changes is no memory."""
+        return tuple(m for m in self._all_memories() if m.touch[:4] != "set:" or self.written(m.touch[4:]))
+
+    def _all_memories(self) -> tuple[Memory, ...]:
+        """The same, with those of sets that nothing changes."""
         if self._memories[0] != self.version:
             self._memories = (self.version, tuple(self._find_memories()))
-        return tuple(m for m in self._memories[1] if m.touch[:4] != "set:" or self.written(m.touch[4:]))
+        return self._memories[1]
 
     def _find_memories(self) -> Iterator[Memory]:
         for name in self.order:
-            table = self.tables[name]
-            hooks, ways = _reach(table)
-            for chain in table.in_order():
+            hooks, ways = self._reached(name)
+            for chain in self._in_order(name):
                 if chain.name not in ways:
                     continue
                 for number, rule in enumerate(chain.rules, 1):
-                    for extension in rule.extensions:
+                    for extension in (*rule.matches, rule.target):
+                        if extension is None or not extension.touches:
+                            continue
                         for touch in sorted(extension.touches):
                             yield Memory(
                                 touch,
@@ -347,7 +379,7 @@ class Tables:
         table = self.tables.get("raw")
         if table is None:
             return frozenset(), True
-        hooks, _ = _reach(table)
+        hooks, _ = self._reached("raw")
         met = [(hooks[c.name], r.target) for c in table.in_order() if c.name in hooks for r in c.rules if r.target]
         wish: frozenset[str] = frozenset().union(*(at for at, t in met if isinstance(t, Ct) and not t.notrack))
         plain = {target.name for _, target in met} <= _PLAIN
@@ -363,9 +395,21 @@ class Tables:
         """Do rules see nothing of a packet that begins a connection but its headers (see conntrack.looks), where it
         came in, and draws? No memory, no clock, no set, no bytes, nothing of the connection but its state."""
         if self._steady[0] != self.version:
-            quiet = not any(True for _ in self._find_memories())
-            self._steady = (self.version, quiet and all(_is_steady(table, rule) for table, *_, rule in self.rules()))
+            self._steady = (self.version, not self._all_memories() and self._all_steady())
         return self._steady[1]
+
+    def _all_steady(self) -> bool:
+        asked = set[tuple[bool, int]]()  # rules share extensions
+        for table, *_, rule in self.rules():
+            early = table not in ("filter", "security")
+            for match in rule.matches:
+                if (early, id(match)) not in asked:
+                    asked.add((early, id(match)))
+                    if not _is_steady(match, early):
+                        return False
+            if rule.target is not None and rule.target.name not in _STEADY_TARGETS:
+                return False
+        return True
 
     @property
     def flags_asked(self) -> int:
@@ -389,7 +433,8 @@ class Tables:
 
     def _pure(self, match: Match) -> bool:
         """What it says depends on nothing that another packet does, so it may be asked ahead of its turn."""
-        return all(touch[:4] == "set:" and not self.written(touch[4:]) for touch in match.touches)
+        touches = match.touches
+        return not touches or all(touch[:4] == "set:" and not self.written(touch[4:]) for touch in touches)
 
     def written(self, name: str) -> bool:
         """Packets change this set: a rule writes to it (or to a member of it), or it keeps counters."""
@@ -485,17 +530,21 @@ class Tables:
         loop = _loop(draft)
         if loop:
             return loop
-        hooks, _ = _reach(draft)
+        hooks, _ = draft.reached = _reach(draft)
+        fine = set[tuple[int, frozenset[str]]]()  # rules share extensions
         for chain in draft.chains.values():
             from_hooks = hooks.get(chain.name, frozenset())
-            met = sum(1 for _ in _met(chain.rules))
+            met = _met(chain.rules)
             for number, rule in enumerate(chain.rules):
                 if number == met:
                     from_hooks = frozenset()
-                for extension in rule.extensions:
+                for extension in (*rule.matches, rule.target):
+                    if extension is None or (id(extension), from_hooks) in fine:
+                        continue
                     why = _misplaced(extension, draft.name, from_hooks)
                     if why:
                         return rule, why
+                    fine.add((id(extension), from_hooks))
         return None
 
     def commit(self, draft: Table) -> None:
@@ -620,41 +669,47 @@ _STEADY_TARGETS = frozenset(
 )  # fmt: skip
 
 
-def _is_steady(table: str, rule: Rule) -> bool:
-    for match in rule.matches:
-        if match.unmodelled or match.name not in _STEADY_MATCHES:
-            return False
-        if match.name == "tcp" and "--tcp-option" in match.words():
-            return False
-        if match.name == "conntrack":
-            words = [word for word in match.words().split() if word != "!"]
-            early = table not in ("filter", "security")  # it may come before DNAT is decided
-            if words[:1] != ["--ctstate"] or len(words) != 2 or (early and "NAT" in words[1]):
-                return False
-    return rule.target is None or isinstance(rule.target, Chain) or rule.target.name in _STEADY_TARGETS
+def _is_steady(match: Match, early: bool) -> bool:
+    """early: it may be asked before it is decided where the connection goes (DNAT)"""
+    if match.unmodelled or match.name not in _STEADY_MATCHES:
+        return False
+    if match.name == "tcp":
+        return "--tcp-option" not in match.words()
+    if match.name == "conntrack":
+        words = [word for word in match.words().split() if word != "!"]
+        return words[:1] == ["--ctstate"] and len(words) == 2 and not (early and "NAT" in words[1])
+    return True
 
 
-def _met(rules: Iterable[Rule]) -> Iterator[Rule]:
-    """The rules of a chain up to the first that decides about every packet: behind it the kernel does not look."""
-    for rule in rules:
-        yield rule
-        if _decides(rule):
-            return
+def _met(rules: Sequence[Rule]) -> int:
+    """How many rules of a chain are met: those up to the first that decides about every packet. The kernel does not
+    look behind it."""
+    return next((n for n, rule in enumerate(rules, 1) if _decides(rule)), len(rules))
 
 
 def _decides(rule: Rule) -> bool:
     """It decides about every packet."""
-    return rule.bare and rule.target is not None and rule.target.name in ("ACCEPT", "DROP", "RETURN", "QUEUE")
+    return rule.target is not None and rule.target.name in _STANDARD and rule.bare
 
 
-def _reach(table: Table) -> tuple[dict[str, frozenset[str]], dict[str, int]]:
-    """For each chain that a packet can reach: the hooks it is reached from, and in how many ways (2: more than one).
+def _jumps(table: Table) -> dict[str, list[Rule]]:
+    """The rules of each chain that lead to another one, as far as they are met."""
+    out = {}
+    for chain in table.chains.values():
+        jumps = out[chain.name] = list[Rule]()
+        for rule in chain.rules:
+            if rule.jump:
+                jumps.append(rule)
+            elif _decides(rule):
+                break
+    return out
 
-    The table must be free of loops.
-    """
+
+def _reach(table: Table) -> Reached:
+    """What of a table packets can reach (see Reached). It must be free of loops."""
     order: list[str] = []
     seen: set[str] = set()
-    jumps = {name: [rule.jump for rule in _met(chain.rules) if rule.jump] for name, chain in table.chains.items()}
+    jumps = {name: [rule.jump for rule in rules] for name, rules in _jumps(table).items()}
     for hook in HOOKS[table.name]:
         stack: list[tuple[str, bool]] = [(hook, False)]
         while stack:
@@ -665,18 +720,23 @@ def _reach(table: Table) -> tuple[dict[str, frozenset[str]], dict[str, int]]:
                 seen.add(name)
                 stack.append((name, True))
                 stack += [(jump, False) for jump in jumps[name]]
-    hooks = {hook: frozenset((hook,)) for hook in HOOKS[table.name]}
+    from_ = {hook: 1 << k for k, hook in enumerate(HOOKS[table.name])}  # hooks as bits
     ways = dict.fromkeys(HOOKS[table.name], 1)
     for name in reversed(order):
+        bits, n = from_[name], ways[name]
         for jump in jumps[name]:
-            hooks[jump] = hooks.get(jump, frozenset()) | hooks[name]
-            ways[jump] = min(2, ways.get(jump, 0) + ways[name])
-    return hooks, ways
+            from_[jump] = from_.get(jump, 0) | bits
+            ways[jump] = n if jump not in ways else 2
+    sets = {
+        bits: frozenset(hook for k, hook in enumerate(HOOKS[table.name]) if bits >> k & 1)
+        for bits in set(from_.values())
+    }
+    return {name: sets[bits] for name, bits in from_.items()}, ways
 
 
 def _loop(table: Table) -> tuple[Rule, str] | None:
     """A jump that closes a circle which a packet can reach, if there is one."""
-    jumps = {name: [rule for rule in _met(chain.rules) if rule.jump] for name, chain in table.chains.items()}
+    jumps = _jumps(table)
     done: set[str] = set()
     for hook in HOOKS[table.name]:
         stack = [(hook, iter(jumps[hook]))]
@@ -964,6 +1024,7 @@ _OPTIONS = {
 }
 _ALONE = frozenset("fvnx46")  # short options that nothing belongs to
 _SHORT = frozenset("ACDRILSMFZNXEPopsdjiwWtmcg") | _ALONE
+_NAMING = frozenset(("-m", "-j", "-g", "-p", "-i", "-o"))
 _INVERTIBLE = frozenset(("-s", "-d", "-p", "-i", "-o", "-f"))
 _WITH_RULE = frozenset("ACDIR")
 
@@ -980,12 +1041,16 @@ class _Done:
     output: str = ""
 
 
+_ADDED = _Done(True)
+
+
 @dataclass
 class _Loaded:
-    """An extension that the words of a rule have brought in, and the options it was given."""
+    """An extension that the words of a rule have brought in, the options it was given, and where their values stood."""
 
     cls: type[Extension]
     given: list[Given] = field(default_factory=list)
+    at: list[slice] = field(default_factory=list)
 
 
 @dataclass
@@ -1002,6 +1067,117 @@ class _Parsed:
     counters: tuple[int, int] | None = None
     flags: set[str] = field(default_factory=set)
     other_family: bool = False
+    at: dict[str, int] = field(default_factory=dict)  # common option -> where its value stands
+    names: list[int] = field(default_factory=list)  # where names of matches, targets, protocols and links stand
+    spelled_out: bool = True  # every word is an option, or stands behind the one that it belongs to
+
+
+class _Shape:
+    """What rules of one shape have in common: the same options in the same order, of the same matches and target.
+
+    kube-proxy writes tens of thousands of rules of a dozen shapes. The first of a shape is read word by word; of the
+    others only the values are looked at. Whatever those have that the first one had not (a chain that is not there, a
+    value that nobody takes) is found by reading word by word after all.
+
+    fixed    (place, word) of words that are no options and must be the same: names of matches, protocols, links
+    nets     (place, inverted, "src" or "dst") of networks       jump_at   place of the chain that it leads to, 0 none
+    """
+
+    def __init__(self, command: _Command, p: _Parsed, rule: Rule, words: list[str]) -> None:
+        self.command = command
+        self.chain_at = p.at["-A"]
+        self.jump_at = p.at["-g" if p.goto else "-j"] if p.jump else 0
+        self.fixed = tuple((place, words[place]) for place in p.names if place != self.jump_at)
+        self.nets = [(p.at[option], p.base[option][1], name)
+                     for option, name in (("-s", "src"), ("-d", "dst")) if option in p.base]  # fmt: skip
+        self.rule = rule
+        self.matches = [_Reader(loaded) for loaded in p.matches]
+        self.target = _Reader(p.target) if p.target else None
+        self.context = command.context(p, rule)
+
+    @staticmethod
+    def key(words: list[str]) -> tuple[str, ...]:
+        """The options of a line, each in its place."""
+        return tuple([word if word[:1] in "-!" else "" for word in words])
+
+    @staticmethod
+    def fits(p: _Parsed) -> bool:
+        """Can others be read as this one was?"""
+        plain = p.spelled_out and p.command == "A" and not (p.flags or p.other_family or "-c" in p.at)
+        several = any("," in p.base[option][0] for option in ("-s", "-d") if option in p.base)
+        return plain and not several and p.operands[0] not in ALL_HOOKS
+
+    def read(self, words: list[str], origin: Origin) -> Rule | None:
+        """The rule that these words mean. None: they are to be read word by word, and that says what is wrong."""
+        for place, word in self.fixed:
+            if words[place] != word:
+                return None
+        chain = self.command.draft.chains.get(words[self.chain_at])
+        if chain is None or chain.policy is not None:
+            return None
+        try:
+            return self._read(words, origin)
+        except (Bad, NotModelled):
+            return None
+
+    def _read(self, words: list[str], origin: Origin) -> Rule | None:
+        chains, first = self.command.draft.chains, self.rule
+        rule = Rule.__new__(Rule)
+        rule.src = rule.dst = rule._text = None
+        rule.link_in, rule.link_out, rule.proto = first.link_in, first.link_out, first.proto
+        rule.fragment = first.fragment
+        rule.packets = rule.bytes = 0
+        rule.origin, rule.goto, rule.jump, rule.target = origin, first.goto, "", None
+        if self.jump_at:
+            rule.jump = words[self.jump_at]
+            to = chains.get(rule.jump)
+            if to is None or to.policy is not None:
+                return None
+        for place, inverted, name in self.nets:
+            text = words[place]
+            if "," in text:
+                return None
+            address, mask = _network(text)
+            setattr(rule, name, (address, mask, inverted) if mask or inverted else None)
+        context = self.context
+        context.chain = words[self.chain_at]
+        rule.matches = tuple([reader.read(words, context) for reader in self.matches])  # type: ignore[misc]
+        if self.target is not None:
+            rule.target = target = self.target.read(words, context)  # type: ignore[assignment]
+            context.matches = rule.matches
+            if target.check(context):  # type: ignore[attr-defined]
+                return None
+        return rule
+
+
+class _Reader:
+    """Reads one extension of the rules of a shape. One that keeps nothing of its own is made once for equal words."""
+
+    def __init__(self, loaded: _Loaded) -> None:
+        self.cls = loaded.cls
+        self.options = [(g.option, g.invert, at) for g, at in zip(loaded.given, loaded.at, strict=True)]
+        self.made: dict[tuple[str, ...], Extension] = {}
+        places = [place for at in loaded.at for place in range(at.start, at.stop)]
+        self.one = places[0] if len(places) == 1 else 0
+        self.values = itemgetter(*places) if len(places) > 1 else None
+
+    def read(self, words: list[str], context: RuleContext) -> Extension:
+        key = (words[self.one],) if self.one else self.values(words) if self.values else ()
+        made = self.made.get(key)
+        if made is None:
+            made = self.cls.read([Given(o, invert, tuple(words[at])) for o, invert, at in self.options], context)
+            if _alike(made):
+                self.made[key] = made
+        return made
+
+
+def _alike(extension: Extension) -> bool:
+    """Two rules may hold the same one: it remembers nothing, and nothing befalls it when a rule comes or goes."""
+    if extension.touches or getattr(extension, "sets", None):
+        return False
+    if isinstance(extension, Match):
+        return type(extension).start is Match.start and type(extension).stop is Match.stop
+    return is_dataclass(extension) and extension.__dataclass_params__.frozen
 
 
 def _split(word: str) -> list[str]:
@@ -1028,6 +1204,7 @@ class _Command:
     def __init__(self, tables: Tables, draft: Table, restoring: bool) -> None:
         self.tables, self.draft, self.restoring = tables, draft, restoring
         self.opened = False  # the table was looked into while the words were read
+        self.shapes: dict[tuple[str, ...], list[_Shape]] = {}  # of the rules that were read so far, by their options
         self.sets = _SetNames(tables.node.sets)
 
     # ---- reading
@@ -1051,8 +1228,10 @@ class _Command:
             if word == "--":  # here the options end
                 if at < end:
                     raise Bad("unknown arguments found on commandline", words[at])
+                p.spelled_out = False
                 break
             if len(word) > 2 and word[1] != "-" and word[1] in _SHORT:  # -nvL, -AINPUT
+                p.spelled_out = False
                 words = [*words[: at - 1], *_split(word), *words[at:]]
                 at, end = at - 1, len(words)
                 continue
@@ -1061,9 +1240,12 @@ class _Command:
             values = [value] if equals else []
             if equals and count == 0 and name not in _COMMANDS:
                 raise Bad(f'unknown option "{word}"', word, f"{name} takes no value")
+            if equals:
+                p.spelled_out = False
             if name in _COMMANDS:
                 if invert:
                     raise Bad(f"unexpected ! flag before {_COMMANDS[name]}", word)
+                p.at[name] = at
                 at = self.operands(p, name, words, at, values)
                 continue
             while count < 0 and at < end and (words[at][:1] not in ("-", "!") or re.fullmatch(r"-\d.*", words[at])):
@@ -1077,7 +1259,11 @@ class _Command:
                 at += 1
             if loaded is not None:
                 loaded.given.append(Given(name, invert, tuple(values)))
+                loaded.at.append(slice(at - len(values), at))
             else:
+                p.at[name] = at - len(values)
+                if name in _NAMING:
+                    p.names.append(at - 1)
                 at = self.base(p, name, invert, values, word, words, at)
             invert = False
         return p
@@ -1274,20 +1460,7 @@ class _Command:
             rule.packets, rule.bytes = p.counters
         context: RuleContext | None = None
         if p.matches or p.target:
-            context = RuleContext(
-                self.draft.name,
-                chain,
-                rule.proto[0] if rule.proto else 0,
-                bool(rule.proto and rule.proto[1]),
-                self.tables.node.kernel,
-                bool(rule.fragment),
-                self.sets,
-                owners=all_owned(sockets_of(self.tables.node)),
-                met=lambda: not any(_decides(other) for other in self.before(p)),
-                cpu=getattr(self.tables.node, "cpu", None),
-                policies=getattr(getattr(self.tables.node, "conntrack", None), "policies", None),
-                accounts=getattr(self.tables.node, "accounts", None),
-            )
+            context = self.context(p, rule)
             rule.matches = self.matches(p, context)
             if p.target:
                 target = self.extension(p.target, context)
@@ -1307,6 +1480,23 @@ class _Command:
             one.matches = self.matches(p, context) if p.matches else ()  # each rule has a memory of its own
             out.append(one)
         return out
+
+    def context(self, p: _Parsed, rule: Rule) -> RuleContext:
+        """What the extensions of a rule may know of it."""
+        return RuleContext(
+            self.draft.name,
+            p.operands[0],
+            rule.proto[0] if rule.proto else 0,
+            bool(rule.proto and rule.proto[1]),
+            self.tables.node.kernel,
+            bool(rule.fragment),
+            self.sets,
+            owners=all_owned(sockets_of(self.tables.node)),
+            met=lambda: not any(_decides(other) for other in self.before(p)),
+            cpu=getattr(self.tables.node, "cpu", None),
+            policies=getattr(getattr(self.tables.node, "conntrack", None), "policies", None),
+            accounts=getattr(self.tables.node, "accounts", None),
+        )
 
     def matches(self, p: _Parsed, context: RuleContext | None) -> tuple[Match, ...]:
         out = []
@@ -1357,6 +1547,15 @@ class _Command:
     # ---- doing
 
     def do(self, words: list[str], origin: Origin, counters: tuple[int, int] | None = None) -> _Done:
+        shape = _Shape.key(words) if self.restoring else ()
+        alike = self.shapes.get(shape, ())
+        for known in alike:
+            rule = known.read(words, origin)
+            if rule is not None:
+                if counters is not None:
+                    rule.packets, rule.bytes = counters
+                self.draft.chains[words[known.chain_at]].rules.append(rule)
+                return _ADDED
         p = self.parse(words)
         if p.other_family:
             if not self.restoring:
@@ -1374,10 +1573,14 @@ class _Command:
             raise Bad("Illegal option `-c' with this command", "-c")
         if counters is not None:
             p.counters = counters
+        learn = self.restoring and len(alike) < 16 and _Shape.fits(p)
         done = getattr(self, f"do_{p.command}")(p, origin)
         assert isinstance(done, _Done)
         if self.restoring:
             done.output = ""
+        if learn:
+            shapes = self.shapes.setdefault(shape, [])
+            shapes.append(_Shape(self, p, self.draft.chains[p.operands[0]].rules[-1], words))
         return done
 
     def chain(self, name: str) -> Chain:
@@ -1639,12 +1842,21 @@ def _knows(registry: dict[str, Any]) -> str:
     return "netemu knows: " + ", ".join(sorted(registry))
 
 
+_PLAIN_NETWORK = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})(?:/(0|[1-9][0-9]?))?")
+
+
 def _network(text: str) -> tuple[int, int]:
     """(address, mask) of `10.0.0.1`, `10.8.0.0/16`, `10.8/16` or `10.8.0.0/255.255.0.0`; host bits cleared.
 
     >>> _network("10.8.1.1/255.255.0.0") == (0x0A080000, 0xFFFF0000)
     True
     """
+    plain = _PLAIN_NETWORK.fullmatch(text)
+    if plain is not None:
+        a, b, c, d, length = (int(part) for part in plain.groups("32"))
+        if max(a, b, c, d) < 256 and length <= 32:
+            mask = 0xFFFFFFFF << (32 - length) & 0xFFFFFFFF
+            return (a << 24 | b << 16 | c << 8 | d) & mask, mask
     address, slash, mask_text = text.partition("/")
     mask = 0xFFFFFFFF
     if slash:

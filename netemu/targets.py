@@ -130,9 +130,14 @@ def _options(name: str, given: list[Given], *exclusive: str, needs: str = "") ->
 
 def _address(text: str) -> int:
     """A dotted quad."""
-    if not re.fullmatch(r"\d{1,3}(\.\d{1,3}){3}", text) or any(int(o) > 255 for o in text.split(".")):
+    quad = _QUAD.fullmatch(text)
+    a, b, c, d = (int(part) for part in quad.groups()) if quad else (256, 0, 0, 0)
+    if max(a, b, c, d) > 255:
         raise Bad(f'Bad IP address "{text}"', text)
-    return int.from_bytes(bytes(map(int, text.split("."))), "big")
+    return a << 24 | b << 16 | c << 8 | d
+
+
+_QUAD = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})")
 
 
 def _port(text: str, whole: str) -> int:

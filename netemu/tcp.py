@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from netemu.hashing import span
 from netemu.packets import ACK, ESTABLISHED, FIN, I64, INVALID, NEW, RST, SYN, U8, U32, Mask, Packets, Rows
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ KIND = np.array(
     np.int8,
 )
 _KIND: list[int] = KIND.tolist()
+_FIRST = ORIGINAL[:, NO]  # by kind: the state after a connection's first segment
+_ALSO = np.array([(f >> 1 & 1) + (f & 1) for f in range(256)], np.uint32)  # SYN and FIN take a number each
 _TURNS = SYN | FIN | RST | ACK  # flags that say what kind of segment it is: of a plain one ACK alone
 _TAME = (TRANSITIONS < IV) & (TRANSITIONS != S2) & (np.arange(10) != S2)  # what `_step` judges
 _TAME &= (TRANSITIONS != SS) | (np.arange(10) <= SS)
@@ -291,39 +294,49 @@ class Tracker:
         What a fresh connection makes of its first segment is always the same: a SYN tells how far one end got and what
         it wants; one picked up in the middle, whose numbers are far from those of an unknown partner (0), nothing.
         """
-        kind, flags = KIND[pkts.flags[rows]], pkts.flags[rows]
-        new = ORIGINAL[kind, NO]
+        at, f = span(rows), span(flows)
+        flags = pkts.flags[at]
+        kind = KIND.take(flags)
+        new = _FIRST.take(kind)
         syn = new == SS
-        may: Mask = syn | (new == ES) if self.loose else syn
-        seq, win, doff = pkts.seq[rows], pkts.win[rows].astype(np.uint32), pkts.doff[rows].astype(np.int64)
-        payload = np.maximum(pkts.length[rows] - pkts.ihl[rows] - doff, 0).astype(np.uint32)
-        end = seq + payload + ((flags & SYN) != 0) + ((flags & FIN) != 0).astype(np.uint32)
-        td = np.zeros((len(rows), 2, 4), np.uint32)
-        td[:, 0, 0] = end
-        td[:, 0, 1] = np.where(syn, end, end + np.maximum(win, 1))
-        td[:, 0, 2] = np.maximum(win, 1)
-        misc = np.zeros((len(rows), 10), np.uint8)
-        misc[:, 2:4] = SACK_PERM | LIBERAL
-        misc[:, 5] = I_NONE
-        first = np.flatnonzero(syn)
-        misc[first, 0], misc[first, 2] = _offers(pkts, rows[first], doff[first])
-        misc[first, 3] = 0
-
-        slack = np.maximum(td[:, 0, 2], 66000) + np.uint32(1)
-        ack = pkts.ack[rows]
-        followed = syn | (may & (ack != 0) & (ack < -slack) & (payload < 1 << 16))
-        opted = np.flatnonzero(followed & ~syn & (doff > 20))
-        followed[opted] = _only_timestamp(pkts, rows[opted], doff[opted])
-        td[first, 1, 1] = np.maximum(win[first], 1)
-        misc[followed, 5], misc[followed, 9] = kind[followed], new[followed]
-        self.td[flows], self.misc[flows], self.last[flows] = td, misc, 0
+        whole = bool(syn.all())  # then what is said of others need not be asked
+        may: Mask = syn | (new == ES) if self.loose and not whole else syn
+        doff, win = pkts.doff[at].astype(np.int32), np.maximum(pkts.win[at], 1).astype(np.uint32)
+        payload = np.maximum(pkts.length[at] - pkts.ihl[at] - doff, 0).astype(np.uint32)
+        end = pkts.seq[at] + payload
+        end += _ALSO.take(flags)
+        td = np.zeros((len(rows), 2, 4), np.uint32) if f is flows else self.td[f]
+        misc = np.empty((len(rows), 10), np.uint8) if f is flows else self.misc[f]
+        td[:] = 0
+        td[:, 0, 0] = td[:, 0, 1] = end
+        td[:, 0, 2] = win
+        misc[:] = (0, 0, SACK_PERM | LIBERAL, SACK_PERM | LIBERAL, 0, I_NONE, 0, 0, 0, 0)
+        first: Any = slice(None) if whole else np.flatnonzero(syn)
+        misc[first, 2:4] = 0
+        opted = np.flatnonzero(syn & (doff > 20))
+        if len(opted):
+            misc[opted, 0], misc[opted, 2] = _offers(pkts, rows.take(opted), doff.take(opted).astype(np.int64))
+        followed = syn
+        if not whole:
+            td[:, 0, 1] += np.where(syn, np.uint32(0), win)
+            slack = np.maximum(win, 66000) + np.uint32(1)
+            ack = pkts.ack[at]
+            followed = syn | (may & (ack != 0) & (ack < -slack) & (payload < 1 << 16))
+            opted = np.flatnonzero(followed & ~syn & (doff > 20))
+            followed[opted] = _only_timestamp(pkts, rows[opted], doff[opted].astype(np.int64))
+        td[first, 1, 1] = win[first]
+        known: Any = slice(None) if whole else np.flatnonzero(followed)
+        misc[known, 5], misc[known, 9] = kind[known], new[known]
+        self.last[f] = 0
+        if f is flows:
+            self.td[flows], self.misc[flows] = td, misc
         # nothing was heard of the partner yet, not even a window
         opened, picked = (
             min(self.timeouts[state], self.max_retrans_timeout, *more)
             for state, more in ((SS, ()), (ES, (self.unacked_timeout,)))
         )
-        known = np.flatnonzero(followed)
-        ct.deadline[flows[known]] = pkts.time[rows[known]] + np.where(syn[known], opened, picked)
+        where = f if whole else flows[known]
+        ct.deadline[where] = pkts.time[at][known] + (opened if whole else np.where(syn[known], opened, picked))
         return may, followed
 
     def adopt(self, flow: int, state: int) -> None:

@@ -84,6 +84,16 @@ class Trip:
         elif len(rows):
             self._note(rows, self.paths.step_id(step) if isinstance(step, Step) else step)
 
+    def steps(self, rows: Rows, steps: I32, words: U64) -> None:
+        """`step`, each row's own.   words  what `Paths.words` made of the steps, once and for all"""
+        if self._log is None:
+            self.paths.extend(self.pkts, rows, steps)
+        elif len(rows):
+            self._log.append((rows, steps))
+            trail = self._trail.take(rows)
+            self.paths.mix(trail, words)
+            self._trail[rows] = trail
+
     def _note(self, rows: Rows, step: int | NDArray[np.integer]) -> None:
         assert self._log is not None
         self._log.append((rows, step))

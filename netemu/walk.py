@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from netemu.doubt import HARMLESS, VERDICTS, settle_walk
 from netemu.hashing import Table as HashTable
+from netemu.hashing import span
 from netemu.lanes import (
     BEHIND,
     COLUMN_NAMES,
@@ -463,55 +464,57 @@ class _KindTable:
         self.kind = kind
         keys = np.array(list(by_key), np.int64).reshape(-1, 7)
         self.table = HashTable(2, capacity=max(64, 2 * len(keys)))
-        ids = self.table.add(_key_words(*keys.T))
-        self.first = np.zeros(int(ids.max()) + 1, np.int64)
+        ids = self.table.add(_key_words(len(keys), *keys.T))
+        self.first = np.zeros(int(ids.max()) + 2, np.int64)  # by number and one more; of no number, place 0
         flat: list[int] = [end]  # place 0: no line
         starts = []
         for lines in by_key.values():
             starts.append(len(flat))
             flat += lines
             flat.append(end)
-        self.first[ids] = starts
+        self.first[ids + 1] = starts
         self.lines = np.array(flat, np.int64)
 
     def find(self, pkts: Packets, rows: Rows, at: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64[len(rows)]: places in `lines` of the first line from each row's `at` on."""
         smask, dmask, p, s, d, i, o = self.kind
-        zero = np.zeros(len(rows), np.int64)
+        some = span(rows)
         ids = self.table.find(
             _key_words(
-                pkts.src[rows] & smask if smask else zero,
-                pkts.dst[rows] & dmask if dmask else zero,
-                pkts.proto[rows] if p else zero,
-                pkts.sport[rows] if s else zero,
-                pkts.dport[rows] if d else zero,
-                pkts.link_in[rows] if i else zero,
-                pkts.link_out[rows] if o else zero,
+                len(rows),
+                pkts.src[some] & np.uint32(smask) if smask else None,
+                pkts.dst[some] & np.uint32(dmask) if dmask else None,
+                pkts.proto[some] if p else None,
+                pkts.sport[some] if s else None,
+                pkts.dport[some] if d else None,
+                pkts.link_in[some] if i else None,
+                pkts.link_out[some] if o else None,
             )
         )
-        place = np.where(ids >= 0, self.first[ids], 0)
-        behind = np.flatnonzero(self.lines[place] < at)
+        place = self.first.take(ids + 1)
+        behind = np.flatnonzero(self.lines.take(place) < at)
         while len(behind):
             place[behind] += 1
             behind = behind[self.lines[place[behind]] < at[behind]]
         return place
 
 
-def _key_words(
-    src: NDArray[Any],
-    dst: NDArray[Any],
-    proto: NDArray[Any],
-    sport: NDArray[Any],
-    dport: NDArray[Any],
-    link_in: NDArray[Any],
-    link_out: NDArray[Any],
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """The key in two words. Links take 12 bits each (-1, no link, is 4095)."""
+def _key_words(n: int, *parts: NDArray[Any] | None) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """The keys in two words.   parts  as in Key, None: 0. Links take 12 bits each (-1, no link, is 4095)."""
     u = np.uint64
-    addresses = (src.astype(u) << u(32)) | dst.astype(u)
-    links = ((link_in.astype(np.int64) & 4095) << 12) | (link_out.astype(np.int64) & 4095)
-    rest = (links.astype(u) << u(40)) | (proto.astype(u) << u(32)) | (sport.astype(u) << u(16)) | dport.astype(u)
-    return addresses, rest
+    words = np.zeros(n, u), np.zeros(n, u)
+    for part, (word, shift) in zip(parts, _PLACES, strict=True):
+        if part is None:
+            continue
+        wide = (part.astype(np.int64) & 4095).astype(u) if shift >= 40 else part.astype(u)
+        if shift:
+            wide <<= u(shift)
+        words[word][:] |= wide
+    return words
+
+
+#: where each part of a key stands: in which word, and how far to the left
+_PLACES = ((0, 32), (0, 0), (1, 32), (1, 16), (1, 0), (1, 52), (1, 40))
 
 
 def groups(values: NDArray[np.int64], rows: Rows) -> Iterator[tuple[int, Rows]]:
@@ -527,11 +530,17 @@ def groups(values: NDArray[np.int64], rows: Rows) -> Iterator[tuple[int, Rows]]:
 
 def odd_rows(pkts: Packets, rows: Rows) -> Mask:
     """bool[len(rows)]: later fragments, TCP and UDP packets without a whole header. Matches judge those themselves."""
-    proto = pkts.proto[rows]
-    have = np.minimum(pkts.length[rows], pkts.cap[rows]) - pkts.ihl[rows]
-    odd: Mask = (pkts.frag[rows] & OFFSET_MASK) != 0
-    odd |= ((proto == TCP) & (have < 20)) | ((proto == UDP) & (have < 8))
+    some = span(rows)
+    proto = pkts.proto[some]
+    have = np.minimum(pkts.length[some], pkts.cap[some]) - pkts.ihl[some]
+    odd: Mask = (pkts.frag[some] & OFFSET_MASK) != 0
+    odd |= have < _WHOLE.take(proto)
     return odd
+
+
+#: by protocol: bytes of a whole header, where matches look into it
+_WHOLE = np.full(256, -1 << 31, np.int64).astype(np.int32)
+_WHOLE[TCP], _WHOLE[UDP] = 20, 8
 
 
 def odd_row(pkts: Packets, row: int) -> bool:

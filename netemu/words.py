@@ -46,6 +46,8 @@ def integer(text: str) -> int | None:
     >>> integer("0x4000"), integer("077"), integer(" +12"), integer("-1"), integer("08")
     (16384, 63, 12, None, None)
     """
+    if text.isascii() and text.isdigit() and text[0] != "0":
+        return int(text)
     text = text.lstrip().removeprefix("+")
     if re.fullmatch(r"0[xX][0-9a-fA-F]+", text):
         return int(text, 16)

@@ -8,9 +8,13 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from craft import checksum, chunk, dccp, error, icmp, ip, sctp, tcp, udp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from talk import TRACKING, node, says, table
 
 from netemu import Node, Refused
+from netemu.conntrack import SIDES, zone_id
+from netemu.packets import UDP
 
 OPEN = """
     0.0  eth0 in   192.0.2.9:4000 > 10.0.0.2:80     S   seq=1000
@@ -403,6 +407,45 @@ def test_many_flows_are_swept_in_one_go_as_one_by_one() -> None:
     n.conntrack.end_run()
     assert not n.conntrack.mapped and not len(n.conntrack)
     n.check()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.lists(st.integers(0, 400), max_size=90)), max_size=12)
+)
+@settings(max_examples=60, deadline=None)
+def test_sources_are_a_dictionary_of_lists(deeds: list[tuple[int, int, list[int]]]) -> None:
+    """Few sources, so that many flows share one or a chain; lists long and short, for both ways of every deed."""
+    ct = node().conntrack
+    for flow in range(400):
+        ct.begin((flow % 7, 1, flow % 3, 2, UDP), 0, zone=(flow % 2) * (5 | SIDES["reply"] * (flow % 4 == 1)))
+    sources, model = ct.mapped, dict[tuple[int, ...], list[int]]()
+
+    def source(flow: int) -> tuple[int, ...]:
+        return int(ct.osrc[flow]), int(ct.osport[flow]), zone_id(int(ct.zone[flow]), 0)
+
+    there = set[int]()
+    for few, remove, named in deeds:
+        chosen = list(dict.fromkeys(named))[: len(named) if few else 3]
+        if remove == 0:
+            chosen = [flow for flow in chosen if flow in there]
+            sources.remove(np.array(chosen, np.intp))
+            for flow in chosen:
+                model[source(flow)].remove(flow)
+            there -= set(chosen)
+        else:
+            chosen = [flow for flow in chosen if flow < 400 and flow not in there]
+            sources.add(np.array(chosen, np.intp))
+            for flow in chosen:
+                model.setdefault(source(flow), []).append(flow)
+            there |= set(chosen)
+        sources.check()
+    for flow in range(400):
+        src, port, zone = source(flow)
+        assert list(sources.of((src, 1, port, 2, UDP), zone)) == model.get(source(flow), [])[::-1]
+    every = np.arange(400)
+    zones = np.array([zone_id(int(z), 0) for z in ct.zone[:400]], np.uint32)
+    known = sources.known(ct.osrc[every], ct.osport[every], ct.proto[every], zones)
+    assert known.tolist() == [bool(model.get(source(flow))) for flow in range(400)]
 
 
 def test_switching_tracking_on_again_forgets_the_windows() -> None:
