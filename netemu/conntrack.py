@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netemu.errors import REFUSED, UNSUPPORTED, Problem, Unsupported
-from netemu.hashing import Table, repeats, span
+from netemu.hashing import Table, span
 from netemu.packets import (
     ACK,
     ANSWERS,
@@ -243,6 +243,7 @@ class Sources:
     def __init__(self, ct: Conntrack) -> None:
         self.ct = ct
         self._n = 0
+        self._salt = np.uint32(ct.node.seed * 0x85EBCA6B & 0xFFFFFFFF)
         self._newest = np.full(64, -1, np.int32)
         self._older = self._newer = np.zeros(0, np.int32)  # by flow, as soon as there is one
 
@@ -251,9 +252,8 @@ class Sources:
 
     def of(self, t: Tuple, zone: int) -> Iterator[int]:
         """Flows whose original tuple, of that zone, has the source of `t`."""
-        src, sport, proto = np.array([t[0]], np.uint32), np.array([t[2]], np.uint16), np.array([t[4]], np.uint8)
         there = zone_id(zone, 0)
-        flow = self._newest.item(self._hash(src, sport, proto, np.array([there], np.uint32)).item())
+        flow = self._newest.item(self._hash_one(t[0], t[2], t[4], there))
         ct = self.ct
         while flow >= 0:
             if (
@@ -305,16 +305,17 @@ class Sources:
 
     def _link(self, flows: NDArray[np.integer]) -> None:
         hashes = self._of(flows)
-        while len(flows):  # those of one chain one after the other: the first of each, the second of each ...
-            again = repeats((hashes.view(np.uint64),))
-            one = np.ones(len(flows), bool)
-            one[again] = False
-            some, chain = flows[one], hashes[one]
-            before = self._newest[chain]
-            self._older[some], self._newer[some] = before, -1
-            self._newer[before[before >= 0]] = some[before >= 0]
-            self._newest[chain] = some
-            flows, hashes = flows[again], hashes[again]
+        order = grouped(hashes)  # those of one chain side by side, the oldest first
+        flows, chain = flows[order], hashes[order]
+        inside = chain[1:] == chain[:-1]
+        oldest, newest = np.append(True, ~inside), np.append(~inside, True)
+        older, newer = flows[:-1][inside], flows[1:][inside]
+        self._older[newer], self._newer[older] = older, newer
+        first, last = flows[oldest], flows[newest]
+        before = self._newest[chain[oldest]]
+        self._older[first], self._newer[last] = before, -1
+        self._newer[before[before >= 0]] = first[before >= 0]
+        self._newest[chain[newest]] = last
 
     def remove(self, flows: NDArray[np.integer]) -> None:
         """Flows that are there and are to be no more."""
@@ -403,8 +404,8 @@ class Sources:
             here = self._older[here]
             here = here[here >= 0]
         self._newest = np.full(2 * (1 << n.bit_length()), -1, np.int32)
-        for level in reversed(levels):
-            self._link(level)
+        if levels:
+            self._link(np.concatenate(levels[::-1]))
 
     def _of(self, flows: NDArray[np.integer]) -> Flows:
         ct = self.ct
@@ -417,11 +418,20 @@ class Sources:
         return whole
 
     def _hash(self, src: U32, sport: U16, proto: U8, zone: U32) -> Flows:
-        h = src * np.uint32(0x9E3779B1) ^ (sport.astype(np.uint32) << np.uint32(16) | sport) * np.uint32(0x85EBCA77)
+        h = (src ^ self._salt) * np.uint32(0x9E3779B1) ^ (sport.astype(np.uint32) << np.uint32(16) | sport) * np.uint32(
+            0x85EBCA77
+        )
         h ^= (zone << np.uint32(8) | proto) * np.uint32(0xC2B2AE3D)
         h ^= h >> np.uint32(15)
         h *= np.uint32(0x2C1B3C6D)
         return (h >> np.uint32(33 - len(self._newest).bit_length())).astype(np.intp)
+
+    def _hash_one(self, src: int, sport: int, proto: int, zone: int) -> int:
+        """The same of one."""
+        h = ((src ^ int(self._salt)) * 0x9E3779B1 ^ (sport << 16 | sport) * 0x85EBCA77) & 0xFFFFFFFF
+        h ^= (zone << 8 | proto) * 0xC2B2AE3D & 0xFFFFFFFF
+        h = (h ^ h >> 15) * 0x2C1B3C6D & 0xFFFFFFFF
+        return h >> 33 - len(self._newest).bit_length()
 
     def check(self) -> None:
         """Are the chains whole, and are the flows in them those whose source was rewritten?"""
