@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from netemu.conntrack import FOREVER
+from netemu.hashing import repeats
 from netemu.packets import ACK, COLUMNS, ICMP, RST, SYN, TCP, Mask, Packets, Rows
 
 if TYPE_CHECKING:
@@ -40,20 +41,18 @@ def likely_answers(p: Packets, rows: Rows, rewrites: Rewritten) -> Mask:
     a = head | p.src[rows].astype(np.uint64) << np.uint64(16) | np.where(icmp, p.icmp_id[rows], p.sport[rows])
     b = head | p.dst[rows].astype(np.uint64) << np.uint64(16) | np.where(icmp, p.icmp_id[rows], p.dport[rows])
     n = len(rows)
+    out: Mask = np.zeros(n, bool)
+    out[repeats((np.minimum(a, b), np.maximum(a, b)))] = True
+    begins = (proto == TCP) & (p.flags[rows] & np.uint8(SYN | ACK | RST) == SYN) | icmp & _QUERY[p.icmp_type[rows]]
+    if rewrites.none or begins.all():
+        return out
     ends, number = np.unique(np.concatenate([a, b]), return_inverse=True)
     number = number.reshape(2, n)
     place = np.arange(n)
     spoke, heard = np.full(len(ends), n), np.full(len(ends), n)  # when each end did so first
     spoke[number[0, ::-1]] = heard[number[1, ::-1]] = place[::-1]
-    low, high = np.minimum(*number), np.maximum(*number)
-    _, first = np.unique(low * len(ends) + high, return_index=True)
-    out: Mask = np.ones(n, bool)
-    out[first] = False
-    if rewrites.none:
-        return out
     asked = heard.take(number[0]) < spoke.take(number[0])
     asks = spoke.take(number[1]) < heard.take(number[1])
-    begins = (proto == TCP) & (p.flags[rows] & np.uint8(SYN | ACK | RST) == SYN) | icmp & _QUERY[p.icmp_type[rows]]
     asked |= rewrites.destination(p.src[rows])
     asks |= rewrites.source(p.dst[rows])
     out |= asked & asks & ~begins
