@@ -38,6 +38,7 @@ class Assembly:
     told     how many fragments its sender had sent when the last piece came
     sizes    payload of each piece, first to last, once the packet is whole
     broken   why the pieces cannot be one packet: all of them are lost
+    pulled   the pieces are not known any more (`pull`)
     first    the first piece, once it came, with the link it came in on, how it was addressed there, and its mark
     """
 
@@ -59,6 +60,12 @@ class Assembly:
         self.largest_df = 0
         self.ecn = 0
         self.sizes: list[int] = []
+        self.pulled = False
+
+    def pull(self, size: int) -> None:
+        """Somebody writes to the first `size` bytes of the payload, and wants them in one place: if they do not stand
+        in the first piece, the packet is no longer made of its pieces."""
+        self.pulled |= self.sizes[0] < size
 
     def add(self, packet: bytes) -> bytes | None:
         """Take one more fragment; the whole packet once nothing is missing.

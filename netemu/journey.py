@@ -780,8 +780,9 @@ class Road:
         elif parts is not None:
             # who receives TCP wants its whole header in one place: where the first piece has less, the pieces are lost
             received = p.arrived[row] >= 0 and trip.parent is None
-            apart = p.proto[row] != TCP or not received or parts.sizes[0] >= 20
-            trip.outs[row] = cut(packet, min(limit, parts.largest), parts.sizes if apart else [])
+            if p.proto[row] == TCP and received:
+                parts.pull(20)
+            trip.outs[row] = cut(packet, min(limit, parts.largest), [] if parts.pulled else parts.sizes)
         elif len(packet) > limit:
             trip.outs[row] = cut(packet, limit)
 

@@ -594,6 +594,8 @@ class TcpMss(Target, name="TCPMSS"):
             if pkts.frag[row] & OFFSET_MASK:
                 continue
             before = pkts.bytes(row)
+            if row in trip.whole:
+                trip.whole[row].pull(len(before))
             packet, old, new = _with_mss(before, int(pkts.ihl[row]), limit)
             if packet is None:
                 verdict[k] = DROP
@@ -693,6 +695,8 @@ class TcpOptStrip(Target, name="TCPOPTSTRIP", tables=("mangle",)):
             if doff < 20 or len(packet) < ihl + doff:
                 verdict[k] = DROP
                 continue
+            if row in trip.whole:
+                trip.whole[row].pull(doff)
             header = bytearray(packet[ihl : ihl + doff])
             at = 20
             while at < doff - 1:

@@ -881,6 +881,27 @@ def pieces(packet: bytes, size: int) -> list[bytes]:
 
 
 @story()
+def pieces_whose_options_are_rewritten(kernel: str) -> Story:
+    s = Story(
+        "fragments/whose-options-are-rewritten",
+        kernel,
+        """A rule rewrites TCP options that do not all stand in the first piece: the packet is cut anew, and keeps
+        DF.""",
+        iptables="""mangle FORWARD -p tcp -m tcp --dport 80 -j TCPOPTSTRIP --strip-options mss
+            mangle FORWARD -p tcp -m tcp --dport 81 --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1000
+            filter FORWARD -m conntrack --ctstate NEW,ESTABLISHED,INVALID -j ACCEPT""",
+    )
+    for port in (80, 81, 82):
+        for size in (24, 32, 48):
+            body = tcp(SRV, 5000, OUT, port, data=b"x" * 36)[20:]  # a header of 28 bytes
+            s.serial += 1
+            for at in range(0, len(body), size):
+                word = at // 8 | (0x2000 if at + size < len(body) else 0) | 0x4000
+                s.sends("lan0", ip(SRV, OUT, 6, body[at : at + size], ident=s.serial, frag=word))
+    return s
+
+
+@story()
 def fragments_and_nat(kernel: str) -> Story:
     s = Story(
         "fragments/and-nat",
