@@ -46,7 +46,7 @@ ERRORS = (
     Planted(
         "nat.py",
         "a source that was mapped before is not mapped the same way again",
-        "for other in reversed(ct.mapped.get(ct.source_key(current, int(ct.zone[flow])), [])):",
+        "for other in ct.mapped.of(current, int(ct.zone[flow])):",
         "for other in list[int]():",
     ),
     Planted(
