@@ -34,7 +34,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -462,22 +462,38 @@ def play(cases: Sequence[Case], kernel: str, together: int | None = None, stats:
                 out[k] = recording
         return out
     at_a_time = together or (4 if kernel == "host" else 2)
-    lasting = sum(max(p["end"], p["events"][-1]["at"] if p["events"] else 0.0) for p in plans)
+    try:
+        lines = _played(plans, kernel, at_a_time)
+    except _StoodStill:  # User Mode Linux loses an interrupt now and then, and sleeps for ever
+        try:
+            lines = _played(plans, kernel, at_a_time)
+        except _StoodStill as e:
+            raise Refused(f"the {kernel} kernel stood still twice, {e} s each time") from None
+    for made, line in zip(plans, lines, strict=True):
+        out[made["case"]] = _recording(json.loads(line))
+    return out
+
+
+class _StoodStill(Exception):
+    """Nothing came of a kernel for so many seconds."""
+
+
+def _played(plans: list[dict[str, Any]], kernel: str, at_a_time: int) -> list[str]:
+    """What happened, a line of JSON a plan. Raises Refused and _StoodStill."""
+    lasting = [max(p["end"], p["events"][-1]["at"] if p["events"] else 0.0) for p in plans]
     with tempfile.TemporaryDirectory(prefix="netemu-", ignore_cleanup_errors=True) as folder:
         source, target = os.path.join(folder, "plans.json"), os.path.join(folder, "played.jsonl")
         Path(source).write_text(json.dumps(plans))
         words = [sys.executable, "-I", player.__file__, source, target, str(at_a_time)]
         if kernel == "uml":
             words = _booting(folder, words, plans[0]["modules"])
-        with _guarded(words, folder, 120 + 20 * len(plans) + 5 * lasting) as said:
+        limit, patience = 120 + 20 * len(plans) + 5 * sum(lasting), 120 + 5 * max(lasting)
+        with _guarded(words, folder, limit, patience) as said:
             if not os.path.exists(target):
                 other = "host" if kernel == "uml" else "uml"
                 hint = f"--kernel {other} asks another one" if available(other) is None else ""
                 raise Refused(f"the {kernel} kernel did not play to the end", text=last_words(said), hint=hint)
-            lines = Path(target).read_text().splitlines()
-    for made, line in zip(plans, lines, strict=True):
-        out[made["case"]] = _recording(json.loads(line))
-    return out
+            return Path(target).read_text().splitlines()
 
 
 #: what User Mode Linux says of itself, and the state of the machine that Linux prints behind a complaint
@@ -542,10 +558,21 @@ sync; poweroff -f
     ]  # fmt: skip
 
 
+def _touched(folder: str) -> float:
+    """When a file of the folder changed last."""
+    newest = os.stat(folder).st_mtime
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):
+            newest = max(newest, entry.stat().st_mtime)
+    return newest
+
+
 @contextmanager
-def _guarded(words: list[str], folder: str, limit: float) -> Iterator[str]:
+def _guarded(words: list[str], folder: str, limit: float, patience: float) -> Iterator[str]:
     """Run a command to its end, and give what it said. Its guard ends whatever is left of it, and removes the folder,
     when this context is left or this process dies.
+
+    limit, patience   seconds until it must have ended, and in which a file of the folder must change
     """
     env = {**os.environ, "HOME": folder, "TMPDIR": folder}
     env["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/sbin:/bin"
@@ -557,9 +584,15 @@ def _guarded(words: list[str], folder: str, limit: float) -> Iterator[str]:
         try:
             said, until = b"", time.monotonic() + limit
             while True:
-                ready, _, _ = select.select([running.stdout], [], [], max(0.0, until - time.monotonic()))
+                ready, _, _ = select.select(
+                    [running.stdout], [], [], max(0.0, min(5.0, patience, until - time.monotonic()))
+                )
                 if not ready:
-                    raise Refused(f"the kernel was still playing after {limit:.0f} s")
+                    if time.monotonic() >= until:
+                        raise Refused(f"the kernel was still playing after {limit:.0f} s")
+                    if time.time() - _touched(folder) > patience:
+                        raise _StoodStill(round(patience))
+                    continue
                 more = os.read(running.stdout.fileno(), 65536)
                 if not more:
                     break

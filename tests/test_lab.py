@@ -427,3 +427,12 @@ def test_a_killed_run_leaves_nothing_behind(host_kernel, tmp_path):
     while (alive(str(tmp_path)) or list(tmp_path.iterdir())) and time.monotonic() < until:
         time.sleep(0.05)
     assert not alive(str(tmp_path)) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are looked up in /proc")
+def test_a_kernel_that_stands_still_is_not_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "played"
+    folder.mkdir()
+    with pytest.raises(lab._StoodStill), lab._guarded(["sleep", "60"], str(folder), 60, 0.3):
+        pass
+    assert not folder.exists()
